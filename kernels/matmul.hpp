@@ -1,0 +1,35 @@
+// Matrix products. On the cpu device every product runs in oneDNN with cached primitives.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/context.hpp"
+#include "tensor/tensor.hpp"
+
+namespace flanmoe {
+
+enum class Transpose : bool { no = false, yes = true };
+
+struct MatmulKernels {
+  /// y_MN = op(a) . op(b) + beta*y.  a, b: C (both the same type) or A; y: C or A; beta 0 or 1 (beta 1 needs y of type
+  /// A). Sums in A. `transpose_a`: a is stored K x M. `transpose_b`: b is stored N x K. Row strides are honoured.
+  /// beta 0 never reads y.
+  void (*product)(KernelContext&, const Tensor& y_MN, const Tensor& a, Transpose transpose_a, const Tensor& b,
+                  Transpose transpose_b, float beta);
+
+  /// For every group g: y rows [first[g], first[g+1]) = the same rows of x . op(w[g]).  `first` has w.batch+1 entries,
+  /// ascending from 0 to R; empty groups are legal. x, w: C; y: C.  With transpose_w, w[g] is stored N x K.
+  void (*grouped)(KernelContext&, const Tensor& y_RN, const Tensor& x_RK, const Tensor& w_eKN, Transpose transpose_w,
+                  std::span<const std::int64_t> first);
+
+  /// For every group g: dw[g] += x rows(g)^T . dy rows(g).  x, dy: C.  dw is given as one fp32 (A) matrix per group,
+  /// since gradients of experts need not be adjacent.
+  void (*grouped_weight_gradient)(KernelContext&, std::span<const Tensor> dw_KN, const Tensor& x_RK,
+                                  const Tensor& dy_RN, std::span<const std::int64_t> first);
+};
+
+}  // namespace flanmoe
+
+namespace flanmoe::reference { extern const MatmulKernels matmul_kernels; }
+namespace flanmoe::cpu { extern const MatmulKernels matmul_kernels; }

@@ -1,0 +1,21 @@
+// RMSNorm (T5X layers.py): y = x * rsqrt(mean(x^2) + epsilon) * scale, statistics in A.
+#pragma once
+
+#include "kernels/context.hpp"
+#include "tensor/tensor.hpp"
+
+namespace flanmoe {
+
+struct NormKernels {
+  /// y_TD: C. rstd_T (T x 1, A) is saved for the backward. x_TD: A (the residual stream). scale_D (1 x D): A.
+  void (*forward)(KernelContext&, const Tensor& y_TD, const Tensor& rstd_T, const Tensor& x_TD, const Tensor& scale_D,
+                  float epsilon);
+  /// dx_TD (A) += ; dscale_D (A) += ; dy_TD: C.
+  void (*backward)(KernelContext&, const Tensor& dx_TD, const Tensor& dscale_D, const Tensor& dy_TD,
+                   const Tensor& x_TD, const Tensor& rstd_T, const Tensor& scale_D);
+};
+
+}  // namespace flanmoe
+
+namespace flanmoe::reference { extern const NormKernels norm_kernels; }
+namespace flanmoe::cpu { extern const NormKernels norm_kernels; }

@@ -1,0 +1,84 @@
+#include "base/log.hpp"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <mutex>
+
+namespace flanmoe {
+namespace {
+
+struct CloseFile {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
+struct Log {
+  std::mutex mutex;
+  int rank = 0;
+  bool terminal = isatty(STDOUT_FILENO) != 0;
+  bool open_progress = false;  // the cursor stands behind an unfinished progress line
+  std::unique_ptr<std::FILE, CloseFile> copy;
+};
+
+Log& the_log() {
+  static Log log;
+  return log;
+}
+
+void end_progress(Log& log) {
+  if (log.open_progress) std::fputc('\n', stdout);
+  log.open_progress = false;
+}
+
+void copy_line(Log& log, const std::string& text) {
+  if (!log.copy) return;
+  fmt::print(log.copy.get(), "{}\n", text);
+  std::fflush(log.copy.get());
+}
+
+}  // namespace
+
+void configure_log(int rank, const std::string& file) {
+  Log& log = the_log();
+  const std::lock_guard lock(log.mutex);
+  log.rank = rank;
+  log.copy.reset();
+  if (rank == 0 && !file.empty()) log.copy.reset(std::fopen(file.c_str(), "a"));
+}
+
+void log_line(const std::string& text) {
+  Log& log = the_log();
+  const std::lock_guard lock(log.mutex);
+  if (log.rank != 0) return;
+  end_progress(log);
+  fmt::print("{}\n", text);
+  std::fflush(stdout);
+  copy_line(log, text);
+}
+
+void warn_line(const std::string& text) {
+  Log& log = the_log();
+  const std::lock_guard lock(log.mutex);
+  end_progress(log);
+  std::fflush(stdout);
+  fmt::print(stderr, "rank {}: {}\n", log.rank, text);
+  copy_line(log, text);
+}
+
+void log_progress(const std::string& text, bool final_line) {
+  Log& log = the_log();
+  const std::lock_guard lock(log.mutex);
+  if (log.rank != 0) return;
+  if (log.terminal) {
+    fmt::print("\r\033[K{}", text);
+    log.open_progress = true;
+    if (final_line) end_progress(log);
+  } else {
+    fmt::print("{}\n", text);
+  }
+  std::fflush(stdout);
+  copy_line(log, text);
+}
+
+}  // namespace flanmoe

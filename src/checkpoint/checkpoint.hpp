@@ -1,0 +1,43 @@
+// Checkpoints: HDF5 files with global tensors by name, that any layout reads (format version 1).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "optimizer/optimizer.hpp"
+
+namespace flanmoe {
+
+struct CheckpointInfo {
+  std::int64_t step = 0;             // completed optimizer steps
+  std::int64_t tokens_seen = 0;
+  std::string deck;                  // print_deck of the run
+  std::string tokenizer_fingerprint;
+};
+
+/// Writes RUN/checkpoints/step-<8 digits>/checkpoint.h5 (datasets weights/<name>, optimizer/<name>/<kind>, fp32, global
+/// shapes, a CRC-32 per matrix) into a folder aside, flushes it to disk, and publishes it by one atomic rename; then
+/// removes all but the newest `keep` published ones and leftovers of killed runs. Collective; every rank writes the
+/// units it owns. Throws Error on any rank when the disk is full or the folder cannot be written: the older
+/// checkpoints stay as they are.
+std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& info, const ParameterStore& store,
+                             const Optimizer& optimizer, const Communicator& world, std::int64_t keep);
+
+/// Newest published checkpoint folder of a run folder, if any. Not collective; call on rank 0 and broadcast.
+std::optional<std::string> newest_checkpoint(const std::string& run_dir);
+
+/// Reads masters (and, unless weights_only, optimizer state) of the owned units from a checkpoint folder written by any
+/// layout, verifying checksums. Throws Error naming file and tensor when one is missing, mis-shaped or damaged. The
+/// caller publishes the weights afterwards. Collective.
+CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const ParameterStore& store, Optimizer& optimizer,
+                               const Communicator& world, bool weights_only);
+
+/// Reads weights straight into the working copies (evaluation: no optimizer). Collective.
+CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& store, KernelContext&, const Kernels&,
+                            const Communicator& world);
+
+/// The header of a checkpoint without its tensors.
+CheckpointInfo read_checkpoint_info(const std::string& checkpoint_dir);
+
+}  // namespace flanmoe

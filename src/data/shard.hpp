@@ -1,0 +1,79 @@
+// Token shards: HDF5 files of tokenised examples (format version 1; see docs in data/README.md).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace flanmoe {
+
+using TokenIds = std::vector<std::int32_t>;
+
+/// One example. A text example (raw documents for pretraining) has input tokens only and has_target false.
+/// Evaluation examples may carry choices: candidate targets, of which `gold` is right (-1: no choices).
+struct Example {
+  TokenIds input;   // without EOS; the reader of a batch appends it
+  TokenIds target;  // without EOS
+  bool has_target = true;
+  std::string task, category, template_name, variant, split;  // variant: "zero_shot", "few_shot", "cot", "text", ...
+  std::vector<TokenIds> choices;
+  std::vector<std::int32_t> choice_bytes;  // length of each choice in UTF-8 bytes, for acc_norm
+  std::int32_t gold = -1;
+  std::string answer;  // the text the answer must equal after extraction; empty: the decoded target
+};
+
+struct TokenizerIdentity {
+  std::string fingerprint;  // SHA-256 or CRC of the model file, hex
+  std::int32_t vocabulary = 0;
+  std::int32_t pad = 0, eos = 1, unknown = 2, sentinels = 100;
+};
+
+/// Writes a shard aside and publishes it by rename in finish(); a writer destroyed without finish() leaves nothing.
+class ShardWriter {
+ public:
+  ShardWriter(std::string path, TokenizerIdentity tokenizer);
+  ~ShardWriter();
+  void add(const Example& example);
+  void finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Reads one shard. Opening reads the header and the small tables only; tokens are read on demand. Any damage (not
+/// HDF5, truncated, wrong version, inconsistent tables, a chunk whose checksum fails) throws Error naming the file and
+/// what is wrong.
+class ShardReader {
+ public:
+  explicit ShardReader(const std::string& path);
+  ~ShardReader();
+  ShardReader(ShardReader&&) noexcept;
+  ShardReader& operator=(ShardReader&&) noexcept;
+
+  const std::string& path() const;
+  const TokenizerIdentity& tokenizer() const;
+  std::int64_t size() const;  // examples
+  std::int64_t input_length(std::int64_t i) const;
+  std::int64_t target_length(std::int64_t i) const;
+  bool has_target(std::int64_t i) const;
+  const std::string& task(std::int64_t i) const;
+  const std::string& split(std::int64_t i) const;
+  const std::string& variant(std::int64_t i) const;
+  const std::string& category(std::int64_t i) const;
+  const std::string& template_name(std::int64_t i) const;
+  std::int64_t total_tokens() const;
+  /// The whole example, with choices.
+  Example read(std::int64_t i) const;
+  /// Tokens [first, first+out.size()) of the flat token array.
+  void read_tokens(std::int64_t first, std::span<std::int32_t> out) const;
+  std::int64_t token_offset(std::int64_t i) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace flanmoe

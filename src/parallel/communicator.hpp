@@ -1,0 +1,94 @@
+// MPI with owners, types and names. Library code never names MPI_COMM_WORLD.
+#pragma once
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "parallel/process_grid.hpp"
+#include "tensor/tensor.hpp"
+
+namespace flanmoe {
+
+/// Starts MPI (thread level MPI_THREAD_FUNNELED at least... serialized is asked for) and ends it. One per process.
+class MpiEnvironment {
+ public:
+  MpiEnvironment(int* argc, char*** argv);
+  ~MpiEnvironment();
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+  /// Ends every rank at once with this exit code. Used by main() only.
+  [[noreturn]] static void abort(int exit_code);
+};
+
+enum class ReduceOp : std::uint8_t { sum, min, max };
+
+/// Owns a duplicated communicator. Moved-from objects are empty; destroying an empty one is fine.
+/// Every collective is recorded for the watchdog and checked; a failure throws Error with operation and MPI's message.
+/// Counts are elements, never bytes. All ranks of the communicator call every collective, with or without data.
+class Communicator {
+ public:
+  static Communicator world();
+  /// Duplicate of a communicator somebody else keeps.
+  static Communicator duplicate(MPI_Comm comm);
+  Communicator(Communicator&& other) noexcept;
+  Communicator& operator=(Communicator&& other) noexcept;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  ~Communicator();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  MPI_Comm raw() const { return comm_; }
+  Communicator split(int color, int key, const std::string& name) const;
+  const std::string& name() const { return name_; }
+
+  void barrier() const;
+  template <class T> void broadcast(std::span<T> data, int root) const;
+  std::string broadcast(std::string text, int root) const;
+  /// In place; T in {int32, int64, uint64, float, double}. Order of sums is MPI's: use for counts, minima, maxima.
+  template <class T> void all_reduce(std::span<T> data, ReduceOp op) const;
+  template <class T> T all_reduce(T value, ReduceOp op) const;
+  template <class T> std::vector<T> all_gather(T value) const;
+  /// out.size() == in.size() * size().
+  template <class T> void all_gather(std::span<T> out, std::span<const T> in) const;
+  /// Fixed number of elements to and from every rank.
+  template <class T> void all_to_all(std::span<T> out, std::span<const T> in) const;
+
+  /// Rows of `send` (ordered by destination; send_rows[r] to rank r) to `receive` (ordered by source; receive_rows[r]
+  /// from rank r). Any dtype; whole contiguous rows.
+  void all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
+                       std::span<const std::int64_t> send_rows) const;
+  /// Sums `flat` (contiguous f32, bf16 or f64) over ranks; rank r gets elements of segment r (sizes sum to flat.size())
+  /// in place in its own segment; other segments are left undefined. The sum is a binary tree over ranks of fixed
+  /// shape (neighbours first: ((0+1)+(2+3))+..., an odd rank out moves up), computed in A: the same bits every time.
+  /// `work` needs segment_sizes[rank]*size() elements of the same type, taken from the caller's arena.
+  void reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes, const Tensor& work) const;
+  /// The inverse move: every rank's segment to all ranks, in place.
+  void all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const;
+  /// Sum over ranks by the same fixed tree; for losses and norms. Deterministic.
+  void sum_tree(std::span<double> values) const;
+
+  std::uint64_t bytes_sent() const { return bytes_sent_; }  // payload handed to collectives by this rank
+
+ private:
+  Communicator(MPI_Comm owned, std::string name);
+  void release() noexcept;
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0, size_ = 1;
+  std::string name_;
+  mutable std::uint64_t bytes_sent_ = 0;
+};
+
+/// The communicators of a run.
+struct Communicators {
+  Communicator world;   // all ranks: replica group of dense parameters
+  Communicator data;    // ranks with the same experts: replica group of expert parameters
+  Communicator expert;  // ranks that share one copy of all experts
+  static Communicators make(const Communicator& world, const ProcessGrid& grid);
+};
+
+}  // namespace flanmoe

@@ -1,0 +1,100 @@
+// What a model's parameters are, where they live, and who owns their optimizer state.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tensor/arena.hpp"
+#include "tensor/tensor.hpp"
+
+namespace flanmoe {
+
+enum class Placement : std::uint8_t { dense, expert };
+enum class InitKind : std::uint8_t { zeros, ones, normal, truncated_normal, uniform };
+
+/// One named parameter tensor with its global (unsharded) shape.
+struct ParameterSpec {
+  std::string name;             // "encoder/layer_03/attention/query"; the name in checkpoints
+  std::int64_t experts = 1;     // global number of matrices: E for Placement::expert, else 1
+  std::int64_t rows = 0;        // 1 for vectors
+  std::int64_t cols = 0;
+  Placement placement = Placement::dense;
+  InitKind init = InitKind::zeros;
+  double init_scale = 0.0;      // standard deviation (normal, truncated_normal) or half-width (uniform)
+  bool full_precision = false;  // the working copy stays fp32 in bf16 runs: norms, router, relative bias
+
+  std::int64_t matrix_size() const { return rows * cols; }
+  std::int64_t global_size() const { return experts * rows * cols; }
+};
+
+/// The part of the process grid that placement depends on; see parallel/process_grid.hpp.
+struct ShardCoordinates {
+  int world_size = 1, world_rank = 0;    // replica group of dense parameters
+  int data_size = 1, data_rank = 0;      // replica group of expert parameters
+  int expert_size = 1, expert_rank = 0;  // expert group: experts are split over it
+};
+
+/// The unit of ownership: one matrix. A dense parameter is one unit; an expert parameter is one unit per local expert.
+/// Every unit has one owner in its replica group, which keeps its fp32 master and its optimizer state.
+struct ParameterUnit {
+  int parameter = 0;             // index into specs
+  std::int64_t expert = 0;       // local expert index (0 for dense)
+  int owner = 0;                 // rank in the replica group (world for dense, data axis for expert)
+  std::int64_t offset = 0;       // first element in the flat gradient buffer of its placement
+};
+
+/// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
+///
+/// Gradients of one placement form one flat buffer in which the units of owner 0 come first, then those of owner 1, ...
+/// so that a variable-count reduce-scatter leaves every owner with its segment, and an all-gather returns it. The
+/// assignment is a function of specs and coordinates only (largest unit first to the least loaded owner, ties to the
+/// lower rank; ordered by parameter inside an owner), so it is the same on every rank.
+class ParameterStore {
+ public:
+  ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute);
+
+  /// Lays weights and gradients into the arenas (call on measuring arenas first, then on committed ones).
+  /// With `gradients` null only weights are laid (evaluation).
+  void lay(Arena& weights, Arena* gradients);
+
+  const std::vector<ParameterSpec>& specs() const { return specs_; }
+  const ShardCoordinates& coordinates() const { return coordinates_; }
+  DType compute() const { return compute_; }
+  std::int64_t local_experts(int parameter) const;   // e, or 1
+  std::int64_t first_expert(int parameter) const;    // global index of local expert 0
+  /// Working weight, batch = local experts. dtype: compute type, or its accumulate type when full_precision.
+  const Tensor& weight(int parameter) const { return weights_[std::size_t(parameter)]; }
+  /// One gradient matrix (batch 1), accumulate type.
+  Tensor gradient(int parameter, std::int64_t expert) const;
+  bool has_gradients() const { return has_gradients_; }
+
+  const std::vector<ParameterUnit>& units(Placement placement) const { return units_[int(placement)]; }
+  /// Elements of each owner's segment, in rank order of the replica group; sums to gradient_flat(placement).size().
+  const std::vector<std::int64_t>& segment_sizes(Placement placement) const { return segments_[int(placement)]; }
+  /// The whole flat gradient buffer (1 x n).
+  Tensor gradient_flat(Placement placement) const { return flat_[int(placement)]; }
+  int replica_rank(Placement placement) const;
+  int replica_size(Placement placement) const;
+  int find(const std::string& name) const;  // index, or throws LogicError
+
+ private:
+  void plan_ownership(Placement placement);
+
+  std::vector<ParameterSpec> specs_;
+  ShardCoordinates coordinates_;
+  DType compute_;
+  std::vector<Tensor> weights_;
+  std::vector<ParameterUnit> units_[2];
+  std::vector<std::int64_t> segments_[2];
+  std::vector<std::vector<std::int64_t>> unit_offset_;  // [parameter][local expert]
+  Tensor flat_[2];
+  bool has_gradients_ = false;
+};
+
+/// Fills one matrix with its initial values: a function of (seed, name, global expert, element) only.
+/// `out` is fp32 or fp64, rows x cols. truncated_normal is cut at two sigma and rescaled so that its standard deviation
+/// is init_scale (flax; paper facts 4.1).
+void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed);
+
+}  // namespace flanmoe
