@@ -12,7 +12,7 @@ namespace flanmoe {
 
 /// Mask of element (t, c): keep iff u >= rate, with u the 32-bit Philox word number (c/columns_per_mask) of the stream
 /// addressed by (row_T[t], position_T[t]), as u = word / 2^32. Word w of that stream is element w%4 of the Philox block
-/// with counter {row low, row high, position, w/4} and key = {seed ^ FNV of (purpose, step, layer)} as in RandomKey.
+/// key.words(row, position, w/4).
 /// T5X shares masks over the length axis of a row: give every token of a row the same position. Attention-probability
 /// dropout, shared over queries, is dropout of the rows of v with columns_per_mask = K.
 struct DropoutMask {

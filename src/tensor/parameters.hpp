@@ -15,9 +15,9 @@ enum class InitKind : std::uint8_t { zeros, ones, normal, truncated_normal, unif
 
 /// One named parameter tensor with its global (unsharded) shape.
 struct ParameterSpec {
-  std::string name;             // "encoder/layer_03/attention/query"; the name in checkpoints
-  std::int64_t experts = 1;     // global number of matrices: E for Placement::expert, else 1
-  std::int64_t rows = 0;        // 1 for vectors
+  std::string name;          // "encoder/layer_03/attention/query"; the name in checkpoints
+  std::int64_t experts = 1;  // global number of matrices: E for Placement::expert, else 1
+  std::int64_t rows = 0;     // 1 for vectors
   std::int64_t cols = 0;
   Placement placement = Placement::dense;
   InitKind init = InitKind::zeros;
@@ -38,10 +38,10 @@ struct ShardCoordinates {
 /// The unit of ownership: one matrix. A dense parameter is one unit; an expert parameter is one unit per local expert.
 /// Every unit has one owner in its replica group, which keeps its fp32 master and its optimizer state.
 struct ParameterUnit {
-  int parameter = 0;             // index into specs
-  std::int64_t expert = 0;       // local expert index (0 for dense)
-  int owner = 0;                 // rank in the replica group (world for dense, data axis for expert)
-  std::int64_t offset = 0;       // first element in the flat gradient buffer of its placement
+  int parameter = 0;        // index into specs
+  std::int64_t expert = 0;  // local expert index (0 for dense)
+  int owner = 0;            // rank in the replica group (world for dense, data axis for expert)
+  std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement
 };
 
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
@@ -61,8 +61,8 @@ class ParameterStore {
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const ShardCoordinates& coordinates() const { return coordinates_; }
   DType compute() const { return compute_; }
-  std::int64_t local_experts(int parameter) const;   // e, or 1
-  std::int64_t first_expert(int parameter) const;    // global index of local expert 0
+  std::int64_t local_experts(int parameter) const;  // e, or 1
+  std::int64_t first_expert(int parameter) const;   // global index of local expert 0
   /// Working weight, batch = local experts. dtype: compute type, or its accumulate type when full_precision.
   const Tensor& weight(int parameter) const { return weights_[std::size_t(parameter)]; }
   /// One gradient matrix (batch 1), accumulate type.

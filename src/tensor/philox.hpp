@@ -30,8 +30,10 @@ struct RandomKey {
   std::uint32_t step = 0;
   std::uint32_t layer = 0;
 
-  /// Four independent 32-bit words for (row, position).
-  std::array<std::uint32_t, 4> words(std::uint64_t row, std::uint32_t position) const;
+  /// The Philox key of this stream.
+  std::array<std::uint32_t, 2> philox_key() const;
+  /// Words 4*block .. 4*block+3 of (row, position): the Philox block of counter {row low, row high, position, block}.
+  std::array<std::uint32_t, 4> words(std::uint64_t row, std::uint32_t position, std::uint32_t block = 0) const;
   /// Uniform in [0, 1), 24 bits.
   float uniform(std::uint64_t row, std::uint32_t position) const;
   /// Uniform integer in [0, bound) without modulo bias worth speaking of (64-bit multiply-shift); bound > 0.

@@ -26,17 +26,22 @@ struct Tensor {
   bool contiguous() const { return stride == cols || (batch * rows <= 1); }
 
   /// Typed pointer to the first element; the type must match.
-  template <class T> T* as() const {
+  template <class T>
+  T* as() const {
     FLANMOE_EXPECT(dtype == dtype_of<T>::value || data == nullptr, "tensor holds {}, asked for {}", name_of(dtype),
                    name_of(dtype_of<T>::value));
     return static_cast<T*>(data);
   }
   /// All elements of a contiguous tensor.
-  template <class T> std::span<T> flat() const {
+  template <class T>
+  std::span<T> flat() const {
     FLANMOE_EXPECT(contiguous(), "a flat view needs contiguous rows: {} columns, stride {}", cols, stride);
     return {as<T>(), std::size_t(size())};
   }
-  template <class T> T* row(std::int64_t i) const { return as<T>() + i * stride; }
+  template <class T>
+  T* row(std::int64_t i) const {
+    return as<T>() + i * stride;
+  }
 
   Tensor offset_by(std::int64_t elements) const {
     Tensor t = *this;

@@ -1,0 +1,153 @@
+#include "tensor/parameters.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "tensor/philox.hpp"
+
+namespace flanmoe {
+
+ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute)
+    : specs_(std::move(specs)), coordinates_(coordinates), compute_(compute), weights_(specs_.size()) {
+  unit_offset_.resize(specs_.size());
+  for (std::size_t p = 0; p < specs_.size(); ++p) {
+    if (specs_[p].placement == Placement::expert) {
+      FLANMOE_EXPECT(specs_[p].experts % coordinates_.expert_size == 0, "{}: {} experts over {} ranks", specs_[p].name,
+                     specs_[p].experts, coordinates_.expert_size);
+    }
+    unit_offset_[p].resize(std::size_t(local_experts(int(p))));
+  }
+  plan_ownership(Placement::dense);
+  plan_ownership(Placement::expert);
+}
+
+std::int64_t ParameterStore::local_experts(int parameter) const {
+  const ParameterSpec& spec = specs_[std::size_t(parameter)];
+  return spec.placement == Placement::expert ? spec.experts / coordinates_.expert_size : spec.experts;
+}
+
+std::int64_t ParameterStore::first_expert(int parameter) const {
+  const ParameterSpec& spec = specs_[std::size_t(parameter)];
+  return spec.placement == Placement::expert ? coordinates_.expert_rank * local_experts(parameter) : 0;
+}
+
+int ParameterStore::replica_rank(Placement placement) const {
+  return placement == Placement::dense ? coordinates_.world_rank : coordinates_.data_rank;
+}
+
+int ParameterStore::replica_size(Placement placement) const {
+  return placement == Placement::dense ? coordinates_.world_size : coordinates_.data_size;
+}
+
+void ParameterStore::plan_ownership(Placement placement) {
+  auto& units = units_[int(placement)];
+  for (std::size_t p = 0; p < specs_.size(); ++p) {
+    if (specs_[p].placement != placement) continue;
+    for (std::int64_t e = 0; e < local_experts(int(p)); ++e) units.push_back({int(p), e, 0, 0});
+  }
+  // Largest first to the least loaded owner. Stable sorts make the plan a function of the specs alone.
+  std::vector<std::size_t> order(units.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  const auto unit_size = [&](std::size_t i) { return specs_[std::size_t(units[i].parameter)].matrix_size(); };
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return unit_size(a) > unit_size(b); });
+  auto& segments = segments_[int(placement)];
+  segments.assign(std::size_t(replica_size(placement)), 0);
+  for (const std::size_t i : order) {
+    const auto least = std::min_element(segments.begin(), segments.end());
+    units[i].owner = int(least - segments.begin());
+    *least += unit_size(i);
+  }
+  std::stable_sort(units.begin(), units.end(), [](const auto& a, const auto& b) { return a.owner < b.owner; });
+  std::int64_t offset = 0;
+  for (ParameterUnit& unit : units) {
+    unit.offset = offset;
+    unit_offset_[std::size_t(unit.parameter)][std::size_t(unit.expert)] = offset;
+    offset += specs_[std::size_t(unit.parameter)].matrix_size();
+  }
+}
+
+void ParameterStore::lay(Arena& weights, Arena* gradients) {
+  const DType accumulate = accumulate_dtype(compute_);
+  for (std::size_t p = 0; p < specs_.size(); ++p) {
+    const ParameterSpec& spec = specs_[p];
+    weights_[p] =
+        weights.allocate(spec.full_precision ? accumulate : compute_, spec.rows, spec.cols, local_experts(int(p)));
+  }
+  has_gradients_ = gradients != nullptr;
+  if (gradients == nullptr) return;
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    const auto& segments = segment_sizes(placement);
+    const std::int64_t total = std::accumulate(segments.begin(), segments.end(), std::int64_t{0});
+    flat_[int(placement)] = gradients->allocate(accumulate, 1, total);
+  }
+}
+
+Tensor ParameterStore::gradient(int parameter, std::int64_t expert) const {
+  FLANMOE_EXPECT(has_gradients_, "this store was laid without gradients");
+  const ParameterSpec& spec = specs_[std::size_t(parameter)];
+  Tensor t = flat_[int(spec.placement)].offset_by(unit_offset_[std::size_t(parameter)][std::size_t(expert)]);
+  t.rows = spec.rows;
+  t.cols = t.stride = spec.cols;
+  return t;
+}
+
+int ParameterStore::find(const std::string& name) const {
+  const auto it = std::find_if(specs_.begin(), specs_.end(), [&](const auto& spec) { return spec.name == name; });
+  FLANMOE_EXPECT(it != specs_.end(), "no parameter is named {}", name);
+  return int(it - specs_.begin());
+}
+
+namespace {
+
+/// Standard normal by Box-Muller from words 0 and 1 of the element's block.
+double normal_of(const std::array<std::uint32_t, 4>& words) {
+  const double u = (double(words[0]) + 1.0) * 0x1.0p-32;  // in (0, 1]
+  const double v = double(words[1]) * 0x1.0p-32;
+  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
+}
+
+double draw(const ParameterSpec& spec, const RandomKey& key, std::uint64_t expert, std::uint32_t high,
+            std::uint32_t low) {
+  // Counter: row = expert and upper half of the element index, position = lower half, block = attempt.
+  const std::uint64_t row = (expert << 32) | high;
+  if (spec.init == InitKind::uniform) {
+    return (double(key.words(row, low)[0]) * 0x1.0p-31 - 1.0) * spec.init_scale;
+  }
+  if (spec.init == InitKind::normal) return normal_of(key.words(row, low)) * spec.init_scale;
+  for (std::uint32_t attempt = 0;; ++attempt) {
+    const double x = normal_of(key.words(row, low, attempt));
+    // Cutting at two sigma shrinks the deviation to 0.87962566; dividing restores it.
+    if (std::abs(x) <= 2.0) return x / 0.87962566103423978 * spec.init_scale;
+  }
+}
+
+template <class T>
+void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, const RandomKey& key) {
+  const auto values = out.flat<T>();
+  const auto count = std::int64_t(values.size());
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) {
+    double value = 0.0;
+    if (spec.init == InitKind::ones) {
+      value = 1.0;
+    } else if (spec.init != InitKind::zeros) {
+      value = draw(spec, key, std::uint64_t(expert), std::uint32_t(std::uint64_t(i) >> 32), std::uint32_t(i));
+    }
+    values[std::size_t(i)] = T(value);
+  }
+}
+
+}  // namespace
+
+void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed) {
+  const RandomKey key{seed ^ hash_name(spec.name), RandomPurpose::init, 0, 0};
+  if (out.dtype == DType::f64) {
+    fill<double>(out, spec, global_expert, key);
+  } else {
+    fill<float>(out, spec, global_expert, key);
+  }
+}
+
+}  // namespace flanmoe
