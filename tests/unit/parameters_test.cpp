@@ -1,0 +1,86 @@
+#include "tensor/parameters.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+namespace flanmoe {
+namespace {
+
+std::vector<ParameterSpec> some_specs() {
+  return {{"embedding", 1, 100, 8, Placement::dense, InitKind::normal, 1.0, false},
+          {"norm", 1, 1, 8, Placement::dense, InitKind::ones, 0.0, true},
+          {"experts", 4, 8, 16, Placement::expert, InitKind::truncated_normal, 0.5, false},
+          {"query", 1, 8, 8, Placement::dense, InitKind::uniform, 0.1, false}};
+}
+
+TEST(ParameterStore, SegmentsCoverEveryUnitOnceAndInOwnerOrder) {
+  const ShardCoordinates coordinates{4, 1, 2, 0, 2, 1};
+  const ParameterStore store(some_specs(), coordinates, DType::f32);
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    std::int64_t offset = 0;
+    std::vector<std::int64_t> sums(std::size_t(store.replica_size(placement)), 0);
+    for (const ParameterUnit& unit : store.units(placement)) {
+      EXPECT_EQ(unit.offset, offset);
+      const std::int64_t size = store.specs()[std::size_t(unit.parameter)].matrix_size();
+      offset += size;
+      sums[std::size_t(unit.owner)] += size;
+    }
+    EXPECT_EQ(sums, store.segment_sizes(placement));
+  }
+  EXPECT_EQ(store.units(Placement::dense).size(), 3U);
+  EXPECT_EQ(store.units(Placement::expert).size(), 2U);
+  EXPECT_EQ(store.first_expert(2), 2);
+}
+
+TEST(ParameterStore, GradientsOfDifferentUnitsDoNotOverlap) {
+  ParameterStore store(some_specs(), {2, 0, 1, 0, 2, 0}, DType::bf16);
+  Arena weights("weights");
+  Arena gradients("gradients");
+  store.lay(weights, &gradients);
+  weights.commit();
+  gradients.commit();
+  weights.rewind();
+  gradients.rewind();
+  store.lay(weights, &gradients);
+  EXPECT_EQ(store.weight(0).dtype, DType::bf16);
+  EXPECT_EQ(store.weight(1).dtype, DType::f32);
+  float value = 1.0F;
+  for (int p = 0; p < 4; ++p) {
+    for (std::int64_t e = 0; e < store.local_experts(p); ++e) {
+      for (float& x : store.gradient(p, e).flat<float>()) x += value;
+      value *= 2.0F;
+    }
+  }
+  // Every element was written exactly once, so every value is a single power of two.
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    for (const float x : store.gradient_flat(placement).flat<float>()) {
+      int exponent = 0;
+      EXPECT_EQ(std::frexp(x, &exponent), 0.5F);
+    }
+  }
+}
+
+TEST(Initialization, DependsOnNameAndExpertAndHasTheStatedDeviation) {
+  const ParameterSpec spec{"w", 4, 100, 200, Placement::expert, InitKind::truncated_normal, 0.5, false};
+  std::vector<float> a(20000);
+  std::vector<float> b(20000);
+  initialize_matrix(make_tensor(a.data(), 100, 200), spec, 0, 1);
+  initialize_matrix(make_tensor(b.data(), 100, 200), spec, 1, 1);
+  EXPECT_NE(a, b);
+  double square = 0;
+  double mean = 0;
+  for (const float x : a) {
+    square += double(x) * x;
+    mean += x;
+    EXPECT_LE(std::abs(x), 2.0 * 0.5 / 0.8796);
+  }
+  // 20,000 draws: the sample deviation is within 4 standard errors (0.5/sqrt(2n) each, less for a cut distribution).
+  EXPECT_NEAR(std::sqrt(square / 20000), 0.5, 4 * 0.5 / std::sqrt(2.0 * 20000));
+  EXPECT_NEAR(mean / 20000, 0.0, 4 * 0.5 / std::sqrt(20000.0));
+}
+
+}  // namespace
+}  // namespace flanmoe
