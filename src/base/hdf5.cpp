@@ -27,4 +27,9 @@ void h5_check(herr_t status, const std::string& what) {
 
 void silence_hdf5() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
 
+std::recursive_mutex& hdf5_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
 }  // namespace flanmoe

@@ -3,6 +3,7 @@
 
 #include <hdf5.h>
 
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -45,6 +46,10 @@ std::string hdf5_error_message();
 void h5_check(herr_t status, const std::string& what);
 /// HDF5 prints its error stack by default; flanmoe reports errors itself. Called once by main and by tests.
 void silence_hdf5();
+
+/// HDF5 as the distribution packages it is not thread safe, and batches are read ahead on a second thread while the
+/// main thread writes checkpoints: whoever may meet another thread holds this lock (recursive) around its HDF5 calls.
+std::recursive_mutex& hdf5_mutex();
 
 template <herr_t (*Close)(hid_t)>
 H5Handle<Close>::H5Handle(hid_t id, const std::string& what) : id_(id) {
