@@ -13,13 +13,17 @@
 
 namespace flanmoe {
 
-/// Starts MPI (thread level MPI_THREAD_FUNNELED at least... serialized is asked for) and ends it. One per process.
+/// Starts MPI (thread level serialized: one thread at a time calls it) and ends it. One per process. Left by an
+/// exception it ends every rank instead of waiting for them: the others may be inside a collective that this rank never
+/// reaches.
 class MpiEnvironment {
  public:
   MpiEnvironment(int* argc, char*** argv);
   ~MpiEnvironment();
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+  /// Rank in the world, for messages; 0 before MPI is started.
+  static int world_rank();
   /// Ends every rank at once with this exit code. Used by main() only.
   [[noreturn]] static void abort(int exit_code);
 };
@@ -29,6 +33,7 @@ enum class ReduceOp : std::uint8_t { sum, min, max };
 /// Owns a duplicated communicator. Moved-from objects are empty; destroying an empty one is fine.
 /// Every collective is recorded for the watchdog and checked; a failure throws Error with operation and MPI's message.
 /// Counts are elements, never bytes. All ranks of the communicator call every collective, with or without data.
+/// Element types: int32, int64, uint64, float and double everywhere; char, uint8 and bf16 where nothing is added up.
 class Communicator {
  public:
   static Communicator world();
@@ -47,16 +52,22 @@ class Communicator {
   const std::string& name() const { return name_; }
 
   void barrier() const;
-  template <class T> void broadcast(std::span<T> data, int root) const;
+  template <class T>
+  void broadcast(std::span<T> data, int root) const;
   std::string broadcast(std::string text, int root) const;
   /// In place; T in {int32, int64, uint64, float, double}. Order of sums is MPI's: use for counts, minima, maxima.
-  template <class T> void all_reduce(std::span<T> data, ReduceOp op) const;
-  template <class T> T all_reduce(T value, ReduceOp op) const;
-  template <class T> std::vector<T> all_gather(T value) const;
+  template <class T>
+  void all_reduce(std::span<T> data, ReduceOp op) const;
+  template <class T>
+  T all_reduce(T value, ReduceOp op) const;
+  template <class T>
+  std::vector<T> all_gather(T value) const;
   /// out.size() == in.size() * size().
-  template <class T> void all_gather(std::span<T> out, std::span<const T> in) const;
+  template <class T>
+  void all_gather(std::span<T> out, std::span<const T> in) const;
   /// Fixed number of elements to and from every rank.
-  template <class T> void all_to_all(std::span<T> out, std::span<const T> in) const;
+  template <class T>
+  void all_to_all(std::span<T> out, std::span<const T> in) const;
 
   /// Rows of `send` (ordered by destination; send_rows[r] to rank r) to `receive` (ordered by source; receive_rows[r]
   /// from rank r). Any dtype; whole contiguous rows.
@@ -77,10 +88,14 @@ class Communicator {
  private:
   Communicator(MPI_Comm owned, std::string name);
   void release() noexcept;
+  void check(int code, const char* call) const;
+  void sent(std::uint64_t bytes) const { bytes_sent_ += bytes; }
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::string name_;
   mutable std::uint64_t bytes_sent_ = 0;
+  mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
+  mutable std::vector<double> gathered_;  // what sum_tree adds up
 };
 
 /// The communicators of a run.
