@@ -1,4 +1,4 @@
-// main() of every test: starts MPI, keeps a watchdog, and lets rank 0 speak unless another rank fails.
+// main() of every multi-rank test: starts MPI, keeps a watchdog, lets rank 0 report and the others only what failed.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -7,21 +7,38 @@
 #include "parallel/communicator.hpp"
 #include "parallel/watchdog.hpp"
 
+namespace {
+
+/// A rank that leaves a test early (an exception, a failed ASSERT) would leave the others waiting in a collective: say
+/// what failed and end all of them.
+class RankReporter : public testing::EmptyTestEventListener {
+ public:
+  RankReporter(int rank, int size) : rank_(rank), size_(size) {}
+
+ private:
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    if (rank_ != 0) {
+      fmt::print(stderr, "rank {}: {}.{} failed: {}:{}: {}\n", rank_, test != nullptr ? test->test_suite_name() : "",
+                 test != nullptr ? test->name() : "", result.file_name() != nullptr ? result.file_name() : "?",
+                 result.line_number(), result.message());
+    }
+    if (result.fatally_failed() && size_ > 1) flanmoe::MpiEnvironment::abort(1);
+  }
+  int rank_, size_;
+};
+
+}  // namespace
+
 int main(int argc, char** argv) {
   const flanmoe::MpiEnvironment mpi(&argc, &argv);
   flanmoe::silence_hdf5();
   testing::InitGoogleTest(&argc, argv);
-  int failed = 1;
-  {
-    const auto world = flanmoe::Communicator::world();
-    const flanmoe::Watchdog watchdog(std::chrono::seconds(300));
-    if (world.rank() != 0) {
-      auto& listeners = testing::UnitTest::GetInstance()->listeners();
-      delete listeners.Release(listeners.default_result_printer());
-    }
-    failed = RUN_ALL_TESTS();
-    if (failed != 0 && world.rank() != 0) fmt::print(stderr, "rank {}: a test failed\n", world.rank());
-    failed = world.all_reduce(std::int32_t(failed), flanmoe::ReduceOp::max);
-  }
-  return failed;
+  const auto world = flanmoe::Communicator::world();
+  const flanmoe::Watchdog watchdog(std::chrono::seconds(120));
+  auto& listeners = testing::UnitTest::GetInstance()->listeners();
+  if (world.rank() != 0) delete listeners.Release(listeners.default_result_printer());
+  listeners.Append(new RankReporter(world.rank(), world.size()));
+  return world.all_reduce(std::int32_t(RUN_ALL_TESTS()), flanmoe::ReduceOp::max);
 }
