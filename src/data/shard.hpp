@@ -1,6 +1,7 @@
 // Token shards: HDF5 files of tokenised examples (format version 1; see docs in data/README.md).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -30,6 +31,14 @@ struct TokenizerIdentity {
   std::int32_t pad = 0, eos = 1, unknown = 2, sentinels = 100;
 };
 
+/// The examples of a shard that share task, split and has_target, in the order in which they were added.
+struct ShardGroup {
+  std::string task, split;
+  bool has_target = true;
+  std::int64_t examples = 0;
+  std::int64_t stream_tokens = 0;  // sum over the group of input length + 1 (the EOS between documents)
+};
+
 /// Writes a shard aside and publishes it by rename in finish(); a writer destroyed without finish() leaves nothing.
 class ShardWriter {
  public:
@@ -46,9 +55,11 @@ class ShardWriter {
 /// Reads one shard. Opening reads the header and the small tables only; tokens are read on demand. Any damage (not
 /// HDF5, truncated, wrong version, inconsistent tables, a chunk whose checksum fails) throws Error naming the file and
 /// what is wrong.
+/// Memory is bounded by `cache_bytes` (blocks kept) whatever the size of the file. Used from one thread at a time; HDF5
+/// is called under hdf5_mutex().
 class ShardReader {
  public:
-  explicit ShardReader(const std::string& path);
+  explicit ShardReader(const std::string& path, std::size_t cache_bytes = std::size_t(48) << 20);
   ~ShardReader();
   ShardReader(ShardReader&&) noexcept;
   ShardReader& operator=(ShardReader&&) noexcept;
@@ -70,6 +81,13 @@ class ShardReader {
   /// Tokens [first, first+out.size()) of the flat token array.
   void read_tokens(std::int64_t first, std::span<std::int32_t> out) const;
   std::int64_t token_offset(std::int64_t i) const;
+
+  /// Groups and their members: what a mixture needs, without a pass over the examples.
+  const std::vector<ShardGroup>& groups() const;
+  /// Number of the k-th example of group g.
+  std::int64_t group_example(std::int64_t g, std::int64_t k) const;
+  /// Where the k-th example of group g begins in the stream "document EOS document EOS ..." of the group.
+  std::int64_t group_stream_first(std::int64_t g, std::int64_t k) const;
 
  private:
   struct State;
