@@ -2,11 +2,13 @@
 find_package(GTest REQUIRED)
 set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --bind-to none)
 
+# Tests read the decks of input/ and headers of src/ from here.
 function(flanmoe_test name)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "" "LABEL" "FILES;RANKS")
   add_executable(${name} ${ARG_FILES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_compile_definitions(${name} PRIVATE FLANMOE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE flanmoe_library GTest::gtest)
   if(ARG_RANKS)
     target_sources(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/test_main.cpp)

@@ -1,0 +1,177 @@
+// Checks that depend on several keys, on the number of ranks or on files: layout, model, schedule, inputs of the stage.
+#include <glob.h>
+
+#include <charconv>
+#include <filesystem>
+#include <sstream>
+
+#include "base/error.hpp"
+#include "deck/table.hpp"
+
+namespace flanmoe {
+namespace {
+
+using deck_detail::Problems;
+namespace fs = std::filesystem;
+
+template <class... Args>
+void add(Problems& problems, fmt::format_string<Args...> format, Args&&... args) {
+  problems.add(fmt::format(format, std::forward<Args>(args)...));
+}
+
+std::vector<std::string> words(const std::string& text) {
+  std::istringstream stream(text);
+  std::vector<std::string> all;
+  for (std::string word; stream >> word;) all.push_back(word);
+  return all;
+}
+
+bool any_file(const std::string& pattern) {
+  glob_t found{};
+  const bool some = glob(pattern.c_str(), 0, nullptr, &found) == 0 && found.gl_pathc > 0;
+  globfree(&found);
+  return some;
+}
+
+/// "28 or 32": the multiples of `step` on both sides of `value`.
+std::string nearest_multiples(std::int64_t value, std::int64_t step) {
+  const std::int64_t below = value / step * step;
+  return below == 0 ? fmt::format("{}", below + step) : fmt::format("{} or {}", below, below + step);
+}
+
+bool trains(const Deck& deck) { return deck.run.stage != "evaluate"; }
+bool is_sparse(const Deck& deck) { return deck.moe.router != "none"; }
+
+/// Rows of the batch -> ranks -> microbatches -> router groups.
+void check_rows(const Deck& deck, int world_size, Problems& problems) {
+  const BatchDeck& batch = deck.batch;
+  if (batch.rows % world_size != 0) {
+    add(problems, "batch.rows = {} does not divide by {} ranks: {} rows each leave {}; nearest is {}", batch.rows,
+        world_size, batch.rows / world_size, batch.rows % world_size, nearest_multiples(batch.rows, world_size));
+    return;
+  }
+  const std::int64_t rank_rows = batch.rows / world_size;
+  const std::int64_t microbatch_rows = batch.microbatch_rows == 0 ? rank_rows : batch.microbatch_rows;
+  if (rank_rows % microbatch_rows != 0) {
+    add(problems,
+        "batch.microbatch_rows = {} does not divide the rows of a rank: {} rows / {} ranks = {} rows, and {} % {} = {}",
+        microbatch_rows, batch.rows, world_size, rank_rows, rank_rows, microbatch_rows, rank_rows % microbatch_rows);
+    return;
+  }
+  if (is_sparse(deck) && microbatch_rows % deck.moe.group_rows != 0)
+    add(problems,
+        "moe.group_rows = {} does not divide the rows of a microbatch: {} rows / {} ranks / {} microbatches = {} rows, "
+        "and {} % {} = {}",
+        deck.moe.group_rows, batch.rows, world_size, rank_rows / microbatch_rows, microbatch_rows, microbatch_rows,
+        deck.moe.group_rows, microbatch_rows % deck.moe.group_rows);
+}
+
+void check_layout(const Deck& deck, int world_size, Problems& problems) {
+  const std::int64_t expert = deck.parallel.expert;
+  if (is_sparse(deck) && deck.moe.experts % expert != 0)
+    add(problems, "moe.experts = {} does not divide by parallel.expert = {}: {} % {} = {}; nearest is {}",
+        deck.moe.experts, expert, deck.moe.experts, expert, deck.moe.experts % expert,
+        nearest_multiples(deck.moe.experts, expert));
+  if (world_size == 0) return;
+  if (world_size % expert != 0)
+    add(problems, "{} ranks do not divide by parallel.expert = {}: world = data x expert, and {} % {} = {}", world_size,
+        expert, world_size, expert, world_size % expert);
+  if (trains(deck)) check_rows(deck, world_size, problems);
+}
+
+std::int64_t sparse_layers(const Deck& deck) {
+  return (deck.moe.encoder ? deck.model.encoder_layers / deck.moe.every : 0) +
+         (deck.moe.decoder ? deck.model.decoder_layers / deck.moe.every : 0);
+}
+
+void check_model(const Deck& deck, Problems& problems) {
+  const ModelDeck& model = deck.model;
+  if (model.bias_buckets % 2 != 0)
+    add(problems, "model.bias_buckets = {}: expected an even number, half of them for each direction",
+        model.bias_buckets);
+  if (model.bias_max_distance <= model.bias_buckets / 2)
+    add(problems, "model.bias_max_distance = {}: expected more than model.bias_buckets / 2 = {} / 2 = {}",
+        model.bias_max_distance, model.bias_buckets, model.bias_buckets / 2);
+  if (deck.run.device == "reference" && deck.run.precision == "bf16")
+    problems.add("run.precision = bf16 needs run.device = cpu: the reference computes in fp32 only");
+  if (!is_sparse(deck)) return;
+  const MoeDeck& moe = deck.moe;
+  if (moe.top_k > moe.experts)
+    add(problems, "moe.top_k = {}: expected at most moe.experts = {}", moe.top_k, moe.experts);
+  if (moe.buffer_factor > 0 && moe.buffer_factor < 1)
+    add(problems,
+        "moe.buffer_factor = {}: expected 0 or at least 1, a rank receives as many rows as it sends on average",
+        moe.buffer_factor);
+  if (sparse_layers(deck) == 0)
+    add(problems,
+        "moe.router = {} but no layer is sparse: moe.every = {} with {} encoder layers (moe.encoder = {}) and {} "
+        "decoder "
+        "layers (moe.decoder = {})",
+        moe.router, moe.every, model.encoder_layers, moe.encoder, model.decoder_layers, moe.decoder);
+}
+
+void check_optimizer(const Deck& deck, Problems& problems) {
+  const OptimizerDeck& optimizer = deck.optimizer;
+  const bool falls = optimizer.schedule == "linear" || optimizer.schedule == "cosine";
+  if (falls && optimizer.warmup_steps >= deck.run.steps)
+    add(problems, "optimizer.warmup_steps = {}: expected below run.steps = {}, the {} schedule falls in what is left",
+        optimizer.warmup_steps, deck.run.steps, optimizer.schedule);
+}
+
+void check_shards(const char* key, const std::string& patterns, const std::string& stage, Problems& problems) {
+  const auto all = words(patterns);
+  if (all.empty()) add(problems, "{} is empty: the {} stage needs shard files", key, stage);
+  for (const std::string& pattern : all)
+    if (!any_file(pattern)) add(problems, "{}: expected shard files, found none that match {}", key, pattern);
+}
+
+void check_weights(const std::string& weights, Problems& problems) {
+  for (const std::string& word : words(weights)) {
+    const auto equals = word.rfind('=');
+    double weight = -1;
+    bool good = equals != std::string::npos && equals > 0;
+    if (good) {
+      const char* end = word.data() + word.size();
+      const auto [stop, error] = std::from_chars(word.data() + equals + 1, end, weight);
+      good = error == std::errc() && stop == end && weight >= 0;
+    }
+    if (!good) add(problems, "data.weights: expected pattern=weight with a weight at least 0, found '{}'", word);
+  }
+}
+
+void check_inputs(const Deck& deck, Problems& problems) {
+  if (trains(deck)) {
+    check_shards("data.train", deck.data.train, deck.run.stage, problems);
+    check_weights(deck.data.weights, problems);
+  } else {
+    check_shards("evaluate.shards", deck.evaluate.shards, deck.run.stage, problems);
+    if (deck.data.tokenizer.empty())
+      problems.add("data.tokenizer is empty: the evaluate stage compares text and needs it");
+    if (!deck.evaluate.generate && !deck.evaluate.rank)
+      problems.add("evaluate.generate and evaluate.rank are both false: expected at least one to measure");
+    if (deck.run.init_from.empty() && !fs::is_directory(fs::path(deck.run.dir) / "checkpoints"))
+      add(problems,
+          "run.init_from is empty and {}/checkpoints does not exist: the evaluate stage needs trained weights",
+          deck.run.dir);
+  }
+  if (!deck.data.tokenizer.empty() && !fs::is_regular_file(deck.data.tokenizer))
+    add(problems, "data.tokenizer: expected a SentencePiece model file, found none at {}", deck.data.tokenizer);
+  if (!deck.run.init_from.empty() && !fs::is_directory(deck.run.init_from))
+    add(problems, "run.init_from: expected a checkpoint folder or a run folder, found none at {}", deck.run.init_from);
+  if (fs::exists(deck.run.dir) && !fs::is_directory(deck.run.dir))
+    add(problems, "run.dir: expected a folder, found a file at {}", deck.run.dir);
+}
+
+}  // namespace
+
+void check_deck(const Deck& deck, int world_size) {
+  FLANMOE_EXPECT(world_size >= 0, "{} ranks", world_size);
+  Problems problems;
+  check_layout(deck, world_size, problems);
+  check_model(deck, problems);
+  if (trains(deck)) check_optimizer(deck, problems);
+  check_inputs(deck, problems);
+  problems.throw_if_any(world_size == 0 ? std::string("the deck") : fmt::format("the deck on {} ranks", world_size));
+}
+
+}  // namespace flanmoe

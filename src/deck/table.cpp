@@ -1,0 +1,283 @@
+// The parameter table. Defaults are those of the structs in deck.hpp.
+#include "deck/table.hpp"
+
+namespace flanmoe::deck_detail {
+namespace {
+
+Range at_least(double low) { return {.low = low}; }
+Range above(double low) { return {.low = low, .low_open = true}; }
+Range between(double low, double high) { return {.low = low, .high = high}; }
+Range from_to_below(double low, double high) { return {.low = low, .high = high, .high_open = true}; }
+Range strictly_between(double low, double high) {
+  return {.low = low, .high = high, .low_open = true, .high_open = true};
+}
+
+/// Adds the rows of one section.
+template <class Section>
+class SectionRows {
+ public:
+  SectionRows(std::vector<Parameter>& table, std::string name, Section Deck::*section)
+      : table_(table), name_(std::move(name)), section_(section) {}
+  template <class Value>
+  void number(const char* name, Value Section::*member, Range range, const char* unit, const char* sentence) {
+    table_.push_back({name_ + "." + name, Member(section_, member), unit, range, {}, false, sentence});
+  }
+  void choice(const char* name, std::string Section::*member, std::vector<std::string> choices, const char* sentence) {
+    table_.push_back({name_ + "." + name, Member(section_, member), "", {}, std::move(choices), true, sentence});
+  }
+  void text(const char* name, std::string Section::*member, const char* sentence) {
+    table_.push_back({name_ + "." + name, Member(section_, member), "", {}, {}, false, sentence});
+  }
+  void required_text(const char* name, std::string Section::*member, const char* sentence) {
+    table_.push_back({name_ + "." + name, Member(section_, member), "", {}, {}, true, sentence});
+  }
+  void flag(const char* name, bool Section::*member, const char* sentence) {
+    table_.push_back({name_ + "." + name, Member(section_, member), "", {}, {}, false, sentence});
+  }
+
+ private:
+  std::vector<Parameter>& table_;
+  std::string name_;
+  Section Deck::*section_;
+};
+
+void add_run(std::vector<Parameter>& table) {
+  SectionRows rows(table, "run", &Deck::run);
+  using S = RunDeck;
+  rows.choice("stage", &S::stage, {"pretrain", "instruct", "finetune", "evaluate"},
+              "What the run does: train on raw text, train on instructions, train on chosen tasks, or measure.");
+  rows.required_text("dir", &S::dir, "Run folder: metrics, log, checkpoints and summary are written here.");
+  rows.number("steps", &S::steps, at_least(1), "steps", "Optimizer steps in all, counted from the start of this run.");
+  rows.number("seed", &S::seed, at_least(0), "", "Seed of weights, data order, masks and dropout.");
+  rows.choice("device", &S::device, {"cpu", "reference"},
+              "Kernels to use: the fast CPU path, or the scalar reference that it is tested against.");
+  rows.choice("precision", &S::precision, {"fp32", "bf16"},
+              "Type of activations and matrix products; master weights, router and losses stay fp32.");
+  rows.text("init_from", &S::init_from,
+            "Start from these weights: a checkpoint folder, or a run folder (its newest checkpoint); the optimizer "
+            "starts fresh.");
+  rows.number("threads", &S::threads, at_least(0), "threads",
+              "OpenMP threads per rank; 0: the cores this rank may use.");
+  rows.number("watchdog_seconds", &S::watchdog_seconds, at_least(0), "s",
+              "A collective that hangs longer than this ends all ranks and is named; 0: never.");
+  rows.number("log_every", &S::log_every, at_least(1), "steps", "A progress line every this many steps.");
+  rows.number("stop_after_minutes", &S::stop_after_minutes, at_least(0), "min",
+              "Write a checkpoint and exit with code 75 after this time, to go on by running again; 0: no limit.");
+}
+
+void add_parallel(std::vector<Parameter>& table) {
+  SectionRows rows(table, "parallel", &Deck::parallel);
+  rows.number("expert", &ParallelDeck::expert, at_least(1), "ranks",
+              "Ranks that share one copy of all experts; divides the number of ranks and moe.experts.");
+}
+
+void add_batch(std::vector<Parameter>& table) {
+  SectionRows rows(table, "batch", &Deck::batch);
+  using S = BatchDeck;
+  rows.number("rows", &S::rows, at_least(1), "rows", "Packed rows of the global batch, over all ranks.");
+  rows.number("microbatch_rows", &S::microbatch_rows, at_least(0), "rows",
+              "Rows that a rank computes at a time; gradients add up over them; 0: all rows of the rank.");
+  rows.number("input_length", &S::input_length, at_least(8), "tokens", "Encoder tokens of a row.");
+  rows.number("target_length", &S::target_length, at_least(4), "tokens", "Decoder tokens of a row.");
+}
+
+void add_model(std::vector<Parameter>& table) {
+  SectionRows rows(table, "model", &Deck::model);
+  using S = ModelDeck;
+  rows.choice("family", &S::family, {"t5"}, "Architecture: t5 is the encoder-decoder of T5 1.0 and 1.1.");
+  rows.choice("preset", &S::preset, {"custom", "t5_1_0", "t5_1_1", "switch", "gshard"},
+              "A named set of defaults for keys that are not set; see the presets below.");
+  rows.number("vocabulary", &S::vocabulary, at_least(8), "pieces",
+              "Rows of the embedding table; at least the tokenizer's pieces and sentinels.");
+  rows.number("width", &S::width, at_least(1), "", "D, the width of the residual stream.");
+  rows.number("hidden", &S::hidden, at_least(1), "", "F, the hidden width of a feed-forward layer or expert.");
+  rows.number("heads", &S::heads, at_least(1), "heads", "H, the attention heads.");
+  rows.number("head_width", &S::head_width, at_least(1), "", "K, the width of an attention head.");
+  rows.number("encoder_layers", &S::encoder_layers, at_least(1), "layers", "Layers of the encoder.");
+  rows.number("decoder_layers", &S::decoder_layers, at_least(1), "layers", "Layers of the decoder.");
+  rows.choice("activation", &S::activation, {"relu", "gated_gelu"}, "Activation of feed-forward layers and experts.");
+  rows.flag("tied_logits", &S::tied_logits,
+            "Logits use the embedding table (T5 1.0) instead of a matrix of their own.");
+  rows.number("init_scale", &S::init_scale, above(0), "",
+              "Variance scale of the initial weights, embedding and router excepted; 0.1 steadies MoE models.");
+  rows.number("bias_buckets", &S::bias_buckets, at_least(4), "buckets", "Buckets of the relative position bias; even.");
+  rows.number("bias_max_distance", &S::bias_max_distance, at_least(3), "tokens",
+              "Distances from here on share the last bucket.");
+  rows.number("norm_epsilon", &S::norm_epsilon, above(0), "", "Added to the mean square in RMSNorm.");
+  rows.number("dropout", &S::dropout, from_to_below(0, 1), "", "Dropout rate while training.");
+  rows.flag("dropout_shared_over_length", &S::dropout_shared_over_length,
+            "One dropout mask for all positions of a row, as in T5.");
+  rows.number("z_loss", &S::z_loss, at_least(0), "", "Coefficient of the squared log-normaliser of the output.");
+}
+
+void add_moe(std::vector<Parameter>& table) {
+  SectionRows rows(table, "moe", &Deck::moe);
+  using S = MoeDeck;
+  rows.choice("router", &S::router, {"none", "top_k"},
+              "Who chooses: none makes every feed-forward dense, top_k lets each token choose its experts.");
+  rows.number("experts", &S::experts, at_least(1), "experts", "E, the experts of a sparse layer.");
+  rows.number("top_k", &S::top_k, at_least(1), "experts", "k, the experts that each token chooses.");
+  rows.number("every", &S::every, at_least(1), "layers",
+              "Layer l, from 0, is sparse when l % every == every - 1: 2 makes every other layer sparse.");
+  rows.flag("encoder", &S::encoder, "The encoder has sparse layers.");
+  rows.flag("decoder", &S::decoder, "The decoder has sparse layers.");
+  rows.number("capacity_factor", &S::capacity_factor, at_least(0), "",
+              "Slots of an expert while training, times tokens of the group over experts; 0: no limit, none dropped.");
+  rows.number("capacity_factor_eval", &S::capacity_factor_eval, at_least(0), "",
+              "The same while evaluating; 0: no limit, none dropped.");
+  rows.number("min_capacity", &S::min_capacity, at_least(0), "tokens", "An expert has at least this many slots.");
+  rows.number("group_rows", &S::group_rows, at_least(1), "rows",
+              "Rows whose tokens compete for the slots of an expert; divides the rows of a microbatch.");
+  rows.choice("priority", &S::priority, {"token_order", "probability"},
+              "Who gets the slots of a full expert: earlier tokens, or tokens surer of their first choice.");
+  rows.flag("renormalize", &S::renormalize, "The weights of a token's chosen experts are scaled to sum to 1.");
+  rows.number("balance_coefficient", &S::balance_coefficient, at_least(0), "", "Coefficient of the balance loss.");
+  rows.number("z_coefficient", &S::z_coefficient, at_least(0), "", "Coefficient of the router z-loss.");
+  rows.number("router_init", &S::router_init, at_least(0), "", "Standard deviation of the initial router weights.");
+  rows.number("expert_dropout", &S::expert_dropout, from_to_below(0, 1), "", "Dropout rate inside the experts.");
+  rows.number(
+      "buffer_factor", &S::buffer_factor, at_least(0), "",
+      "Rows that a rank may receive in one exchange, times the rows that it sends; 0: room for the worst case.");
+}
+
+void add_optimizer(std::vector<Parameter>& table) {
+  SectionRows rows(table, "optimizer", &Deck::optimizer);
+  using S = OptimizerDeck;
+  rows.choice("name", &S::name, {"adafactor", "adamw"}, "Update rule.");
+  rows.choice("schedule", &S::schedule, {"constant", "rsqrt", "linear", "cosine"},
+              "Learning rate after warm-up: constant, one over the root of the step, or falling to final_fraction.");
+  rows.number("learning_rate", &S::learning_rate, above(0), "",
+              "Base rate; rsqrt divides it by the root of max(step, warmup_steps), the others reach it after warm-up.");
+  rows.number("warmup_steps", &S::warmup_steps, at_least(0), "steps", "Length of the warm-up.");
+  rows.number("final_fraction", &S::final_fraction, between(0, 1), "",
+              "Last rate over peak rate of the linear and cosine schedules.");
+  rows.number("clip_norm", &S::clip_norm, at_least(0), "", "Gradients are scaled down to this global norm; 0: never.");
+  rows.number("weight_decay", &S::weight_decay, at_least(0), "", "Decoupled weight decay.");
+  rows.number("beta1", &S::beta1, from_to_below(0, 1), "", "AdamW: decay of the first moment.");
+  rows.number("beta2", &S::beta2, from_to_below(0, 1), "", "AdamW: decay of the second moment.");
+  rows.number("epsilon", &S::epsilon, above(0), "", "AdamW: added to the root of the second moment.");
+  rows.number("decay_exponent", &S::decay_exponent, strictly_between(0, 1), "",
+              "Adafactor: the second moment decays by 1 - step^-exponent.");
+  rows.number("clip_threshold", &S::clip_threshold, above(0), "",
+              "Adafactor: the root mean square of an update is at most this.");
+  rows.flag("multiply_by_parameter_scale", &S::multiply_by_parameter_scale,
+            "Adafactor: the rate is relative to the root mean square of the tensor.");
+  rows.number("factor_threshold", &S::factor_threshold, at_least(1), "",
+              "Adafactor: a dense matrix is factored when its smaller side is at least this.");
+}
+
+void add_checkpoint(std::vector<Parameter>& table) {
+  SectionRows rows(table, "checkpoint", &Deck::checkpoint);
+  using S = CheckpointDeck;
+  rows.number("every", &S::every, at_least(0), "steps", "A checkpoint every this many steps; 0: only at the end.");
+  rows.number("keep", &S::keep, at_least(1), "checkpoints", "The newest ones that are kept.");
+  rows.flag("final", &S::final, "A checkpoint after the last step.");
+}
+
+void add_data(std::vector<Parameter>& table) {
+  SectionRows rows(table, "data", &Deck::data);
+  using S = DataDeck;
+  rows.text("train", &S::train, "Training shards: paths or patterns such as data/*.h5, separated by spaces.");
+  rows.text("tasks", &S::tasks, "Tasks to train on: name patterns, separated by spaces.");
+  rows.text("exclude_tasks", &S::exclude_tasks, "Tasks held out from training: name patterns, separated by spaces.");
+  rows.text("weights", &S::weights, "pattern=weight, separated by spaces: multiplies the rate of matching tasks.");
+  rows.number("cap", &S::cap, at_least(0), "examples",
+              "A task counts at most this many examples towards its rate; 0: no cap.");
+  rows.number("temperature", &S::temperature, above(0), "",
+              "Rates are raised to one over this; above 1 evens them out.");
+  rows.required_text("split", &S::split, "Split of the shards to train on.");
+  rows.choice("objective", &S::objective, {"span_corruption", "prefix_lm"},
+              "What is asked of raw text: fill in masked spans, or go on after a prefix.");
+  rows.number("noise_density", &S::noise_density, strictly_between(0, 1), "", "Share of the tokens that are masked.");
+  rows.number("mean_span", &S::mean_span, at_least(1), "tokens", "Mean length of a masked span.");
+  rows.number("prefetch", &S::prefetch, at_least(1), "batches", "Batches that are read ahead.");
+  rows.text("tokenizer", &S::tokenizer, "SentencePiece model; needed where text is written or compared.");
+}
+
+void add_evaluate(std::vector<Parameter>& table) {
+  SectionRows rows(table, "evaluate", &Deck::evaluate);
+  using S = EvaluateDeck;
+  rows.text("shards", &S::shards, "Evaluation shards: paths or patterns, separated by spaces.");
+  rows.text("tasks", &S::tasks, "Tasks to evaluate: name patterns, separated by spaces.");
+  rows.required_text("split", &S::split, "Split of the shards to evaluate on.");
+  rows.number("limit", &S::limit, at_least(0), "examples", "Examples of each task; 0: all.");
+  rows.number("batch_rows", &S::batch_rows, at_least(1), "examples", "Examples that a rank decodes together.");
+  rows.number("max_new_tokens", &S::max_new_tokens, at_least(1), "tokens", "Longest answer that is generated.");
+  rows.flag("generate", &S::generate, "Generate an answer greedily and compare it.");
+  rows.flag("rank", &S::rank, "Rank the given choices by log-likelihood.");
+}
+
+}  // namespace
+
+const std::vector<Parameter>& parameter_table() {
+  static const std::vector<Parameter> table = [] {
+    std::vector<Parameter> rows;
+    add_run(rows);
+    add_parallel(rows);
+    add_batch(rows);
+    add_model(rows);
+    add_moe(rows);
+    add_optimizer(rows);
+    add_checkpoint(rows);
+    add_data(rows);
+    add_evaluate(rows);
+    return rows;
+  }();
+  return table;
+}
+
+const std::vector<SectionNote>& section_notes() {
+  static const std::vector<SectionNote> notes = {
+      {"run", "What is run, where and for how long."},
+      {"parallel", "How the ranks are used: world = data x expert."},
+      {"batch", "The global batch, which does not depend on the number of ranks."},
+      {"model", "The dense part of the model."},
+      {"moe", "Sparse feed-forward layers."},
+      {"optimizer", "The update of the weights."},
+      {"checkpoint", "When the state is saved."},
+      {"data", "What is trained on."},
+      {"evaluate", "What is measured, in the evaluate stage."},
+  };
+  return notes;
+}
+
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all = {
+      {"custom", "nothing: every key has its own default", {}},
+      {"t5_1_0",
+       "T5 1.0, dense",
+       {{"model.activation", "relu"}, {"model.tied_logits", "true"}, {"moe.router", "none"}}},
+      {"t5_1_1",
+       "T5 1.1, dense",
+       {{"model.activation", "gated_gelu"}, {"model.tied_logits", "false"}, {"moe.router", "none"}}},
+      {"switch",
+       "Switch Transformer: each token goes to one expert",
+       {{"model.activation", "relu"},
+        {"model.tied_logits", "true"},
+        {"model.init_scale", "0.1"},
+        {"moe.router", "top_k"},
+        {"moe.top_k", "1"},
+        {"moe.every", "2"},
+        {"moe.capacity_factor", "1.25"},
+        {"moe.capacity_factor_eval", "2"},
+        {"moe.min_capacity", "4"},
+        {"moe.renormalize", "false"},
+        {"moe.balance_coefficient", "0.01"}}},
+      {"gshard",
+       "GShard: each token goes to two experts",
+       {{"model.activation", "gated_gelu"},
+        {"model.tied_logits", "false"},
+        {"model.init_scale", "0.1"},
+        {"moe.router", "top_k"},
+        {"moe.top_k", "2"},
+        {"moe.every", "2"},
+        {"moe.capacity_factor", "2"},
+        {"moe.capacity_factor_eval", "2"},
+        {"moe.min_capacity", "4"},
+        {"moe.renormalize", "true"},
+        {"moe.balance_coefficient", "0.01"}}},
+  };
+  return all;
+}
+
+}  // namespace flanmoe::deck_detail

@@ -1,0 +1,185 @@
+// Checks that need several keys, the number of ranks, or files.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.hpp"
+#include "deck/deck.hpp"
+
+namespace flanmoe {
+namespace {
+
+class DeckCheck : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::path(testing::TempDir()) /
+              fmt::format("flanmoe_check_{}", testing::UnitTest::GetInstance()->current_test_info()->name());
+    std::filesystem::create_directories(folder_ / "run" / "checkpoints");
+    for (const char* name : {"a.h5", "b.h5", "tokenizer.model"}) std::ofstream(folder_ / name) << "x";
+    deck_.data.train = (folder_ / "*.h5").string();
+    deck_.run.dir = (folder_ / "new").string();
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  /// What check_deck says, empty when it accepts.
+  std::string problems(int world_size = 1) const {
+    try {
+      check_deck(deck_, world_size);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "";
+  }
+  void expect_problem(const std::string& part, int world_size = 1) const {
+    EXPECT_NE(problems(world_size).find(part), std::string::npos) << part << "\nnot in: " << problems(world_size);
+  }
+  void become_evaluation() {
+    deck_.run.stage = "evaluate";
+    deck_.evaluate.shards = (folder_ / "a.h5").string();
+    deck_.data.tokenizer = (folder_ / "tokenizer.model").string();
+    deck_.run.init_from = (folder_ / "run").string();
+  }
+  std::filesystem::path folder_;
+  Deck deck_;
+};
+
+TEST_F(DeckCheck, DefaultsWithDataAreAcceptedOnRanksThatDivide) {
+  for (const int ranks : {0, 1, 2, 4, 8, 16}) EXPECT_EQ(problems(ranks), "");
+}
+
+TEST_F(DeckCheck, RowsMustDivideByRanks) {
+  expect_problem("batch.rows = 16 does not divide by 3 ranks: 5 rows each leave 1; nearest is 15 or 18", 3);
+  deck_.batch.rows = 2;
+  expect_problem("nearest is 4", 4);
+}
+
+TEST_F(DeckCheck, RowsOfARankMustDivideByMicrobatches) {
+  deck_.batch.microbatch_rows = 3;
+  expect_problem(
+      "batch.microbatch_rows = 3 does not divide the rows of a rank: 16 rows / 2 ranks = 8 rows, and 8 % 3 = 2", 2);
+  deck_.batch.microbatch_rows = 16;
+  expect_problem("8 % 16 = 8", 2);
+  EXPECT_EQ(problems(1), "");
+}
+
+TEST_F(DeckCheck, RouterGroupsMustDivideMicrobatches) {
+  deck_.moe.router = "top_k";
+  deck_.moe.group_rows = 3;
+  deck_.batch.microbatch_rows = 4;
+  expect_problem(
+      "moe.group_rows = 3 does not divide the rows of a microbatch: 16 rows / 2 ranks / 2 microbatches = 4 rows", 2);
+  deck_.moe.router = "none";
+  EXPECT_EQ(problems(2), "");
+}
+
+TEST_F(DeckCheck, ExpertDegreeMustDivideExpertsAndWorld) {
+  deck_.moe.router = "top_k";
+  deck_.moe.experts = 6;
+  deck_.parallel.expert = 4;
+  expect_problem("moe.experts = 6 does not divide by parallel.expert = 4: 6 % 4 = 2; nearest is 4 or 8", 2);
+  expect_problem("2 ranks do not divide by parallel.expert = 4: world = data x expert, and 2 % 4 = 2", 2);
+  expect_problem("the deck on 2 ranks: 2 problems", 2);
+  deck_.moe.experts = 8;
+  EXPECT_EQ(problems(4), "");
+  EXPECT_EQ(problems(0), "");
+}
+
+TEST_F(DeckCheck, ADenseModelMayKeepTheExpertDegreeOfItsTwin) {
+  deck_.parallel.expert = 2;
+  deck_.moe.experts = 3;
+  EXPECT_EQ(problems(2), "");
+}
+
+TEST_F(DeckCheck, ATokenCannotChooseMoreExpertsThanThereAre) {
+  deck_.moe.router = "top_k";
+  deck_.moe.experts = 2;
+  deck_.moe.top_k = 3;
+  expect_problem("moe.top_k = 3: expected at most moe.experts = 2");
+}
+
+TEST_F(DeckCheck, ARouterWithoutASparseLayerIsAProblem) {
+  deck_.moe.router = "top_k";
+  deck_.moe.every = 5;
+  expect_problem("no layer is sparse: moe.every = 5 with 4 encoder layers");
+  deck_.moe.every = 4;
+  EXPECT_EQ(problems(), "");
+  deck_.moe.encoder = deck_.moe.decoder = false;
+  expect_problem("(moe.encoder = false)");
+}
+
+TEST_F(DeckCheck, BuffersHoldAtLeastWhatIsSent) {
+  deck_.moe.router = "top_k";
+  deck_.moe.buffer_factor = 0.5;
+  expect_problem("moe.buffer_factor = 0.5: expected 0 or at least 1");
+}
+
+TEST_F(DeckCheck, PositionBucketsAreEvenAndShorterThanTheDistance) {
+  deck_.model.bias_buckets = 33;
+  deck_.model.bias_max_distance = 16;
+  expect_problem("model.bias_buckets = 33: expected an even number");
+  expect_problem("model.bias_max_distance = 16: expected more than model.bias_buckets / 2 = 33 / 2 = 16");
+}
+
+TEST_F(DeckCheck, TheReferenceHasNoBf16) {
+  deck_.run.device = "reference";
+  EXPECT_EQ(problems(), "");
+  deck_.run.precision = "bf16";
+  expect_problem("run.precision = bf16 needs run.device = cpu");
+}
+
+TEST_F(DeckCheck, WarmUpMustLeaveStepsForAFallingSchedule) {
+  deck_.optimizer.warmup_steps = 100;
+  deck_.run.steps = 100;
+  EXPECT_EQ(problems(), "");
+  for (const char* schedule : {"linear", "cosine"}) {
+    deck_.optimizer.schedule = schedule;
+    expect_problem("optimizer.warmup_steps = 100: expected below run.steps = 100");
+  }
+}
+
+TEST_F(DeckCheck, TrainingNeedsShards) {
+  deck_.data.train = (folder_ / "a.h5").string() + " " + (folder_ / "c*.h5").string();
+  expect_problem("data.train: expected shard files, found none that match " + (folder_ / "c*.h5").string());
+  deck_.data.train = "";
+  expect_problem("data.train is empty: the pretrain stage needs shard files");
+}
+
+TEST_F(DeckCheck, TaskWeightsAreRead) {
+  deck_.data.weights = "a*=2 b=0.5";
+  EXPECT_EQ(problems(), "");
+  for (const char* wrong : {"a", "=2", "a=", "a=-1", "a=2x"}) {
+    deck_.data.weights = wrong;
+    expect_problem(fmt::format("data.weights: expected pattern=weight with a weight at least 0, found '{}'", wrong));
+  }
+}
+
+TEST_F(DeckCheck, EvaluationNeedsShardsTokenizerWeightsAndAMeasure) {
+  become_evaluation();
+  EXPECT_EQ(problems(3), "") << "the rows of a training batch do not matter";
+  deck_.evaluate.shards = deck_.data.tokenizer = deck_.run.init_from = "";
+  deck_.evaluate.generate = deck_.evaluate.rank = false;
+  expect_problem("the deck on 1 ranks: 4 problems");
+  expect_problem("evaluate.shards is empty");
+  expect_problem("data.tokenizer is empty");
+  expect_problem("run.init_from is empty");
+  expect_problem("both false");
+}
+
+TEST_F(DeckCheck, EvaluationMayUseTheCheckpointsOfItsOwnRunFolder) {
+  become_evaluation();
+  deck_.run.init_from = "";
+  deck_.run.dir = (folder_ / "run").string();
+  EXPECT_EQ(problems(), "");
+}
+
+TEST_F(DeckCheck, FilesAndFoldersThatAreMissingAreNamed) {
+  deck_.data.tokenizer = "/no/tokenizer";
+  deck_.run.init_from = "/no/run";
+  deck_.run.dir = (folder_ / "a.h5").string();
+  expect_problem("data.tokenizer: expected a SentencePiece model file, found none at /no/tokenizer");
+  expect_problem("run.init_from: expected a checkpoint folder or a run folder, found none at /no/run");
+  expect_problem("run.dir: expected a folder, found a file at");
+}
+
+}  // namespace
+}  // namespace flanmoe
