@@ -9,7 +9,7 @@ namespace flanmoe {
 struct ElementwiseKernels {
   /// y = x with conversion between f32, bf16 and f64 (round to nearest even). Shapes agree; strides are honoured.
   void (*convert)(KernelContext&, const Tensor& y, const Tensor& x);
-  /// y += x; y: A, x: C or A.
+  /// y += x; y: C or A, x: C or A.
   void (*add)(KernelContext&, const Tensor& y, const Tensor& x);
   /// x *= factor; any floating type.
   void (*scale)(KernelContext&, const Tensor& x, double factor);

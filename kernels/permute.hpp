@@ -18,7 +18,7 @@ struct PermuteKernels {
   /// drow_ND[slot] (C) = weight * dy[t];  dweight_Tk (A) = <dy[t], row[slot]> in A, 0 where the slot is -1.
   void (*combine_backward)(KernelContext&, const Tensor& drow_ND, const Tensor& dweight_Tk, const Tensor& dy_TD,
                            const Tensor& row_ND, const Tensor& weight_Tk, const Tensor& slot_Tk);
-  /// dx_TD[t] (C) = base + sum over j ascending of drow_ND[slot_Tk[t][j]], slot -1 left out; base_TD: C or absent (0).
+  /// dx_TD[t] (C; may be base) = base + sum over j ascending of drow_ND[slot_Tk[t][j]], slot -1 left out; base_TD: C or absent (0).
   void (*gather_sum)(KernelContext&, const Tensor& dx_TD, const Tensor& drow_ND, const Tensor& slot_Tk,
                      const Tensor& base_TD);
 };

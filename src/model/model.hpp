@@ -9,19 +9,11 @@
 #include "data/batch.hpp"
 #include "deck/deck.hpp"
 #include "kernels/kernels.hpp"
+#include "moe/router.hpp"
 #include "parallel/communicator.hpp"
 #include "tensor/parameters.hpp"
 
 namespace flanmoe {
-
-/// What one sparse layer did, summed over the tokens that this rank routed; additive over microbatches and ranks.
-struct MoeLayerStatistics {
-  std::string layer;                    // "encoder/layer_01"
-  std::vector<double> load_E;           // claims per expert before capacity
-  double tokens = 0, dropped = 0;       // routed tokens; choices dropped by capacity (of tokens*k)
-  double balance = 0, z = 0;            // this layer's share of the losses, before their coefficients
-  double entropy = 0;                   // sum over tokens of the entropy of p (nats)
-};
 
 /// Sums over the target tokens of this rank since reset(); additive over microbatches and ranks.
 struct StepStatistics {
@@ -33,6 +25,9 @@ struct StepStatistics {
   std::vector<double> pack() const;
   void unpack(const std::vector<double>& values);
 };
+
+/// Balance and router z-loss times their coefficients, mean over the sparse layers; from sums over all ranks.
+double auxiliary_loss(const StepStatistics& statistics, const MoeDeck& moe);
 
 /// Largest microbatch a model must hold.
 struct BatchLimits {
@@ -53,9 +48,10 @@ class Model {
   /// arena, commit it, rewind, and call again. scratch is measured the same way.
   void lay(Arena& activations, Arena& scratch, const BatchLimits& limits, bool training);
 
-  /// Forward and backward of one microbatch: gradients of (sum of target losses / step_target_tokens + auxiliary losses)
-  /// are added to the store's gradients; sums are added to `statistics`. Collective over the expert group: every rank
-  /// of it calls, with rows or without. Dropout, capacity and random numbers depend on batch.step and global rows only.
+  /// Forward and backward of one microbatch: gradients of (sum of target losses / step_target_tokens + auxiliary
+  /// losses) are added to the store's gradients; sums are added to `statistics`. Collective over the expert group:
+  /// every rank of it calls, with rows or without. Dropout, capacity and random numbers depend on batch.step and global
+  /// rows only.
   void forward_backward(KernelContext&, const PackedBatch& batch, StepStatistics& statistics);
 
   /// Forward only, evaluation mode (no dropout, capacity_factor_eval). `decoder_encoder_S[s]`: the encoder segment that
@@ -75,9 +71,9 @@ class Model {
   std::unique_ptr<State> state_;
 };
 
-/// Greedy decoding with a KV cache. inputs: without EOS (appended here), trimmed to the model's limits; outputs: without
-/// EOS. Collective over the expert group, with any number of inputs on each rank (0 too); a row's result does not
-/// depend on which other rows are decoded with it. Uses the memory laid by Model::lay(training = false) with
+/// Greedy decoding with a KV cache. inputs: without EOS (appended here), trimmed to the model's limits; outputs:
+/// without EOS. Collective over the expert group, with any number of inputs on each rank (0 too); a row's result does
+/// not depend on which other rows are decoded with it. Uses the memory laid by Model::lay(training = false) with
 /// longest_target >= max_new_tokens.
 std::vector<std::vector<std::int32_t>> generate_greedy(Model&, KernelContext&,
                                                        const std::vector<std::vector<std::int32_t>>& inputs,
@@ -85,8 +81,8 @@ std::vector<std::vector<std::int32_t>> generate_greedy(Model&, KernelContext&,
 
 /// Candidate targets of one input, to be scored.
 struct ScoreRequest {
-  std::vector<std::int32_t> input;                  // without EOS
-  std::vector<std::vector<std::int32_t>> targets;   // without EOS
+  std::vector<std::int32_t> input;                 // without EOS
+  std::vector<std::vector<std::int32_t>> targets;  // without EOS
 };
 /// Log-likelihood of each target including its EOS, for every request of this rank. Collective like generate_greedy;
 /// cuts its work into microbatches within the limits of lay().

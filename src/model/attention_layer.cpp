@@ -1,0 +1,128 @@
+#include "model/attention_layer.hpp"
+
+#include "base/timer.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Positions that address a dropout mask on features.
+std::span<const std::int32_t> mask_positions(const LayerContext& c, const Side& side) {
+  return c.deck.model.dropout_shared_over_length ? side.shared_T : side.position_T;
+}
+
+/// Dropout of attention probabilities with one mask per (row, head, key), shared over the queries: the same as dropping
+/// rows of v head by head.
+void drop_values(const LayerContext& c, const Tensor& v_TQ, const AttentionLayer& layer) {
+  const DropoutMask mask =
+      c.mask(c.deck.model.dropout, layer.site, layer.keys->row_T, layer.keys->position_T, c.deck.model.head_width);
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, v_TQ, v_TQ, mask);
+}
+
+}  // namespace
+
+void AttentionActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t tokens,
+                               std::int64_t key_tokens) {
+  const DType a = accumulate_dtype(compute);
+  const std::int64_t q = model.heads * model.head_width;
+  rstd_T = arena.allocate(a, tokens, 1);
+  y_TD = arena.allocate(compute, tokens, model.width);
+  q_TQ = arena.allocate(compute, tokens, q);
+  out_TQ = arena.allocate(compute, tokens, q);
+  k_TQ = arena.allocate(compute, key_tokens, q);
+  v_TQ = arena.allocate(compute, key_tokens, q);
+  logsumexp_TH = arena.allocate(a, tokens, model.heads);
+}
+
+void SublayerWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t tokens) {
+  const std::int64_t q = model.heads * model.head_width;
+  part_TD = arena.allocate(compute, tokens, model.width);
+  dy_TD = arena.allocate(compute, tokens, model.width);
+  dsum_TD = arena.allocate(accumulate_dtype(compute), tokens, model.width);
+  for (Tensor* t : {&dout_TQ, &dq_TQ, &dk_TQ, &dv_TQ}) *t = arena.allocate(compute, tokens, q);
+}
+
+void add_to_residual(const LayerContext& c, const Tensor& x_out_TD, const Tensor& x_TD, const Tensor& part_TD,
+                     const Side& side, std::uint32_t site) {
+  c.k.elementwise.convert(c.context, x_out_TD, x_TD);
+  c.k.dropout.add(c.context, x_out_TD, part_TD,
+                  c.mask(c.deck.model.dropout, site, side.row_T, mask_positions(c, side)));
+}
+
+Tensor residual_gradient(const LayerContext& c, const Tensor& part_TD, const Tensor& dx_TD, const Side& side,
+                         std::uint32_t site) {
+  const DropoutMask mask = c.mask(c.deck.model.dropout, site, side.row_T, mask_positions(c, side));
+  if (mask.rate == 0.0F && !c.mixed()) return dx_TD;
+  c.k.elementwise.convert(c.context, part_TD, dx_TD);
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, part_TD, part_TD, mask);
+  return part_TD;
+}
+
+void attention_sublayer(const LayerContext& c, const Tensor& x_out_TD, AttentionActivations& saved, SublayerWork& work,
+                        const Tensor& x_TD, const AttentionLayer& layer) {
+  const PartScope part(Part::attention);
+  const std::int64_t tokens = layer.queries->tokens;
+  const std::int64_t key_tokens = layer.keys->tokens;
+  const Tensor y_TD = first_rows(saved.y_TD, tokens);
+  const Tensor q_TQ = first_rows(saved.q_TQ, tokens);
+  const Tensor k_TQ = first_rows(saved.k_TQ, key_tokens);
+  const Tensor v_TQ = first_rows(saved.v_TQ, key_tokens);
+  const Tensor out_TQ = first_rows(saved.out_TQ, tokens);
+  // 1. Normalise and project.
+  c.k.norm.forward(c.context, y_TD, first_rows(saved.rstd_T, tokens), x_TD, c.weight(layer.weights.norm_D),
+                   float(c.deck.model.norm_epsilon));
+  const Tensor source_TD = layer.source_TD.absent() ? y_TD : layer.source_TD;
+  c.k.matmul.product(c.context, q_TQ, y_TD, Transpose::no, c.weight(layer.weights.query_DQ), Transpose::no, 0.0F);
+  c.k.matmul.product(c.context, k_TQ, source_TD, Transpose::no, c.weight(layer.weights.key_DQ), Transpose::no, 0.0F);
+  c.k.matmul.product(c.context, v_TQ, source_TD, Transpose::no, c.weight(layer.weights.value_DQ), Transpose::no, 0.0F);
+  drop_values(c, v_TQ, layer);
+  // 2. Attend.
+  c.k.attention.forward(c.context, out_TQ, first_rows(saved.logsumexp_TH, tokens), q_TQ, k_TQ, v_TQ, layer.bias_HP,
+                        *layer.segments, layer.shape);
+  // 3. Project back onto the residual stream.
+  const Tensor part_TD = first_rows(work.part_TD, tokens);
+  c.k.matmul.product(c.context, part_TD, out_TQ, Transpose::no, c.weight(layer.weights.output_QD), Transpose::no, 0.0F);
+  add_to_residual(c, x_out_TD, x_TD, part_TD, *layer.queries, layer.site + 1);
+}
+
+void attention_sublayer_backward(const LayerContext& c, const Tensor& dx_TD, const Tensor& dsource_TD,
+                                 const Tensor& dbias_HP, SublayerWork& work, const Tensor& x_TD,
+                                 const AttentionActivations& saved, const AttentionLayer& layer) {
+  const PartScope part(Part::attention);
+  const std::int64_t tokens = layer.queries->tokens;
+  const std::int64_t key_tokens = layer.keys->tokens;
+  const AttentionTensors<int>& w = layer.weights;
+  const Tensor y_TD = first_rows(saved.y_TD, tokens);
+  const Tensor out_TQ = first_rows(saved.out_TQ, tokens);
+  const Tensor source_TD = layer.source_TD.absent() ? y_TD : layer.source_TD;
+  const Tensor dout_TQ = first_rows(work.dout_TQ, tokens);
+  const Tensor dq_TQ = first_rows(work.dq_TQ, tokens);
+  const Tensor dk_TQ = first_rows(work.dk_TQ, key_tokens);
+  const Tensor dv_TQ = first_rows(work.dv_TQ, key_tokens);
+  // 3. Output projection.
+  const Tensor dpart_TD = residual_gradient(c, first_rows(work.part_TD, tokens), dx_TD, *layer.queries, layer.site + 1);
+  c.k.matmul.product(c.context, c.gradient(w.output_QD), out_TQ, Transpose::yes, dpart_TD, Transpose::no, 1.0F);
+  c.k.matmul.product(c.context, dout_TQ, dpart_TD, Transpose::no, c.weight(w.output_QD), Transpose::yes, 0.0F);
+  // 2. Attention.
+  c.k.attention.backward(c.context, dq_TQ, dk_TQ, dv_TQ, dbias_HP, dout_TQ, first_rows(saved.q_TQ, tokens),
+                         first_rows(saved.k_TQ, key_tokens), first_rows(saved.v_TQ, key_tokens), layer.bias_HP, out_TQ,
+                         first_rows(saved.logsumexp_TH, tokens), *layer.segments, layer.shape);
+  drop_values(c, dv_TQ, layer);
+  // 1. Projections: to the input of the sublayer, and in cross attention to the encoder's output.
+  c.k.matmul.product(c.context, c.gradient(w.query_DQ), y_TD, Transpose::yes, dq_TQ, Transpose::no, 1.0F);
+  c.k.matmul.product(c.context, c.gradient(w.key_DQ), source_TD, Transpose::yes, dk_TQ, Transpose::no, 1.0F);
+  c.k.matmul.product(c.context, c.gradient(w.value_DQ), source_TD, Transpose::yes, dv_TQ, Transpose::no, 1.0F);
+  const Tensor dsum_TD = first_rows(work.dsum_TD, tokens);
+  c.k.matmul.product(c.context, dsum_TD, dq_TQ, Transpose::no, c.weight(w.query_DQ), Transpose::yes, 0.0F);
+  const Tensor dtarget_TD = layer.source_TD.absent() ? dsum_TD : dsource_TD;
+  c.k.matmul.product(c.context, dtarget_TD, dk_TQ, Transpose::no, c.weight(w.key_DQ), Transpose::yes, 1.0F);
+  c.k.matmul.product(c.context, dtarget_TD, dv_TQ, Transpose::no, c.weight(w.value_DQ), Transpose::yes, 1.0F);
+  Tensor dy_TD = dsum_TD;
+  if (c.mixed()) {
+    dy_TD = first_rows(work.dy_TD, tokens);
+    c.k.elementwise.convert(c.context, dy_TD, dsum_TD);
+  }
+  c.k.norm.backward(c.context, dx_TD, c.gradient(w.norm_D), dy_TD, x_TD, first_rows(saved.rstd_T, tokens),
+                    c.weight(w.norm_D));
+}
+
+}  // namespace flanmoe

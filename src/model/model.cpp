@@ -1,0 +1,230 @@
+#include "model/model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/timer.hpp"
+#include "model/model_state.hpp"
+
+namespace flanmoe {
+namespace {
+
+double sum_of(const Tensor& t) {
+  double sum = 0.0;
+  if (t.dtype == DType::f64) {
+    for (const double x : t.flat<double>()) sum += x;
+  } else {
+    for (const float x : t.flat<float>()) sum += double(x);
+  }
+  return sum;
+}
+
+}  // namespace
+
+Model::State::State(const Deck& deck_in, ParameterStore& store_in, const Communicators& communicators_in,
+                    const Kernels& kernels_in)
+    : deck(deck_in),
+      store(store_in),
+      communicators(communicators_in),
+      kernels(kernels_in),
+      tensors(model_tensors(deck_in.model, deck_in.moe)) {
+  for (const bool is_encoder : {true, false}) {
+    const auto& layers = is_encoder ? tensors.encoder.layers : tensors.decoder.layers;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      if (layers[l].sparse) moe_layers.push_back(layer_name(is_encoder, std::int64_t(l)));
+    }
+  }
+  if (!moe_layers.empty()) dispatcher.emplace(communicators.expert, deck.moe);
+  Dispatcher* shared = dispatcher ? &*dispatcher : nullptr;
+  const auto sparse = std::count_if(tensors.encoder.layers.begin(), tensors.encoder.layers.end(),
+                                    [](const auto& layer) { return layer.sparse; });
+  const auto total = std::int64_t(moe_layers.size());
+  encoder = std::make_unique<Stack>(deck, true, tensors.encoder, tensors.embedding_VD, shared, 0, total);
+  decoder = std::make_unique<Stack>(deck, false, tensors.decoder, tensors.embedding_VD, shared, sparse, total);
+}
+
+CrossEntropyShape Model::State::cross_entropy_shape(double gradient_scale) const {
+  CrossEntropyShape shape;
+  shape.transpose_w = deck.model.tied_logits ? Transpose::yes : Transpose::no;
+  shape.logit_scale = deck.model.tied_logits ? 1.0 / std::sqrt(double(deck.model.width)) : 1.0;
+  shape.z_coefficient = deck.model.z_loss;
+  shape.gradient_scale = gradient_scale;
+  return shape;
+}
+
+void Model::State::check_fits(const PackedBatch& batch) const {
+  const auto rows = std::int64_t(std::max(batch.encoder.row_first.size(), batch.decoder.row_first.size())) - 1;
+  FLANMOE_EXPECT(rows <= limits.rows && batch.encoder.tokens() <= limits.encoder_tokens &&
+                     batch.decoder.tokens() <= limits.decoder_tokens,
+                 "a microbatch of {} rows, {} encoder and {} decoder tokens does not fit the memory for {}, {}, {}",
+                 rows, batch.encoder.tokens(), batch.decoder.tokens(), limits.rows, limits.encoder_tokens,
+                 limits.decoder_tokens);
+  const auto longest = [](const RaggedSide& side) {
+    const auto& counts = side.segment_count_S;
+    return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+  };
+  FLANMOE_EXPECT(longest(batch.encoder) <= limits.longest_input && longest(batch.decoder) <= limits.longest_target,
+                 "a segment of {} and {} tokens is longer than {} and {}", longest(batch.encoder),
+                 longest(batch.decoder), limits.longest_input, limits.longest_target);
+}
+
+void Model::State::bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train) {
+  check_fits(batch);
+  // In evaluation every row is a routing group of its own, so that a row's result does not depend on its neighbours.
+  const std::int64_t group_rows = train ? deck.moe.group_rows : 1;
+  encoder_side.bind(batch.encoder, batch.first_row, group_rows, batch.step_rows, batch.step_encoder_tokens);
+  decoder_side.bind(batch.decoder, batch.first_row, group_rows, batch.step_rows, batch.step_target_tokens);
+  decoder_side.bind_cross(batch.decoder, batch.encoder, decoder_encoder_S);
+}
+
+void Model::State::prepare(StepStatistics& statistics) const {
+  if (statistics.moe.size() == moe_layers.size()) return;
+  statistics.moe.resize(moe_layers.size());
+  for (std::size_t i = 0; i < moe_layers.size(); ++i) {
+    statistics.moe[i].layer = moe_layers[i];
+    statistics.moe[i].load_E.assign(std::size_t(deck.moe.experts), 0.0);
+  }
+}
+
+Model::Model(const Deck& deck, ParameterStore& store, const Communicators& communicators, const Kernels& kernels)
+    : state_(std::make_unique<State>(deck, store, communicators, kernels)) {}
+Model::~Model() = default;
+
+const std::vector<std::string>& Model::moe_layers() const { return state_->moe_layers; }
+const Deck& Model::deck() const { return state_->deck; }
+
+void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, bool training) {
+  State& s = *state_;
+  s.limits = limits;
+  s.training = training;
+  const DType compute = s.store.compute();
+  const DType a = accumulate_dtype(compute);
+  const auto ranks = std::int64_t(s.communicators.expert.size());
+  s.encoder->lay(activations, compute, limits, training, ranks);
+  s.decoder->lay(activations, compute, limits, training, ranks);
+  s.encoder->lay_work(activations, s.work, compute, limits, training, ranks);
+  for (Tensor* t : {&s.nll_T, &s.z_T, &s.hit_T}) *t = activations.allocate(a, limits.decoder_tokens, 1);
+  if (!training) {
+    const std::int64_t q = s.deck.model.heads * s.deck.model.head_width;
+    s.cache.longest = limits.longest_target;
+    s.cache.layers.assign(s.tensors.decoder.layers.size(), {});
+    for (auto& layer : s.cache.layers) {
+      layer.self_k_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
+      layer.self_v_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
+      layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, q);
+      layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, q);
+    }
+    s.cache.logits_BV = activations.allocate(a, limits.rows, s.deck.model.vocabulary);
+    s.cache.slot_B = activations.allocate(DType::i32, limits.rows, 1);
+  }
+  const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
+  const std::int64_t received =
+      s.moe_layers.empty() ? 0 : received_rows_bound(s.deck.moe, training, ranks, tokens, limits.rows);
+  const std::size_t scratch_bytes =
+      kernel_scratch_bytes(s.kernels, s.deck, compute, limits, received, s.cross_entropy_shape(1.0));
+  scratch.allocate(DType::bf16, 1, std::int64_t(scratch_bytes + 1) / 2);
+  scratch.rewind();
+}
+
+void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, StepStatistics& statistics) {
+  State& s = *state_;
+  FLANMOE_EXPECT(s.training, "the model was laid for evaluation");
+  const LayerContext c = s.context(kernel, true, batch.step);
+  s.bind(batch, {}, true);
+  s.prepare(statistics);
+  const std::int64_t tokens = s.decoder_side.tokens;
+  const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
+
+  // Forward.
+  const Tensor encoded_TD = s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
+  const Tensor decoded_TD = s.decoder->forward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side, statistics);
+
+  // Loss, and its gradient by the decoder's output.
+  {
+    const PartScope part(Part::logits);
+    const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
+    const double scale = 1.0 / double(std::max<std::int64_t>(1, batch.step_target_tokens));
+    s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), rows(s.work.dout_TD),
+                                             c.gradient(s.logits()), decoded_TD, c.weight(s.logits()), target_T,
+                                             s.cross_entropy_shape(scale));
+    statistics.nll += sum_of(rows(s.nll_T));
+    statistics.z += sum_of(rows(s.z_T));
+    statistics.hits += sum_of(rows(s.hit_T));
+    statistics.targets += double(tokens);
+  }
+
+  // Backward.
+  const Tensor dsource_TD = first_rows(s.work.dsource_TD, s.encoder_side.tokens);
+  s.kernels.elementwise.zero(kernel, dsource_TD);
+  s.decoder->backward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side);
+  s.kernels.elementwise.convert(kernel, first_rows(s.work.dout_TD, s.encoder_side.tokens), dsource_TD);
+  s.encoder->backward(c, s.work, s.encoder_side, nullptr, nullptr);
+  FLANMOE_EXPECT(encoded_TD.rows == s.encoder_side.tokens, "encoder output of {} rows", encoded_TD.rows);
+}
+
+std::vector<float> Model::evaluate(KernelContext& kernel, const PackedBatch& batch,
+                                   const std::vector<std::int32_t>& decoder_encoder_S, StepStatistics& statistics) {
+  State& s = *state_;
+  const LayerContext c = s.context(kernel, false, batch.step);
+  s.bind(batch, decoder_encoder_S, false);
+  s.prepare(statistics);
+  const std::int64_t tokens = s.decoder_side.tokens;
+  const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
+  s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
+  const Tensor decoded_TD = s.decoder->forward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side, statistics);
+  const PartScope part(Part::logits);
+  const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
+  s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), {}, {}, decoded_TD,
+                                           c.weight(s.logits()), target_T, s.cross_entropy_shape(0.0));
+  statistics.nll += sum_of(rows(s.nll_T));
+  statistics.z += sum_of(rows(s.z_T));
+  statistics.hits += sum_of(rows(s.hit_T));
+  statistics.targets += double(tokens);
+  std::vector<float> nll(std::size_t(tokens), 0.0F);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    nll[std::size_t(t)] = s.nll_T.dtype == DType::f64 ? float(*s.nll_T.row<double>(t)) : *s.nll_T.row<float>(t);
+  }
+  return nll;
+}
+
+void StepStatistics::reset() {
+  nll = z = hits = targets = 0;
+  for (MoeLayerStatistics& layer : moe) {
+    std::fill(layer.load_E.begin(), layer.load_E.end(), 0.0);
+    layer.tokens = layer.dropped = layer.balance = layer.z = layer.entropy = 0;
+  }
+}
+
+std::vector<double> StepStatistics::pack() const {
+  std::vector<double> values{nll, z, hits, targets};
+  for (const MoeLayerStatistics& layer : moe) {
+    values.insert(values.end(), {layer.tokens, layer.dropped, layer.balance, layer.z, layer.entropy});
+    values.insert(values.end(), layer.load_E.begin(), layer.load_E.end());
+  }
+  return values;
+}
+
+void StepStatistics::unpack(const std::vector<double>& values) {
+  std::size_t next = 0;
+  const auto take = [&] {
+    FLANMOE_EXPECT(next < values.size(), "{} numbers are too few for these statistics", values.size());
+    return values[next++];
+  };
+  for (double* value : {&nll, &z, &hits, &targets}) *value = take();
+  for (MoeLayerStatistics& layer : moe) {
+    for (double* value : {&layer.tokens, &layer.dropped, &layer.balance, &layer.z, &layer.entropy}) *value = take();
+    for (double& load : layer.load_E) load = take();
+  }
+  FLANMOE_EXPECT(next == values.size(), "{} numbers are left over", values.size() - next);
+}
+
+double auxiliary_loss(const StepStatistics& statistics, const MoeDeck& moe) {
+  double sum = 0.0;
+  for (const MoeLayerStatistics& layer : statistics.moe) {
+    sum += moe.balance_coefficient * layer.balance + moe.z_coefficient * layer.z;
+  }
+  return statistics.moe.empty() ? 0.0 : sum / double(statistics.moe.size());
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,56 @@
+// The parts of a model, shared by the files of this folder.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "model/stack.hpp"
+
+namespace flanmoe {
+
+/// Memory for decoding with a KV cache, laid for evaluation only.
+struct DecodingCache {
+  struct Layer {
+    Tensor self_k_CQ, self_v_CQ;    // C: row r of the batch owns cache rows [r*longest, (r+1)*longest)
+    Tensor cross_k_TQ, cross_v_TQ;  // C: of the encoder's tokens
+  };
+  std::vector<Layer> layers;
+  Tensor logits_BV;  // A
+  Tensor slot_B;     // i32: cache row that a new key goes to
+  std::int64_t longest = 0;
+};
+
+struct Model::State {
+  Deck deck;
+  ParameterStore& store;
+  const Communicators& communicators;
+  const Kernels& kernels;
+  ModelTensors<int> tensors;
+  std::optional<Dispatcher> dispatcher;
+  std::vector<std::string> moe_layers;
+  std::unique_ptr<Stack> encoder, decoder;
+  StackWork work;
+  Side encoder_side, decoder_side;
+  Tensor nll_T, z_T, hit_T;  // A: per target token
+  DecodingCache cache;
+  BatchLimits limits;
+  bool training = false;
+
+  State(const Deck& deck, ParameterStore& store, const Communicators& communicators, const Kernels& kernels);
+  LayerContext context(KernelContext& kernel, bool train, std::int64_t step) const {
+    return {kernel, kernels, store, deck, train, step};
+  }
+  int logits() const { return deck.model.tied_logits ? tensors.embedding_VD : tensors.logits_DV; }
+  CrossEntropyShape cross_entropy_shape(double gradient_scale) const;
+  void bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train);
+  void check_fits(const PackedBatch& batch) const;
+  void prepare(StepStatistics& statistics) const;
+};
+
+/// Bytes of scratch that the kernels of one microbatch need. `received`: rows of the experts.
+std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&, std::int64_t received,
+                                 const CrossEntropyShape&);
+/// A batch of single-segment rows: segment s is row s. Used by decoding and scoring.
+void append_row(RaggedSide& side, const std::vector<std::int32_t>& tokens);
+
+}  // namespace flanmoe

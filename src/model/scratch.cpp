@@ -1,0 +1,13 @@
+// Scratch memory of the kernels of one microbatch.
+#include <algorithm>
+
+#include "model/model_state.hpp"
+
+namespace flanmoe {
+
+std::size_t kernel_scratch_bytes(const Kernels& k, const Deck& deck, DType compute, const BatchLimits& limits,
+                                 std::int64_t /*received*/, const CrossEntropyShape& shape) {
+  return k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape);
+}
+
+}  // namespace flanmoe

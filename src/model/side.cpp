@@ -1,0 +1,43 @@
+#include "model/side.hpp"
+
+#include <algorithm>
+
+namespace flanmoe {
+
+void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
+                std::int64_t step_tokens) {
+  tokens = batch.tokens();
+  // Kernels only read ids; Tensor has no const form.
+  ids_T = make_tensor(const_cast<std::int32_t*>(batch.token_T.data()), tokens, 1);
+  self = {batch.segment_begin_S, batch.segment_count_S, batch.segment_begin_S, batch.segment_count_S};
+  const std::int64_t rows = std::int64_t(batch.row_first.size()) - 1;
+  row_T.clear();
+  position_T.clear();
+  groups.first_token.assign(1, 0);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t count = batch.row_first[std::size_t(r) + 1] - batch.row_first[std::size_t(r)];
+    row_T.insert(row_T.end(), std::size_t(count), first_row + r);
+    for (std::int64_t i = 0; i < count; ++i) position_T.push_back(std::int32_t(i));
+    if ((r + 1) % group_rows == 0 || r + 1 == rows) groups.first_token.push_back(batch.row_first[std::size_t(r) + 1]);
+  }
+  shared_T.assign(std::size_t(tokens), 0);
+  groups.step_groups = std::max<std::int64_t>(1, (step_rows + group_rows - 1) / group_rows);
+  groups.step_tokens = std::max<std::int64_t>(1, step_tokens);
+}
+
+void Side::bind_cross(const RaggedSide& decoder, const RaggedSide& encoder,
+                      const std::vector<std::int32_t>& encoder_of_S) {
+  const std::size_t segments = decoder.segment_begin_S.size();
+  key_begin_S.resize(segments);
+  key_count_S.resize(segments);
+  for (std::size_t s = 0; s < segments; ++s) {
+    const std::size_t e = encoder_of_S.empty() ? s : std::size_t(encoder_of_S[s]);
+    FLANMOE_EXPECT(e < encoder.segment_begin_S.size(), "decoder segment {} looks at encoder segment {} of {}", s, e,
+                   encoder.segment_begin_S.size());
+    key_begin_S[s] = encoder.segment_begin_S[e];
+    key_count_S[s] = encoder.segment_count_S[e];
+  }
+  cross = {decoder.segment_begin_S, decoder.segment_count_S, key_begin_S, key_count_S};
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,251 @@
+#include "model/stack.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "base/timer.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Numbers of the dropout sites inside a layer; each layer has kSitesPerLayer of them.
+enum Site : std::uint32_t { kSelf = 0, kCross = 2, kHidden = 4, kFeedForward = 5 };
+constexpr std::uint32_t kSitesPerLayer = 8;
+constexpr std::uint32_t kDecoderSites = 1U << 16;
+constexpr std::uint32_t kEmbeddingSite = 0xF000;
+constexpr std::uint32_t kFinalSite = 0xF001;
+
+std::array<std::int64_t, 2> one_group(std::int64_t rows) { return {0, rows}; }
+
+}  // namespace
+
+Stack::Stack(const Deck& deck, bool encoder, StackTensors<int> tensors, int embedding, Dispatcher* dispatcher,
+             std::int64_t first_moe_layer, std::int64_t moe_layers)
+    : deck_(deck),
+      encoder_(encoder),
+      tensors_(std::move(tensors)),
+      embedding_(embedding),
+      dispatcher_(dispatcher),
+      first_moe_layer_(first_moe_layer),
+      moe_layers_(moe_layers) {
+  for (const auto& layer : tensors_.layers) moe_index_.push_back(layer.sparse ? first_moe_layer++ : -1);
+}
+
+bool Stack::has_sparse() const {
+  return std::any_of(tensors_.layers.begin(), tensors_.layers.end(), [](const auto& layer) { return layer.sparse; });
+}
+
+std::uint32_t Stack::site(std::size_t l, std::uint32_t which) const {
+  return (encoder_ ? 0 : kDecoderSites) + kSitesPerLayer * std::uint32_t(l) + which;
+}
+
+AttentionShape Stack::self_shape() const {
+  return {int(deck_.model.heads), int(deck_.model.head_width), !encoder_, 1.0F};
+}
+AttentionShape Stack::cross_shape() const { return {int(deck_.model.heads), int(deck_.model.head_width), false, 1.0F}; }
+
+void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool training, std::int64_t expert_ranks) {
+  const DType a = accumulate_dtype(compute);
+  const ModelDeck& model = deck_.model;
+  const std::int64_t tokens = tokens_limit(limits);
+  const std::int64_t received = received_rows_bound(deck_.moe, training, expert_ranks, tokens, groups_limit(limits));
+  activations_.layers.assign(tensors_.layers.size(), {});
+  const auto lay_layer = [&](LayerActivations& layer, bool dense, bool sparse) {
+    layer.x_self_TD = arena.allocate(a, tokens, model.width);
+    layer.x_ffn_TD = arena.allocate(a, tokens, model.width);
+    layer.self.lay(arena, model, compute, tokens, tokens);
+    if (!encoder_) {
+      layer.x_cross_TD = arena.allocate(a, tokens, model.width);
+      layer.cross.lay(arena, model, compute, tokens, limits.encoder_tokens);
+    }
+    layer.ffn_rstd_T = arena.allocate(a, tokens, 1);
+    layer.ffn_y_TD = arena.allocate(compute, tokens, model.width);
+    if (dense) layer.dense.lay(arena, model, compute, tokens);
+    if (sparse) {
+      layer.moe.lay(arena, deck_, compute, tokens, groups_limit(limits), received, expert_ranks);
+    }
+  };
+  if (training) {
+    for (std::size_t l = 0; l < tensors_.layers.size(); ++l) {
+      lay_layer(activations_.layers[l], !tensors_.layers[l].sparse, tensors_.layers[l].sparse);
+    }
+  } else {
+    LayerActivations shared;
+    lay_layer(shared, true, has_sparse());
+    std::fill(activations_.layers.begin(), activations_.layers.end(), shared);
+  }
+  activations_.x_final_TD = training ? arena.allocate(a, tokens, model.width) : activations_.layers[0].x_self_TD;
+  activations_.final_rstd_T = arena.allocate(a, tokens, 1);
+  activations_.out_TD = arena.allocate(compute, tokens, model.width);
+  const std::int64_t longest = std::max<std::int64_t>(1, encoder_ ? limits.longest_input : limits.longest_target);
+  activations_.bias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
+}
+
+void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLimits& limits, bool training,
+                     std::int64_t expert_ranks) const {
+  const DType a = accumulate_dtype(compute);
+  const ModelDeck& model = deck_.model;
+  const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
+  work.sublayer.lay(arena, model, compute, tokens);
+  if (training) work.dense.lay(arena, model, compute, tokens, 1);
+  if (dispatcher_ != nullptr) {
+    const std::int64_t received = received_rows_bound(deck_.moe, training, expert_ranks, tokens, groups_limit(limits));
+    work.moe.lay(arena, deck_, compute, tokens, groups_limit(limits), received, deck_.moe.experts / expert_ranks);
+    dispatcher_->lay(arena, compute, tokens * deck_.moe.top_k, received, model.width);
+  }
+  if (!training) return;
+  const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});
+  work.dx_TD = arena.allocate(a, tokens, model.width);
+  work.dsource_TD = arena.allocate(a, limits.encoder_tokens, model.width);
+  work.dout_TD = arena.allocate(compute, tokens, model.width);
+  work.dbias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
+}
+
+const Tensor& Stack::after_self(std::size_t l) const {
+  return encoder_ ? activations_.layers[l].x_ffn_TD : activations_.layers[l].x_cross_TD;
+}
+
+const Tensor& Stack::after_ffn(std::size_t l) const {
+  return l + 1 < activations_.layers.size() ? activations_.layers[l + 1].x_self_TD : activations_.x_final_TD;
+}
+
+AttentionLayer Stack::self_attention(const Side& side, std::size_t l) const {
+  return {tensors_.layers[l].self, self_shape(), &side.self, &side, &side, {}, activations_.bias_HP, site(l, kSelf)};
+}
+
+AttentionLayer Stack::cross_attention(const Side& side, const Stack& encoder, const Side& encoder_side,
+                                      std::size_t l) const {
+  const Tensor source_TD = first_rows(encoder.activations_.out_TD, encoder_side.tokens);
+  return {tensors_.layers[l].cross, cross_shape(), &side.cross, &side, &encoder_side, source_TD, {}, site(l, kCross)};
+}
+
+void Stack::embed(const LayerContext& c, const Side& side) {
+  const Tensor x_TD = first_rows(activations_.layers[0].x_self_TD, side.tokens);
+  c.k.embedding.forward(c.context, x_TD, c.weight(embedding_), side.ids_T);
+  const auto positions = deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
+  const DropoutMask mask =
+      c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kEmbeddingSite, side.row_T, positions);
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, x_TD, x_TD, mask);
+}
+
+void Stack::expand_bias(const LayerContext& c) {
+  c.k.relative_bias.expand(c.context, activations_.bias_HP, c.weight(tensors_.relative_bias_UH), encoder_,
+                           int(deck_.model.bias_max_distance));
+}
+
+Tensor Stack::finish(const LayerContext& c, const Side& side) {
+  const Tensor out_TD = first_rows(activations_.out_TD, side.tokens);
+  c.k.norm.forward(c.context, out_TD, first_rows(activations_.final_rstd_T, side.tokens),
+                   first_rows(activations_.x_final_TD, side.tokens), c.weight(tensors_.final_norm_D),
+                   float(deck_.model.norm_epsilon));
+  // T5X drops single elements behind the encoder's final norm and shares the mask over the length in the decoder.
+  const bool shared = deck_.model.dropout_shared_over_length && !encoder_;
+  const DropoutMask mask = c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kFinalSite, side.row_T,
+                                  shared ? std::span(side.shared_T) : std::span(side.position_T));
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, out_TD, out_TD, mask);
+  return out_TD;
+}
+
+void Stack::feed_forward_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
+                                  std::size_t l, StepStatistics& statistics) {
+  LayerActivations& saved = activations_.layers[l];
+  const LayerTensors<int>& tensors = tensors_.layers[l];
+  const PartScope part(tensors.sparse ? Part::experts : Part::dense_ffn);
+  const Tensor x_TD = first_rows(saved.x_ffn_TD, side.tokens);
+  const Tensor y_TD = first_rows(saved.ffn_y_TD, side.tokens);
+  const Tensor part_TD = first_rows(work.sublayer.part_TD, side.tokens);
+  c.k.norm.forward(c.context, y_TD, first_rows(saved.ffn_rstd_T, side.tokens), x_TD,
+                   c.weight(tensors.feed_forward_norm_D), float(deck_.model.norm_epsilon));
+  if (tensors.sparse) {
+    moe_forward(c, part_TD, saved.moe, work.moe, *dispatcher_, y_TD, tensors.moe, side.groups,
+                statistics.moe[std::size_t(moe_index_[l])], site(l, kHidden));
+  } else {
+    const auto first = one_group(side.tokens);
+    const auto positions =
+        deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
+    const DropoutMask mask = c.mask(deck_.model.dropout, site(l, kHidden), side.row_T, positions);
+    feed_forward(c, part_TD, saved.dense, y_TD, {tensors.dense, first, mask, Part::dense_ffn});
+  }
+  add_to_residual(c, x_out_TD, x_TD, part_TD, side, site(l, kFeedForward));
+}
+
+void Stack::feed_forward_backward_sublayer(const LayerContext& c, StackWork& work, const Side& side, std::size_t l) {
+  const LayerActivations& saved = activations_.layers[l];
+  const LayerTensors<int>& tensors = tensors_.layers[l];
+  const PartScope part(tensors.sparse ? Part::experts : Part::dense_ffn);
+  const Tensor dx_TD = first_rows(work.dx_TD, side.tokens);
+  const Tensor y_TD = first_rows(saved.ffn_y_TD, side.tokens);
+  const Tensor dy_TD = first_rows(work.sublayer.dy_TD, side.tokens);
+  const Tensor dpart_TD =
+      residual_gradient(c, first_rows(work.sublayer.part_TD, side.tokens), dx_TD, side, site(l, kFeedForward));
+  if (tensors.sparse) {
+    moe_backward(c, dy_TD, work.moe, *dispatcher_, dpart_TD, y_TD, tensors.moe, saved.moe, side.groups, moe_layers_,
+                 site(l, kHidden));
+  } else {
+    const auto first = one_group(side.tokens);
+    const auto positions =
+        deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
+    const DropoutMask mask = c.mask(deck_.model.dropout, site(l, kHidden), side.row_T, positions);
+    feed_forward_backward(c, dy_TD, work.dense, dpart_TD, y_TD, saved.dense,
+                          {tensors.dense, first, mask, Part::dense_ffn});
+  }
+  c.k.norm.backward(c.context, dx_TD, c.gradient(tensors.feed_forward_norm_D), dy_TD,
+                    first_rows(saved.x_ffn_TD, side.tokens), first_rows(saved.ffn_rstd_T, side.tokens),
+                    c.weight(tensors.feed_forward_norm_D));
+}
+
+Tensor Stack::forward(const LayerContext& c, StackWork& work, const Side& side, const Stack* encoder,
+                      const Side* encoder_side, StepStatistics& statistics) {
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  embed(c, side);
+  expand_bias(c);
+  for (std::size_t l = 0; l < tensors_.layers.size(); ++l) {
+    LayerActivations& saved = activations_.layers[l];
+    attention_sublayer(c, rows(after_self(l)), saved.self, work.sublayer, rows(saved.x_self_TD),
+                       self_attention(side, l));
+    if (encoder != nullptr) {
+      attention_sublayer(c, rows(saved.x_ffn_TD), saved.cross, work.sublayer, rows(saved.x_cross_TD),
+                         cross_attention(side, *encoder, *encoder_side, l));
+    }
+    feed_forward_sublayer(c, rows(after_ffn(l)), work, side, l, statistics);
+  }
+  return finish(c, side);
+}
+
+void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, const Stack* encoder,
+                     const Side* encoder_side) {
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  const Tensor dx_TD = rows(work.dx_TD);
+  const Tensor dout_TD = rows(work.dout_TD);
+  // The last P columns of the work buffer serve as this stack's bias gradient.
+  const Tensor& bias_HP = activations_.bias_HP;
+  const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, 1, bias_HP.rows, bias_HP.cols, bias_HP.cols};
+  c.k.elementwise.zero(c.context, dx_TD);
+  c.k.elementwise.zero(c.context, dbias_HP);
+  const bool shared = deck_.model.dropout_shared_over_length && !encoder_;
+  const DropoutMask mask = c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kFinalSite, side.row_T,
+                                  shared ? std::span(side.shared_T) : std::span(side.position_T));
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, dout_TD, dout_TD, mask);
+  c.k.norm.backward(c.context, dx_TD, c.gradient(tensors_.final_norm_D), dout_TD, rows(activations_.x_final_TD),
+                    rows(activations_.final_rstd_T), c.weight(tensors_.final_norm_D));
+  for (std::size_t l = tensors_.layers.size(); l-- > 0;) {
+    const LayerActivations& saved = activations_.layers[l];
+    feed_forward_backward_sublayer(c, work, side, l);
+    if (encoder != nullptr) {
+      attention_sublayer_backward(c, dx_TD, first_rows(work.dsource_TD, encoder_side->tokens), {}, work.sublayer,
+                                  rows(saved.x_cross_TD), saved.cross,
+                                  cross_attention(side, *encoder, *encoder_side, l));
+    }
+    attention_sublayer_backward(c, dx_TD, {}, dbias_HP, work.sublayer, rows(saved.x_self_TD), saved.self,
+                                self_attention(side, l));
+  }
+  c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
+                             int(deck_.model.bias_max_distance));
+  const auto positions = deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
+  const DropoutMask embedding_mask =
+      c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kEmbeddingSite, side.row_T, positions);
+  if (embedding_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, embedding_mask);
+  c.k.embedding.backward(c.context, c.gradient(embedding_), dx_TD, side.ids_T);
+}
+
+}  // namespace flanmoe

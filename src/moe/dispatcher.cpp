@@ -1,0 +1,114 @@
+#include "moe/dispatcher.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/timer.hpp"
+
+namespace flanmoe {
+
+void DispatchRecord::lay(Arena& arena, std::int64_t ranks, std::int64_t local_experts, std::int64_t received_limit) {
+  send_rows.assign(std::size_t(ranks), 0);
+  receive_rows.assign(std::size_t(ranks), 0);
+  first.assign(std::size_t(local_experts) + 1, 0);
+  arrival_R = arena.allocate(DType::i32, ranks > 1 ? received_limit : 0, 1);
+}
+
+std::int64_t received_rows_bound(const MoeDeck& moe, bool training, std::int64_t ranks, std::int64_t tokens,
+                                 std::int64_t groups) {
+  const std::int64_t local_experts = moe.experts / ranks;
+  std::int64_t bound = ranks * tokens * std::min(moe.top_k, local_experts);
+  const double factor = training ? moe.capacity_factor : moe.capacity_factor_eval;
+  if (factor > 0.0) {
+    // Each group gives an expert at most max(round(factor*t/E), minimum) <= factor*t/E + 1/2 + minimum rows.
+    const double per_rank =
+        factor * double(tokens) / double(moe.experts) + double(groups) * (double(moe.min_capacity) + 0.5);
+    bound = std::min(bound, ranks * local_experts * std::int64_t(std::ceil(per_rank)));
+  } else if (moe.buffer_factor > 0.0) {
+    bound = std::min(bound, std::int64_t(std::ceil(moe.buffer_factor * double(tokens * moe.top_k))));
+  }
+  return bound;
+}
+
+Dispatcher::Dispatcher(const Communicator& expert_group, const MoeDeck& moe)
+    : group_(expert_group),
+      experts_(moe.experts),
+      send_count_(std::size_t(moe.experts), 0),
+      receive_count_(std::size_t(moe.experts), 0) {}
+
+void Dispatcher::lay(Arena& arena, DType compute, std::int64_t /*sent*/, std::int64_t received, std::int64_t width) {
+  arrival_RD_ = arena.allocate(compute, local() ? 0 : received, width);
+}
+
+void Dispatcher::plan(DispatchRecord& record, const Tensor& count_E, std::int64_t row_limit) {
+  const PartScope part(Part::routing);
+  const auto ranks = std::size_t(group_.size());
+  const std::size_t local_experts = std::size_t(experts_) / ranks;
+  const auto counts = count_E.flat<std::int32_t>();
+  std::copy(counts.begin(), counts.end(), send_count_.begin());
+  if (local()) {
+    receive_count_ = send_count_;
+  } else {
+    group_.all_to_all<std::int64_t>(receive_count_, send_count_);
+  }
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto sum = [&](const std::vector<std::int64_t>& v) {
+      const auto begin = v.begin() + std::ptrdiff_t(r * local_experts);
+      return std::accumulate(begin, begin + std::ptrdiff_t(local_experts), std::int64_t{0});
+    };
+    record.send_rows[r] = sum(send_count_);
+    record.receive_rows[r] = sum(receive_count_);
+  }
+  record.sent = std::accumulate(send_count_.begin(), send_count_.end(), std::int64_t{0});
+  record.received = std::accumulate(receive_count_.begin(), receive_count_.end(), std::int64_t{0});
+  if (record.received > row_limit) {
+    fail(
+        "{} rows were routed to the experts of this rank and its buffers hold {}: raise moe.buffer_factor, or set it "
+        "to "
+        "0 for the worst case",
+        record.received, row_limit);
+  }
+  for (std::size_t e = 0; e < local_experts; ++e) {
+    std::int64_t rows = 0;
+    for (std::size_t r = 0; r < ranks; ++r) rows += receive_count_[r * local_experts + e];
+    record.first[e + 1] = record.first[e] + rows;
+  }
+  if (local()) return;
+  // Arrival order is (source rank, expert, row); expert order is (expert, source rank, row).
+  auto* arrival = record.arrival_R.as<std::int32_t>();
+  for (std::size_t e = 0; e < local_experts; ++e) {
+    std::int64_t start = 0;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      const std::int64_t* source = &receive_count_[r * local_experts];
+      const std::int64_t begin = std::accumulate(source, source + e, start);
+      for (std::int64_t i = 0; i < source[e]; ++i) *arrival++ = std::int32_t(begin + i);
+      start += record.receive_rows[r];
+    }
+  }
+}
+
+void Dispatcher::send(const LayerContext& c, const Tensor& row_RD, const Tensor& row_ND, const DispatchRecord& record) {
+  const PartScope part(Part::routing);
+  if (local()) {
+    if (row_RD.data != row_ND.data) c.k.elementwise.convert(c.context, row_RD, row_ND);
+    return;
+  }
+  const Tensor arrival_RD = first_rows(arrival_RD_, record.received);
+  group_.all_to_all_rows(arrival_RD, record.receive_rows, row_ND, record.send_rows);
+  c.k.permute.gather(c.context, row_RD, arrival_RD, first_rows(record.arrival_R, record.received));
+}
+
+void Dispatcher::send_back(const LayerContext& c, const Tensor& row_ND, const Tensor& row_RD,
+                           const DispatchRecord& record) {
+  const PartScope part(Part::routing);
+  if (local()) {
+    if (row_RD.data != row_ND.data) c.k.elementwise.convert(c.context, row_ND, row_RD);
+    return;
+  }
+  const Tensor arrival_RD = first_rows(arrival_RD_, record.received);
+  c.k.permute.scatter(c.context, arrival_RD, row_RD, first_rows(record.arrival_R, record.received));
+  group_.all_to_all_rows(row_ND, record.send_rows, arrival_RD, record.receive_rows);
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,52 @@
+// Moves routed rows to the ranks that hold their experts, and back.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "moe/layer_context.hpp"
+#include "parallel/communicator.hpp"
+
+namespace flanmoe {
+
+/// What one dispatch did: all that the way back and the backward pass need.
+struct DispatchRecord {
+  std::int64_t sent = 0, received = 0;                // rows
+  std::vector<std::int64_t> send_rows, receive_rows;  // per rank of the expert group
+  std::vector<std::int64_t> first;                    // local experts + 1: rows of each in expert order
+  Tensor arrival_R;                                   // i32: expert-ordered row r arrived as row arrival[r]
+
+  void lay(Arena& arena, std::int64_t ranks, std::int64_t local_experts, std::int64_t received);
+};
+
+/// Upper bound of the rows that a rank can receive for its experts when every rank of the expert group routes at most
+/// `tokens` tokens in at most `groups` groups.
+std::int64_t received_rows_bound(const MoeDeck& moe, bool training, std::int64_t ranks, std::int64_t tokens,
+                                 std::int64_t groups);
+
+/// On one rank rows in expert order are already where they belong and the moves are plain copies: that is the reference
+/// for the all-to-all over several ranks. Rows of an expert stand in the order (source rank, token, choice), which for
+/// consecutive rows of the batch on consecutive ranks is the order of one rank.
+class Dispatcher {
+ public:
+  Dispatcher(const Communicator& expert_group, const MoeDeck& moe);
+
+  bool local() const { return group_.size() == 1; }
+  void lay(Arena& arena, DType compute, std::int64_t sent, std::int64_t received, std::int64_t width);
+
+  /// Exchanges the counts of kept copies (count_E: 1 x E, i32). Collective. Throws Error naming moe.buffer_factor when
+  /// more rows arrive than the buffers hold.
+  void plan(DispatchRecord& record, const Tensor& count_E, std::int64_t row_limit);
+  /// row_RD = rows of all ranks for this rank's experts, in expert order. row_ND: this rank's copies in expert order.
+  void send(const LayerContext&, const Tensor& row_RD, const Tensor& row_ND, const DispatchRecord& record);
+  /// The inverse move; also the backward of send, as send is the backward of this.
+  void send_back(const LayerContext&, const Tensor& row_ND, const Tensor& row_RD, const DispatchRecord& record);
+
+ private:
+  const Communicator& group_;
+  std::int64_t experts_;
+  Tensor arrival_RD_;  // rows in order of arrival
+  std::vector<std::int64_t> send_count_, receive_count_;
+};
+
+}  // namespace flanmoe

@@ -1,0 +1,86 @@
+#include "moe/feed_forward.hpp"
+
+namespace flanmoe {
+namespace {
+
+bool gated(const LayerContext& c) { return c.deck.model.activation == "gated_gelu"; }
+
+std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& work, int parameter) {
+  work.gradients.clear();
+  for (std::int64_t e = 0; e < c.store.local_experts(parameter); ++e) {
+    work.gradients.push_back(c.gradient(parameter, e));
+  }
+  return work.gradients;
+}
+
+void apply_dropout(const LayerContext& c, const Tensor& hidden_RF, const DropoutMask& mask) {
+  if (mask.rate > 0.0F) c.k.dropout.apply(c.context, hidden_RF, hidden_RF, mask);
+}
+
+}  // namespace
+
+void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows) {
+  if (model.activation == "gated_gelu") {
+    gate_RF = arena.allocate(compute, rows, model.hidden);
+    up_RF = arena.allocate(compute, rows, model.hidden);
+  }
+  hidden_RF = arena.allocate(compute, rows, model.hidden);
+}
+
+void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows,
+                          std::int64_t experts) {
+  dhidden_RF = arena.allocate(compute, rows, model.hidden);
+  if (model.activation == "gated_gelu") {
+    dgate_RF = arena.allocate(compute, rows, model.hidden);
+    dpart_RD = arena.allocate(compute, rows, model.width);
+  }
+  gradients.reserve(std::size_t(experts));
+}
+
+void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivations& saved, const Tensor& x_RD,
+                  const FeedForward& layer) {
+  const PartScope part(layer.part);
+  const Tensor hidden_RF = first_rows(saved.hidden_RF, x_RD.rows);
+  if (gated(c)) {
+    const Tensor gate_RF = first_rows(saved.gate_RF, x_RD.rows);
+    const Tensor up_RF = first_rows(saved.up_RF, x_RD.rows);
+    c.k.matmul.grouped(c.context, gate_RF, x_RD, c.weight(layer.weights.gate), Transpose::no, layer.first);
+    c.k.matmul.grouped(c.context, up_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
+    c.k.activation.gated_gelu_forward(c.context, hidden_RF, gate_RF, up_RF);
+  } else {
+    c.k.matmul.grouped(c.context, hidden_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
+    c.k.activation.relu_forward(c.context, hidden_RF, hidden_RF);
+  }
+  apply_dropout(c, hidden_RF, layer.dropout);
+  c.k.matmul.grouped(c.context, y_RD, hidden_RF, c.weight(layer.weights.down), Transpose::no, layer.first);
+}
+
+void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
+                           const Tensor& x_RD, const FeedForwardActivations& saved, const FeedForward& layer) {
+  const PartScope part(layer.part);
+  const auto rows = [&](const Tensor& t) { return first_rows(t, x_RD.rows); };
+  const FeedForwardTensors<int>& weights = layer.weights;
+  const Tensor hidden_RF = rows(saved.hidden_RF);
+  const Tensor dhidden_RF = rows(work.dhidden_RF);
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.down), hidden_RF, dy_RD, layer.first);
+  c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
+  apply_dropout(c, dhidden_RF, layer.dropout);
+  if (!gated(c)) {
+    // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.
+    c.k.activation.relu_backward(c.context, dhidden_RF, dhidden_RF, hidden_RF);
+    c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.up), x_RD, dhidden_RF, layer.first);
+    c.k.matmul.grouped(c.context, dx_RD, dhidden_RF, c.weight(weights.up), Transpose::yes, layer.first);
+    return;
+  }
+  const Tensor dgate_RF = rows(work.dgate_RF);
+  const Tensor dup_RF = dhidden_RF;
+  c.k.activation.gated_gelu_backward(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.gate), x_RD, dgate_RF, layer.first);
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.up), x_RD, dup_RF, layer.first);
+  const Tensor dpart_RD = rows(work.dpart_RD);
+  c.k.matmul.grouped(c.context, dx_RD, dgate_RF, c.weight(weights.gate), Transpose::yes, layer.first);
+  c.k.matmul.grouped(c.context, dpart_RD, dup_RF, c.weight(weights.up), Transpose::yes, layer.first);
+  c.k.elementwise.add(c.context, dx_RD, dpart_RD);
+}
+
+}  // namespace flanmoe

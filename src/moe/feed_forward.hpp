@@ -1,0 +1,45 @@
+// Grouped feed-forward: the experts of this rank, each on its own ragged rows. A dense feed-forward is one group.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/timer.hpp"
+#include "moe/feed_forward_tensors.hpp"
+#include "moe/layer_context.hpp"
+
+namespace flanmoe {
+
+/// Saved by the forward for the backward; buffers for the largest microbatch.
+struct FeedForwardActivations {
+  Tensor gate_RF, up_RF, hidden_RF;  // C; relu lays hidden only
+
+  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows);
+};
+
+/// Temporary memory of the backward, shared by all layers.
+struct FeedForwardWork {
+  Tensor dhidden_RF, dgate_RF, dpart_RD;  // C
+  std::vector<Tensor> gradients;          // of one weight, per expert
+
+  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts);
+};
+
+/// What a feed-forward is: its weights (indices into the store), the rows of each expert ([first[e], first[e+1])), the
+/// dropout of the hidden activation, and the part of the step that its time counts for.
+struct FeedForward {
+  FeedForwardTensors<int> weights;
+  std::span<const std::int64_t> first;
+  DropoutMask dropout;
+  Part part = Part::experts;
+};
+
+/// y_RD (C) = act(x_RD . gate, x_RD . up) . down, per expert. x_RD: C.
+void feed_forward(const LayerContext&, const Tensor& y_RD, FeedForwardActivations& saved, const Tensor& x_RD,
+                  const FeedForward& layer);
+
+/// dx_RD (C) written; gradients of the matrices added to. dy_RD: C.
+void feed_forward_backward(const LayerContext&, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
+                           const Tensor& x_RD, const FeedForwardActivations& saved, const FeedForward& layer);
+
+}  // namespace flanmoe
