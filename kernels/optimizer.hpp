@@ -33,6 +33,8 @@ struct OptimizerKernels {
   void (*adafactor_full)(KernelContext&, const Tensor& p, const Tensor& v, const Tensor& g, const AdafactorStep&);
   /// Sum of squares in fp64 of a contiguous tensor, in blocks of fixed size summed by a binary tree of fixed shape.
   double (*sum_of_squares)(KernelContext&, const Tensor& x);
+  /// Bytes of scratch that the update of a rows x cols matrix needs.
+  std::size_t (*scratch_bytes)(std::int64_t rows, std::int64_t cols);
 };
 
 }  // namespace flanmoe

@@ -12,7 +12,7 @@ namespace flanmoe {
 /// In which order the tokens of a group claim the slots of an expert.
 enum class SlotPriority : std::uint8_t {
   token_order,  // first choices in token order, then second choices in token order, ...
-  probability,  // the same with tokens sorted by descending top-1 probability, ties in token order (batch priority)
+  probability,  // the same with tokens sorted by descending weight_Tk[t][0], ties in token order (batch priority)
 };
 
 struct RouterKernels {
@@ -44,6 +44,8 @@ struct RouterKernels {
   void (*backward)(KernelContext&, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
                    double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
                    std::span<const std::int64_t> first_token, bool renormalize);
+  /// Bytes of scratch that assign needs.
+  std::size_t (*scratch_bytes)(std::int64_t tokens);
 };
 
 }  // namespace flanmoe

@@ -1,0 +1,243 @@
+#include "kernels/optimizer.hpp"
+
+#include <cmath>
+
+#include "kernels/cpu/partition.hpp"
+#include "kernels/cpu/vector_math.hpp"
+#include "kernels/dispatch.hpp"
+#include "kernels/scratch.hpp"
+
+namespace flanmoe::cpu {
+namespace {
+
+struct AdamWFactors {
+  float gradient, beta1, rest1, beta2, rest2, bias1, bias2, epsilon, rate, decay;
+};
+
+void adamw_piece(float* p, float* m, float* v, const float* g, const AdamWFactors& f, std::int64_t n) {
+  const AdamWFactors a = f;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float gradient = g[i] * a.gradient;
+    const float mean = a.beta1 * m[i] + a.rest1 * gradient;
+    const float square = a.beta2 * v[i] + a.rest2 * gradient * gradient;
+    m[i] = mean;
+    v[i] = square;
+    const float update = (mean / a.bias1) / (std::sqrt(square / a.bias2) + a.epsilon);
+    p[i] -= a.rate * (update + a.decay * p[i]);
+  }
+}
+
+void adamw(KernelContext& /*context*/, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
+           const AdamWStep& s) {
+  bool contiguous = p.contiguous();
+  expect_matrix(p, DType::f32, p.rows, p.cols, "p");
+  for (const Tensor* tensor : {&m, &v, &g}) {
+    expect_like(*tensor, p, "operand");
+    contiguous = contiguous && tensor->contiguous();
+  }
+  const AdamWFactors factors = {float(s.gradient_scale),
+                                float(s.beta1),
+                                float(1 - s.beta1),
+                                float(s.beta2),
+                                float(1 - s.beta2),
+                                float(1 - std::pow(s.beta1, double(s.step + 1))),
+                                float(1 - std::pow(s.beta2, double(s.step + 1))),
+                                float(s.epsilon),
+                                float(s.learning_rate),
+                                float(s.weight_decay)};
+  auto* pp = p.as<float>();
+  auto* pm = m.as<float>();
+  auto* pv = v.as<float>();
+  const auto* pg = g.as<float>();
+  for_pieces(p.rows, p.cols, contiguous, [&](std::int64_t r, std::int64_t first, std::int64_t n) {
+    adamw_piece(pp + r * p.stride + first, pm + r * m.stride + first, pv + r * v.stride + first,
+                pg + r * g.stride + first, factors, n);
+  });
+}
+
+double square_of(float x) { return double(x) * double(x); }
+
+/// p -= factor * u + decay * p with the factor of the clipped update, from the sums of u^2 and of p^2.
+struct Application {
+  float factor, decay;
+
+  Application(const AdafactorStep& step, double sum_u, double sum_p, std::int64_t n) {
+    const double rms_u = std::sqrt(sum_u / double(n));
+    const double rms_p = std::sqrt(sum_p / double(n));
+    const double alpha = step.learning_rate * (step.multiply_by_parameter_scale ? std::max(rms_p, step.epsilon2) : 1.0);
+    factor = float(alpha / std::max(1.0, rms_u / step.clip_threshold));
+    decay = float(step.learning_rate * step.weight_decay);
+  }
+};
+
+// ---- factored second moment -------------------------------------------------------------------------------------
+
+// A matrix is cut into at most this many blocks of rows; each sums g^2 over its rows, and blocks are added in order.
+constexpr std::int64_t kBlocks = 16;
+constexpr std::int64_t kSmallestBlock = 32;
+constexpr std::int64_t kTile = 1024;  // columns whose sums stay in the first-level cache
+
+std::int64_t count_blocks(std::int64_t rows) {
+  const std::int64_t size = block_rows(rows, kBlocks, kSmallestBlock);
+  return (rows + size - 1) / size;
+}
+
+/// Sum over one row's tile of s = g^2 + epsilon, which is also added to the sums of the columns.
+double add_squares(double* col_sum, const float* g, float scale, double epsilon, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float gradient = g[j] * scale;
+    col_sum[j] += double(gradient) * double(gradient) + epsilon;
+  }
+  return lane_sum<double>(n, [=](std::int64_t j) { return square_of(g[j] * scale) + epsilon; });
+}
+
+void apply_row(float* p, const float* g, const float* col_part, float scale, float row_part, Application a,
+               std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float u = g[j] * scale * row_part * col_part[j];
+    p[j] -= a.factor * u + a.decay * p[j];
+  }
+}
+
+/// Updates row_factor and col_factor and leaves rsqrt(col_factor) in col_part.
+void update_factors(double* partial, float* col_part, const Tensor& row_factor, const Tensor& col_factor,
+                    const Tensor& g, const AdafactorStep& step) {
+  const auto scale = float(step.gradient_scale);
+  const auto blend = [&](float& factor, double mean) {
+    factor = float(step.decay * double(factor) + (1 - step.decay) * mean);
+  };
+  const auto* pg = g.as<float>();
+  auto* rows = row_factor.as<float>();
+  auto* cols = col_factor.as<float>();
+  const std::int64_t size = block_rows(g.rows, kBlocks, kSmallestBlock);
+  for_blocks(g.rows, size, g.cols, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+    double* col_sum = partial + b * g.cols;
+    std::fill(col_sum, col_sum + g.cols, 0.0);
+    for (std::int64_t i = begin; i < end; ++i) {
+      double sum = 0;
+      for (std::int64_t first = 0; first < g.cols; first += kTile) {
+        sum += add_squares(col_sum + first, pg + i * g.stride + first, scale, step.epsilon1,
+                           std::min(kTile, g.cols - first));
+      }
+      blend(rows[i * row_factor.stride], sum / double(g.cols));
+    }
+  });
+  for_pieces(1, g.cols, true, [&](std::int64_t /*r*/, std::int64_t first, std::int64_t n) {
+    for (std::int64_t j = first; j < first + n; ++j) {
+      double sum = 0;
+      for (std::int64_t b = 0; b < count_blocks(g.rows); ++b) sum += partial[b * g.cols + j];
+      blend(cols[j], sum / double(g.rows));
+      col_part[j] = float(1 / std::sqrt(double(cols[j])));
+    }
+  });
+}
+
+void adafactor_factored(KernelContext& context, const Tensor& p, const Tensor& row_factor, const Tensor& col_factor,
+                        const Tensor& g, const AdafactorStep& step) {
+  expect_matrix(p, DType::f32, p.rows, p.cols, "p");
+  expect_like(g, p, "g");
+  expect_matrix(row_factor, DType::f32, p.rows, 1, "row_factor");
+  expect_matrix(col_factor, DType::f32, 1, p.cols, "col_factor");
+  if (p.size() == 0) return;
+  ScratchScope scratch(context);
+  auto* partial = scratch.take<double>(count_blocks(p.rows) * p.cols);
+  auto* col_part = scratch.take<float>(p.cols);
+  update_factors(partial, col_part, row_factor, col_factor, g, step);
+
+  const auto* rows = row_factor.as<float>();
+  const auto scale = float(step.gradient_scale);
+  double row_sum = 0;
+  for (std::int64_t i = 0; i < p.rows; ++i) row_sum += double(rows[i * row_factor.stride]);
+  const double row_mean = row_sum / double(p.rows);
+  const auto row_part = [&](std::int64_t i) {
+    return float(1 / std::sqrt(double(rows[i * row_factor.stride]) / row_mean));
+  };
+  auto* pp = p.as<float>();
+  const auto* pg = g.as<float>();
+  const auto sums = parallel_tree_sum<2>(p.rows, p.cols, [&](std::int64_t i) -> std::array<double, 2> {
+    const float* gi = pg + i * g.stride;
+    const float* pi = pp + i * p.stride;
+    const float ri = row_part(i);
+    return {lane_sum<double>(p.cols, [=](std::int64_t j) { return square_of(gi[j] * scale * ri * col_part[j]); }),
+            lane_sum<double>(p.cols, [=](std::int64_t j) { return square_of(pi[j]); })};
+  });
+  const Application application(step, sums[0], sums[1], p.size());
+  for_blocks(p.rows, 8, p.cols, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      apply_row(pp + i * p.stride, pg + i * g.stride, col_part, scale, row_part(i), application, p.cols);
+    }
+  });
+}
+
+// ---- full second moment -----------------------------------------------------------------------------------------
+
+constexpr std::int64_t kLeaf = 4096;  // elements of one leaf of a tree sum
+
+void update_moment(float* v, const float* g, float scale, float decay, float rest, float epsilon, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float gradient = g[i] * scale;
+    v[i] = decay * v[i] + rest * (gradient * gradient + epsilon);
+  }
+}
+
+void apply_full(float* p, const float* v, const float* g, float scale, Application a, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) p[i] -= a.factor * (g[i] * scale / std::sqrt(v[i])) + a.decay * p[i];
+}
+
+void adafactor_full(KernelContext& /*context*/, const Tensor& p, const Tensor& v, const Tensor& g,
+                    const AdafactorStep& step) {
+  expect_matrix(p, DType::f32, p.rows, p.cols, "p");
+  expect_like(g, p, "g");
+  expect_like(v, p, "v");
+  if (p.size() == 0) return;
+  const auto flat_p = p.flat<float>();
+  const auto flat_v = v.flat<float>();
+  const auto flat_g = g.flat<float>();
+  const auto scale = float(step.gradient_scale);
+  const std::int64_t n = p.size();
+  const auto sums = parallel_tree_sum<2>((n + kLeaf - 1) / kLeaf, kLeaf, [&](std::int64_t leaf) {
+    const std::int64_t first = leaf * kLeaf;
+    const std::int64_t count = std::min(kLeaf, n - first);
+    const float* pi = flat_p.data() + first;
+    const float* gi = flat_g.data() + first;
+    float* vi = flat_v.data() + first;
+    update_moment(vi, gi, scale, float(step.decay), float(1 - step.decay), float(step.epsilon1), count);
+    return std::array<double, 2>{
+        lane_sum<double>(count, [=](std::int64_t i) { return square_of(gi[i] * scale / std::sqrt(vi[i])); }),
+        lane_sum<double>(count, [=](std::int64_t i) { return square_of(pi[i]); })};
+  });
+  const Application application(step, sums[0], sums[1], n);
+  for_pieces(1, n, true, [&](std::int64_t /*r*/, std::int64_t first, std::int64_t count) {
+    apply_full(flat_p.data() + first, flat_v.data() + first, flat_g.data() + first, scale, application, count);
+  });
+}
+
+double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
+  double sum = 0;
+  with_type<float, bf16>(x, "x", [&]<class C>(std::type_identity<C>) {
+    const auto flat = x.flat<C>();
+    const auto n = std::int64_t(flat.size());
+    const auto sums = parallel_tree_sum<1>((n + kLeaf - 1) / kLeaf, kLeaf, [&](std::int64_t leaf) {
+      const C* at = flat.data() + leaf * kLeaf;
+      return std::array<double, 1>{
+          lane_sum<double>(std::min(kLeaf, n - leaf * kLeaf), [=](std::int64_t i) { return square_of(widen(at[i])); })};
+    });
+    sum = sums[0];
+  });
+  return sum;
+}
+
+std::size_t scratch_bytes(std::int64_t rows, std::int64_t cols) {
+  return scratch_size<double>(count_blocks(rows) * cols) + scratch_size<float>(cols);
+}
+
+}  // namespace
+
+const OptimizerKernels optimizer_kernels = {adamw, adafactor_factored, adafactor_full, sum_of_squares, scratch_bytes};
+
+}  // namespace flanmoe::cpu

@@ -1,0 +1,79 @@
+#include "kernels/activation.hpp"
+
+#include <cmath>
+
+#include "kernels/dispatch.hpp"
+
+namespace flanmoe::reference {
+namespace {
+
+template <class C, class F>
+void for_each_element(const Tensor& shape, F&& f) {
+  for (std::int64_t t = 0; t < shape.rows; ++t) {
+    for (std::int64_t c = 0; c < shape.cols; ++c) f(t, c);
+  }
+}
+
+void relu_forward(KernelContext& /*context*/, const Tensor& y_TF, const Tensor& x_TF) {
+  expect_like(x_TF, y_TF, "x");
+  with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
+    for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
+      const C x = x_TF.row<C>(t)[c];
+      y_TF.row<C>(t)[c] = widen(x) > 0 ? x : C(0);
+    });
+  });
+}
+
+void relu_backward(KernelContext& /*context*/, const Tensor& dx_TF, const Tensor& dy_TF, const Tensor& y_TF) {
+  expect_like(dy_TF, dx_TF, "dy");
+  expect_like(y_TF, dx_TF, "y");
+  with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
+    for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
+      dx_TF.row<C>(t)[c] = widen(y_TF.row<C>(t)[c]) > 0 ? dy_TF.row<C>(t)[c] : C(0);
+    });
+  });
+}
+
+template <class A>
+struct Gelu {
+  A value, slope;
+};
+
+/// gelu(x) = x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative.
+template <class A>
+Gelu<A> gelu(A x) {
+  const A root = A(0.79788456080286535588);
+  const A cubic = A(0.044715);
+  const A tanh_u = std::tanh(root * (x + cubic * x * x * x));
+  const A du = root * (1 + 3 * cubic * x * x);
+  return {x / 2 * (1 + tanh_u), (1 + tanh_u) / 2 + x / 2 * (1 - tanh_u * tanh_u) * du};
+}
+
+void gated_gelu_forward(KernelContext& /*context*/, const Tensor& y_TF, const Tensor& gate_TF, const Tensor& up_TF) {
+  expect_like(gate_TF, y_TF, "gate");
+  expect_like(up_TF, y_TF, "up");
+  with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
+    for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
+      y_TF.row<C>(t)[c] = C(gelu(widen(gate_TF.row<C>(t)[c])).value * widen(up_TF.row<C>(t)[c]));
+    });
+  });
+}
+
+void gated_gelu_backward(KernelContext& /*context*/, const Tensor& dgate_TF, const Tensor& dup_TF, const Tensor& dy_TF,
+                         const Tensor& gate_TF, const Tensor& up_TF) {
+  for (const Tensor* tensor : {&dgate_TF, &dup_TF, &gate_TF, &up_TF}) expect_like(*tensor, dy_TF, "operand");
+  with_type<float, bf16, double>(dy_TF, "dy", [&]<class C>(std::type_identity<C>) {
+    for_each_element<C>(dy_TF, [&](std::int64_t t, std::int64_t c) {
+      const auto dy = widen(dy_TF.row<C>(t)[c]);
+      const auto g = gelu(widen(gate_TF.row<C>(t)[c]));
+      dgate_TF.row<C>(t)[c] = C(dy * widen(up_TF.row<C>(t)[c]) * g.slope);
+      dup_TF.row<C>(t)[c] = C(dy * g.value);
+    });
+  });
+}
+
+}  // namespace
+
+const ActivationKernels activation_kernels = {relu_forward, relu_backward, gated_gelu_forward, gated_gelu_backward};
+
+}  // namespace flanmoe::reference
