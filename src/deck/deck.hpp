@@ -9,35 +9,35 @@
 namespace flanmoe {
 
 struct RunDeck {
-  std::string stage = "pretrain";      // pretrain | instruct | finetune | evaluate
-  std::string dir = "runs/run";        // run folder
-  std::int64_t steps = 100;            // total optimizer steps
+  std::string stage = "pretrain";  // pretrain | instruct | finetune | evaluate
+  std::string dir = "runs/run";    // run folder
+  std::int64_t steps = 100;        // total optimizer steps
   std::int64_t seed = 1;
-  std::string device = "cpu";          // cpu | reference
-  std::string precision = "fp32";      // fp32 | bf16
-  std::string init_from;               // checkpoint folder, or run folder (its newest checkpoint): weights only
-  std::int64_t threads = 0;            // per rank; 0: cores this rank may use
+  std::string device = "cpu";      // cpu | reference
+  std::string precision = "fp32";  // fp32 | bf16
+  std::string init_from;           // checkpoint folder, or run folder (its newest checkpoint): weights only
+  std::int64_t threads = 0;        // per rank; 0: cores this rank may use
   std::int64_t watchdog_seconds = 600;
-  std::int64_t log_every = 10;         // progress line
-  double stop_after_minutes = 0;       // 0: no limit; otherwise checkpoint and exit 75 (go on by running again)
+  std::int64_t log_every = 10;    // progress line
+  double stop_after_minutes = 0;  // 0: no limit; otherwise checkpoint and exit 75 (go on by running again)
 };
 struct ParallelDeck {
-  std::int64_t expert = 1;             // ranks of an expert group
+  std::int64_t expert = 1;  // ranks of an expert group
 };
 struct BatchDeck {
-  std::int64_t rows = 16;              // packed rows of the global batch
-  std::int64_t microbatch_rows = 0;    // rows per rank and microbatch; 0: all rows of the rank
-  std::int64_t input_length = 256;     // encoder tokens of a row
-  std::int64_t target_length = 64;     // decoder tokens of a row
+  std::int64_t rows = 16;            // packed rows of the global batch
+  std::int64_t microbatch_rows = 0;  // rows per rank and microbatch; 0: all rows of the rank
+  std::int64_t input_length = 256;   // encoder tokens of a row
+  std::int64_t target_length = 64;   // decoder tokens of a row
 };
 struct ModelDeck {
   std::string family = "t5";
-  std::string preset = "custom";       // custom | t5_1_0 | t5_1_1 | switch | gshard
+  std::string preset = "custom";  // custom | t5_1_0 | t5_1_1 | switch | gshard
   std::int64_t vocabulary = 8192;
-  std::int64_t width = 256;            // D
-  std::int64_t hidden = 1024;          // F
-  std::int64_t heads = 4;              // H
-  std::int64_t head_width = 64;        // K
+  std::int64_t width = 256;      // D
+  std::int64_t hidden = 1024;    // F
+  std::int64_t heads = 4;        // H
+  std::int64_t head_width = 64;  // K
   std::int64_t encoder_layers = 4;
   std::int64_t decoder_layers = 4;
   std::string activation = "gated_gelu";  // relu | gated_gelu
@@ -48,71 +48,71 @@ struct ModelDeck {
   double norm_epsilon = 1e-6;
   double dropout = 0.0;
   bool dropout_shared_over_length = true;
-  double z_loss = 1e-4;                // output z-loss coefficient
+  double z_loss = 1e-4;  // output z-loss coefficient
 };
 struct MoeDeck {
-  std::string router = "none";         // none | top_k
-  std::int64_t experts = 8;            // E
+  std::string router = "none";  // none | top_k
+  std::int64_t experts = 8;     // E
   std::int64_t top_k = 1;
-  std::int64_t every = 2;              // layer l (from 0) is sparse iff l % every == every-1
-  bool encoder = true;                 // sparse layers in the encoder
+  std::int64_t every = 2;  // layer l (from 0) is sparse iff l % every == every-1
+  bool encoder = true;     // sparse layers in the encoder
   bool decoder = true;
-  double capacity_factor = 1.25;       // training; 0: dropless
-  double capacity_factor_eval = 2.0;   // evaluation; 0: dropless
+  double capacity_factor = 1.25;      // training; 0: dropless
+  double capacity_factor_eval = 2.0;  // evaluation; 0: dropless
   std::int64_t min_capacity = 4;
-  std::int64_t group_rows = 1;         // rows that compete for the slots of an expert
+  std::int64_t group_rows = 1;           // rows that compete for the slots of an expert
   std::string priority = "token_order";  // token_order | probability
-  bool renormalize = false;            // combine weights over the chosen experts sum to 1
+  bool renormalize = false;              // combine weights over the chosen experts sum to 1
   double balance_coefficient = 0.01;
-  double z_coefficient = 0.0;          // router z-loss
-  double router_init = 0.02;           // standard deviation
+  double z_coefficient = 0.0;  // router z-loss
+  double router_init = 0.02;   // standard deviation
   double expert_dropout = 0.0;
-  double buffer_factor = 0.0;          // received rows per rank at most factor * sent; 0: worst case
+  double buffer_factor = 0.0;  // received rows per rank at most factor * sent; 0: worst case
 };
 struct OptimizerDeck {
-  std::string name = "adafactor";      // adafactor | adamw
-  std::string schedule = "rsqrt";      // constant | rsqrt | linear | cosine
+  std::string name = "adafactor";  // adafactor | adamw
+  std::string schedule = "rsqrt";  // constant | rsqrt | linear | cosine
   double learning_rate = 1.0;
   std::int64_t warmup_steps = 1000;
-  double final_fraction = 0.0;         // linear and cosine: last rate / peak rate
-  double clip_norm = 0.0;              // 0: none
+  double final_fraction = 0.0;  // linear and cosine: last rate / peak rate
+  double clip_norm = 0.0;       // 0: none
   double weight_decay = 0.0;
   double beta1 = 0.9;
   double beta2 = 0.999;
   double epsilon = 1e-8;
-  double decay_exponent = 0.8;         // adafactor
-  double clip_threshold = 1.0;         // adafactor
+  double decay_exponent = 0.8;  // adafactor
+  double clip_threshold = 1.0;  // adafactor
   bool multiply_by_parameter_scale = true;
-  std::int64_t factor_threshold = 128; // adafactor: smaller side at least this to be factored (dense matrices)
+  std::int64_t factor_threshold = 128;  // adafactor: smaller side at least this to be factored (dense matrices)
 };
 struct CheckpointDeck {
-  std::int64_t every = 100;            // steps; 0: only at the end
+  std::int64_t every = 100;  // steps; 0: only at the end
   std::int64_t keep = 2;
   bool final = true;
 };
 struct DataDeck {
-  std::string train;                   // shard files: space-separated paths or globs
-  std::string tasks = "*";             // space-separated patterns of task names
-  std::string exclude_tasks;           // held-out tasks: space-separated patterns
-  std::string weights;                 // "pattern=weight ...": rate of matching tasks is multiplied by weight
-  std::int64_t cap = 0;                // rate of a task: min(examples, cap); 0: no cap
+  std::string train;          // shard files: space-separated paths or globs
+  std::string tasks = "*";    // space-separated patterns of task names
+  std::string exclude_tasks;  // held-out tasks: space-separated patterns
+  std::string weights;        // "pattern=weight ...": rate of matching tasks is multiplied by weight
+  std::int64_t cap = 0;       // rate of a task: min(examples, cap); 0: no cap
   double temperature = 1.0;
   std::string split = "train";
   std::string objective = "span_corruption";  // for text shards: span_corruption | prefix_lm
   double noise_density = 0.15;
   double mean_span = 3.0;
-  std::int64_t prefetch = 2;           // batches read ahead
-  std::string tokenizer;               // SentencePiece model; needed where text is written or compared
+  std::int64_t prefetch = 2;  // batches read ahead
+  std::string tokenizer;      // SentencePiece model; needed where text is written or compared
 };
 struct EvaluateDeck {
-  std::string shards;                  // shard files with evaluation examples
+  std::string shards;  // shard files with evaluation examples
   std::string tasks = "*";
   std::string split = "test";
-  std::int64_t limit = 0;              // examples per task; 0: all
-  std::int64_t batch_rows = 32;        // examples decoded together on a rank
+  std::int64_t limit = 0;        // examples per task; 0: all
+  std::int64_t batch_rows = 32;  // examples decoded together on a rank
   std::int64_t max_new_tokens = 64;
-  bool generate = true;                // exact match by greedy decoding
-  bool rank = true;                    // choices ranked by log-likelihood
+  bool generate = true;  // exact match by greedy decoding
+  bool rank = true;      // choices ranked by log-likelihood
 };
 struct Deck {
   RunDeck run;
@@ -131,8 +131,8 @@ struct Deck {
 /// and line (or "command line"), what was expected, what was found, and the nearest valid name.
 Deck parse_deck(const std::string& path, const std::vector<std::string>& overrides);
 
-/// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by the
-/// expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the
+/// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by
+/// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the
 /// arithmetic. `world_size` 0 skips what depends on it.
 void check_deck(const Deck& deck, int world_size);
 
