@@ -16,22 +16,22 @@ class RankReporter : public testing::EmptyTestEventListener {
   RankReporter(int rank, int size) : rank_(rank), size_(size) {}
 
  private:
+  void OnTestStart(const testing::TestInfo& test) override {
+    test_ = fmt::format("{}.{}", test.test_suite_name(), test.name());
+  }
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
     if (rank_ != 0) {
-      fmt::print(stderr, "rank {}: {}.{} failed: {}:{}: {}\n", rank_, test != nullptr ? test->test_suite_name() : "",
-                 test != nullptr ? test->name() : "", result.file_name() != nullptr ? result.file_name() : "?",
-                 result.line_number(), result.message());
+      fmt::print(stderr, "rank {}: {} failed: {}:{}: {}\n", rank_, test_,
+                 result.file_name() != nullptr ? result.file_name() : "?", result.line_number(), result.message());
     }
     if (result.fatally_failed() && size_ > 1) flanmoe::MpiEnvironment::abort(1);
   }
+  std::string test_;
   int rank_, size_;
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   const flanmoe::MpiEnvironment mpi(&argc, &argv);
   flanmoe::silence_hdf5();
   testing::InitGoogleTest(&argc, argv);
@@ -41,4 +41,15 @@ int main(int argc, char** argv) {
   if (world.rank() != 0) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new RankReporter(world.rank(), world.size()));
   return world.all_reduce(std::int32_t(RUN_ALL_TESTS()), flanmoe::ReduceOp::max);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {  // only with --gtest_catch_exceptions=0
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
+  }
 }

@@ -1,0 +1,139 @@
+// Runs itself as jobs that must not survive: tests named DISABLED_ are what the ranks of such a job do.
+#include "parallel/watchdog.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "parallel/communicator.hpp"
+
+namespace flanmoe {
+namespace {
+
+struct JobResult {
+  int exit_code = -1;
+  std::string output;
+};
+
+/// Runs one DISABLED_ test of this executable on 3 ranks, in an environment without the marks of the job it runs in.
+JobResult run_job(const std::string& test, const std::string& options = "") {
+  std::string self(4096, '\0');
+  self.resize(std::size_t(std::max<ssize_t>(0, readlink("/proc/self/exe", self.data(), self.size()))));
+  const char* path = std::getenv("PATH");
+  const std::string command = fmt::format(
+      "env -i PATH='{}' HOME=/tmp OMP_NUM_THREADS=1 timeout 60 mpiexec --oversubscribe --allow-run-as-root --bind-to "
+      "none -n 3 '{}' --gtest_also_run_disabled_tests '--gtest_filter=*.DISABLED_{}' {} 2>&1",
+      path != nullptr ? path : "/usr/bin", self, test, options);
+  JobResult result;
+  std::FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return result;
+  std::array<char, 4096> buffer{};
+  for (std::size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+    result.output.append(buffer.data(), n);
+  }
+  const int status = pclose(pipe);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return result;
+}
+
+/// Jobs are started where the test itself runs on one rank.
+bool one_rank() { return Communicator::world().size() == 1; }
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST(Jobs, DISABLED_RankOneStaysAway) {
+  const Communicator world = Communicator::world();
+  const Communicator part = world.split(0, world.rank(), "expert");
+  const Watchdog watchdog(std::chrono::seconds(1));
+  if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(50));
+  const CollectiveScope outer("write_checkpoint", "world");
+  part.barrier();
+}
+
+TEST(Watchdog, NamesTheCollectiveThatHangsAndEndsAllRanks) {
+  if (!one_rank()) return;
+  const JobResult job = run_job("RankOneStaysAway");
+  std::array<char, 256> host{};
+  gethostname(host.data(), host.size() - 1);
+
+  EXPECT_EQ(job.exit_code, 1) << job.output;
+  EXPECT_TRUE(contains(job.output, fmt::format("rank 0 on {}: barrier on communicator expert", host.data())) ||
+              contains(job.output, fmt::format("rank 2 on {}: barrier on communicator expert", host.data())))
+      << job.output;
+  EXPECT_TRUE(contains(job.output, "has not returned after 1 s (limit 1 s)")) << job.output;
+  EXPECT_FALSE(contains(job.output, "rank 1 on")) << job.output;
+}
+
+TEST(Jobs, DISABLED_RankOneGivesUp) {
+  const Communicator world = Communicator::world();
+  if (world.rank() == 1) MpiEnvironment::abort(7);
+  world.barrier();
+}
+
+TEST(Jobs, AbortEndsAllRanksWithItsCode) {
+  if (!one_rank()) return;
+  const JobResult job = run_job("RankOneGivesUp");
+
+  EXPECT_EQ(job.exit_code, 7) << job.output;
+}
+
+TEST(Jobs, DISABLED_RankOneThrows) {
+  const Communicator world = Communicator::world();
+  if (world.rank() == 1) fail("shard 5 is damaged");
+  world.barrier();
+}
+
+TEST(Jobs, AnExceptionThatLeavesMpiEndsAllRanks) {
+  if (!one_rank()) return;
+  const JobResult job = run_job("RankOneThrows", "--gtest_catch_exceptions=0");
+
+  EXPECT_EQ(job.exit_code, 1) << job.output;
+}
+
+TEST(Jobs, ATestThatFailsOnOneRankEndsAllAndSaysWhy) {
+  if (!one_rank()) return;
+  const JobResult job = run_job("RankOneThrows");
+
+  EXPECT_EQ(job.exit_code, 1) << job.output;
+  EXPECT_TRUE(contains(job.output, "rank 1: Jobs.DISABLED_RankOneThrows failed")) << job.output;
+  EXPECT_TRUE(contains(job.output, "shard 5 is damaged")) << job.output;
+}
+
+TEST(Watchdog, LeavesCollectivesThatReturnAlone) {
+  const Communicator world = Communicator::world();
+  const Watchdog watchdog(std::chrono::seconds(1));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1500);
+  std::int32_t more = 1;
+  while (more != 0) more = world.all_reduce(std::int32_t(std::chrono::steady_clock::now() < end), ReduceOp::min);
+}
+
+TEST(Watchdog, WithoutALimitNeverFires) {
+  const Watchdog watchdog(std::chrono::seconds(0));
+  const CollectiveScope scope("nothing", "world");
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+}
+
+TEST(CollectiveScope, NestsAndCountsTheOutermostOnly) {
+  const double before = seconds_in_collectives();
+  const auto pause = std::chrono::milliseconds(20);
+  const auto start = std::chrono::steady_clock::now();
+  {
+    const CollectiveScope outer("outer", "a communicator with a name longer than thirty-one letters");
+    const CollectiveScope middle("middle", "world");
+    const CollectiveScope inner("inner", "world");
+    std::this_thread::sleep_for(pause);
+  }
+  const double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double counted = seconds_in_collectives() - before;
+
+  EXPECT_GE(counted, 0.02);
+  EXPECT_LE(counted, wall);
+}
+
+}  // namespace
+}  // namespace flanmoe
