@@ -61,8 +61,10 @@ class BatchSource {
   std::unique_ptr<State> state_;
 };
 
-/// Reads batches ahead on one thread: next() gives the microbatches of step first_step, first_step+1, ... of the rows
-/// [first_row, first_row+rows), cut into pieces of microbatch_rows. An error in the thread is thrown by next().
+/// Reads batches ahead on one thread: next() gives the microbatches of step first_step, first_step+1, ..., last_step-1
+/// of the rows [first_row, first_row+rows), cut into pieces of microbatch_rows; at most `depth` steps wait. An error in
+/// the thread is thrown by next(). While a Prefetcher lives nobody else uses its source; the thread takes hdf5_mutex()
+/// around its HDF5 calls.
 class Prefetcher {
  public:
   Prefetcher(std::shared_ptr<BatchSource> source, std::int64_t first_step, std::int64_t last_step,

@@ -29,6 +29,7 @@ struct TokenizerIdentity {
   std::string fingerprint;  // SHA-256 or CRC of the model file, hex
   std::int32_t vocabulary = 0;
   std::int32_t pad = 0, eos = 1, unknown = 2, sentinels = 100;
+  bool operator==(const TokenizerIdentity&) const = default;
 };
 
 /// The examples of a shard that share task, split and has_target, in the order in which they were added.
