@@ -27,6 +27,9 @@ struct MatmulKernels {
   /// since gradients of experts need not be adjacent.
   void (*grouped_weight_gradient)(KernelContext&, std::span<const Tensor> dw_KN, const Tensor& x_RK,
                                   const Tensor& dy_RN, std::span<const std::int64_t> first);
+
+  /// Bytes of scratch that any of these takes at most, whatever the sizes; on cpu it grows with the number of threads.
+  std::size_t (*scratch_bytes)();
 };
 
 }  // namespace flanmoe

@@ -12,6 +12,7 @@
 #include <numbers>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -137,10 +138,12 @@ class Buffer {
   Tensor view_;
 };
 
-/// A kernel context with `bytes` of committed scratch; expects that every kernel gave back what it took.
+/// A kernel context with committed scratch; expects that every kernel gave back what it took.
 class TestContext {
  public:
+  /// Room for matrix products, whose scratch grows with the number of threads, and for `bytes` more.
   explicit TestContext(std::int64_t bytes = std::int64_t{1} << 24) : scratch_("scratch") {
+    bytes += (std::int64_t{24} << 20) + (std::int64_t{2} << 20) * std::int64_t(std::thread::hardware_concurrency());
     scratch_.allocate(DType::f64, 1, (bytes + 7) / 8);
     scratch_.commit();
     scratch_.rewind();

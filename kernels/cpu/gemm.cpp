@@ -1,0 +1,270 @@
+#include "kernels/cpu/gemm.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "kernels/cpu/packing.hpp"
+#include "kernels/cpu/tile_kernel.hpp"
+
+namespace flanmoe::cpu {
+namespace {
+
+constexpr std::int64_t kSharedBytes = std::int64_t{8} << 20;  // for each of a and b, packed for all threads
+constexpr std::int64_t kTaskRows = 1024;                      // most rows that one task multiplies by one packed b
+
+std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+
+/// A depth between `depth` and the largest for which a kernel is kept. Weight gradients have a new depth (a number of
+/// tokens) in every step, so few depths are kept: the coarser the deeper, at most an eighth of padding from 128 up.
+std::int64_t kernel_depth(DType dtype, std::int64_t depth, bool ragged) {
+  const std::int64_t step = depth_step(dtype);
+  if (!ragged) return round_up(depth, step);
+  const std::int64_t unit = 32;
+  const std::int64_t coarse = depth <= 512 ? unit : depth <= 1024 ? 2 * unit : depth <= 2048 ? 4 * unit : 8 * unit;
+  return round_up(depth, coarse);
+}
+
+/// Memory of one thread: a product tile, a few rows of a, a packed b.
+struct Workspace {
+  float* c;
+  char* a;
+  char* b;
+};
+constexpr std::int64_t kTileBytes = kTileRows * kTileCols * std::int64_t(sizeof(float));
+constexpr std::int64_t kRowsBytes = kTileRows * kTileDepthBytes;
+constexpr std::int64_t kThreadBytes = kTileBytes + kRowsBytes + kPackedBytes;
+
+/// Scratch of a whole call, given back at its end.
+class Scratch {
+ public:
+  explicit Scratch(KernelContext& context) : arena_(*context.scratch), mark_(arena_.mark()) {
+    threads_ = bytes(omp_get_max_threads() * kThreadBytes);
+  }
+  ~Scratch() { arena_.release(mark_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  char* bytes(std::int64_t count) {
+    return static_cast<char*>(arena_.allocate(DType::f32, 1, ceil_div(count, 4)).data);
+  }
+  Workspace mine() const {
+    char* base = threads_ + omp_get_thread_num() * kThreadBytes;
+    return {reinterpret_cast<float*>(base), base + kTileBytes, base + kTileBytes + kRowsBytes};
+  }
+
+ private:
+  Arena& arena_;
+  std::size_t mark_;
+  char* threads_ = nullptr;
+};
+
+/// One piece of depth of a product, and the sizes of its tiles.
+struct Slice {
+  const Product* product;
+  DType dtype;
+  std::int64_t k, depth, padded_depth;  // depth range [k, k + depth)
+  std::int64_t tile_cols;
+  bool first;  // the first slice writes y unless the product accumulates; later ones add
+
+  std::int64_t element() const { return std::int64_t(size_of(dtype)); }
+  std::int64_t cols_at(std::int64_t n) const { return std::min(tile_cols, product->size.cols - n); }
+  std::int64_t padded_cols_at(std::int64_t n) const { return round_up(cols_at(n), kTileColStep); }
+  const TileKernel& kernel(std::int64_t rows, std::int64_t n) const {
+    return TileKernel::get(dtype, round_up(rows, kTileRowStep), padded_depth, padded_cols_at(n));
+  }
+  const PackedLayout& layout(std::int64_t n) const {
+    return kernel(std::min(kTileRows, product->size.rows), n).layout();
+  }
+  Window window_a(std::int64_t m, std::int64_t rows) const {
+    return {&product->a, product->transpose_a, m, rows, k, depth};
+  }
+  Window window_b(std::int64_t n) const { return {&product->b, product->transpose_b, k, depth, n, cols_at(n)}; }
+  /// Rows of a can be read where they are.
+  bool a_is_ready() const {
+    const Tensor& a = product->a;
+    return !product->transpose_a && a.stride == padded_depth && reinterpret_cast<std::uintptr_t>(a.data) % 64 == 0 &&
+           padded_depth * element() % 64 == 0;
+  }
+};
+
+std::int64_t slice_count(const Product& p) { return ceil_div(p.size.inner, max_depth(p.a.dtype)); }
+
+Slice slice_of(const Product& p, std::int64_t index) {
+  // Slices of equal depth, so that none is a small remainder.
+  const std::int64_t step = depth_step(p.a.dtype);
+  const std::int64_t share = round_up(ceil_div(p.size.inner, slice_count(p)), step);
+  const std::int64_t k = std::min(index * share, p.size.inner);
+  const std::int64_t depth = std::min(share, p.size.inner - k);
+  const std::int64_t padded = kernel_depth(p.a.dtype, depth, p.transpose_a);
+  const std::int64_t widest = kernel_depth(p.a.dtype, share, p.transpose_a);
+  return {&p, p.a.dtype, k, depth, padded, tile_cols_for(p.a.dtype, widest), index == 0};
+}
+
+/// y(m.., n..) from a finished tile.
+void write_tile(const Slice& slice, const float* c, std::int64_t ld, std::int64_t m, std::int64_t rows,
+                std::int64_t n) {
+  const Product& p = *slice.product;
+  const std::int64_t cols = slice.cols_at(n);
+  const bool add = p.accumulate || !slice.first;
+  const float alpha = p.alpha;
+  for (std::int64_t i = 0; i < rows; ++i, c += ld) {
+    if (p.y.dtype == DType::bf16) {
+      bf16* y = p.y.row<bf16>(m + i) + n;
+      for (std::int64_t j = 0; j < cols; ++j) y[j] = bf16(alpha * c[j]);
+    } else if (add) {
+      float* y = p.y.row<float>(m + i) + n;
+      for (std::int64_t j = 0; j < cols; ++j) y[j] += alpha * c[j];
+    } else {
+      float* y = p.y.row<float>(m + i) + n;
+      for (std::int64_t j = 0; j < cols; ++j) y[j] = alpha * c[j];
+    }
+  }
+}
+
+/// Rows [m, m_end) times one packed b. `packed_a`: rows from m on, packed, or null to read a itself.
+void multiply_rows(const Slice& slice, const Workspace& mine, std::int64_t m, std::int64_t m_end, std::int64_t n,
+                   const char* packed_a, const void* packed_b) {
+  const bool ready = slice.a_is_ready();
+  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  for (; m < m_end; m += kTileRows) {
+    const std::int64_t rows = std::min(kTileRows, m_end - m);
+    const void* a = packed_a;
+    if (packed_a != nullptr) {
+      packed_a += kTileRows * row_bytes;
+    } else if (ready && rows % kTileRowStep == 0) {
+      a = static_cast<const char*>(slice.product->a.data) + m * row_bytes;
+    } else {
+      pack_a(mine.a, slice.window_a(m, rows), round_up(rows, kTileRowStep), slice.padded_depth);
+      a = mine.a;
+    }
+    slice.kernel(rows, n)(mine.c, a, packed_b);
+    write_tile(slice, mine.c, slice.padded_cols_at(n), m, rows, n);
+  }
+}
+
+/// Makes the kernels of a slice now: a failure inside a parallel region could not be reported.
+void make_kernels(const Slice& slice) {
+  const ProductSize& size = slice.product->size;
+  const std::int64_t last_n = (size.cols - 1) / slice.tile_cols * slice.tile_cols;
+  for (const std::int64_t n : {std::int64_t{0}, last_n}) {
+    slice.kernel(std::min(kTileRows, size.rows), n);
+    if (size.rows % kTileRows != 0) slice.kernel(size.rows % kTileRows, n);
+  }
+}
+
+void fill_zero(const Product& p) {
+  if (p.accumulate) return;
+  for (std::int64_t i = 0; i < p.y.rows; ++i) {
+    std::fill_n(static_cast<char*>(p.y.data) + i * p.y.stride * std::int64_t(size_of(p.y.dtype)),
+                p.y.cols * std::int64_t(size_of(p.y.dtype)), char{0});
+  }
+}
+
+/// Checks what the tiles rely on; true when there is something to multiply.
+bool prepare(const Product& p) {
+  const bool summed_in_y = slice_count(p) > 1 || p.accumulate;
+  FLANMOE_EXPECT(!summed_in_y || p.y.dtype == DType::f32, "a sum of products is kept in f32, not {}",
+                 name_of(p.y.dtype));
+  if (p.size.rows == 0 || p.size.cols == 0) return false;
+  if (p.size.inner == 0) {
+    fill_zero(p);
+    return false;
+  }
+  for (std::int64_t s = 0; s < slice_count(p); ++s) make_kernels(slice_of(p, s));
+  return true;
+}
+
+/// The part [m0, m1) x [n0, n1) of a slice, by all threads of the enclosing parallel region, from shared packed
+/// operands. Ends with a barrier.
+struct Panel {
+  std::int64_t m0, m1, n0, n1;
+};
+
+void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& mine, char* shared_a, char* shared_b) {
+  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  const bool pack = !slice.a_is_ready() || panel.m1 % kTileRowStep != 0;
+#pragma omp for schedule(dynamic) nowait
+  for (std::int64_t n = panel.n0; n < panel.n1; n += slice.tile_cols) {
+    pack_b(shared_b + (n - panel.n0) * row_bytes, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n),
+           slice.layout(n));
+  }
+  if (pack) {
+#pragma omp for schedule(dynamic) nowait
+    for (std::int64_t m = panel.m0; m < panel.m1; m += kTileRows) {
+      const std::int64_t rows = std::min(kTileRows, panel.m1 - m);
+      pack_a(shared_a + (m - panel.m0) * row_bytes, slice.window_a(m, rows), round_up(rows, kTileRowStep),
+             slice.padded_depth);
+    }
+  }
+#pragma omp barrier
+  const std::int64_t strip = 4 * kTileRows;
+#pragma omp for collapse(2) schedule(dynamic)
+  for (std::int64_t n = panel.n0; n < panel.n1; n += slice.tile_cols) {
+    for (std::int64_t m = panel.m0; m < panel.m1; m += strip) {
+      multiply_rows(slice, mine, m, std::min(m + strip, panel.m1), n,
+                    pack ? shared_a + (m - panel.m0) * row_bytes : nullptr, shared_b + (n - panel.n0) * row_bytes);
+    }
+  }
+}
+
+void multiply_slice(const Slice& slice, const Workspace& mine, char* shared_a, char* shared_b) {
+  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  const std::int64_t panel_rows = kSharedBytes / row_bytes / kTileRows * kTileRows;
+  const std::int64_t panel_cols = kSharedBytes / row_bytes / slice.tile_cols * slice.tile_cols;
+  const ProductSize& size = slice.product->size;
+  for (std::int64_t n = 0; n < size.cols; n += panel_cols) {
+    for (std::int64_t m = 0; m < size.rows; m += panel_rows) {
+      multiply_panel(slice, {m, std::min(m + panel_rows, size.rows), n, std::min(n + panel_cols, size.cols)}, mine,
+                     shared_a, shared_b);
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product) {
+  Scratch scratch(context);
+  char* shared_a = scratch.bytes(kSharedBytes);
+  char* shared_b = scratch.bytes(kSharedBytes);
+  for (std::int64_t g = 0; g < count; ++g) prepare(product(g));
+#pragma omp parallel
+  {
+    const Workspace mine = scratch.mine();
+    for (std::int64_t g = 0; g < count; ++g) {
+      const Product p = product(g);
+      if (p.size.rows == 0 || p.size.cols == 0) continue;
+      for (std::int64_t s = 0; s < slice_count(p); ++s) multiply_slice(slice_of(p, s), mine, shared_a, shared_b);
+    }
+  }
+}
+
+void multiply_side_by_side(KernelContext& context, std::int64_t count,
+                           const std::function<Product(std::int64_t)>& product) {
+  Scratch scratch(context);
+  for (std::int64_t g = 0; g < count; ++g) prepare(product(g));
+#pragma omp parallel
+  {
+    const Workspace mine = scratch.mine();
+    for (std::int64_t g = 0; g < count; ++g) {
+      const Product p = product(g);
+      if (p.size.rows == 0 || p.size.cols == 0 || p.size.inner == 0) continue;
+      // Tasks split rows and columns, never the depth: the slices of one piece of y follow each other in one thread.
+      const std::int64_t tile_cols = slice_of(p, 0).tile_cols;
+#pragma omp for collapse(2) schedule(dynamic) nowait
+      for (std::int64_t n = 0; n < p.size.cols; n += tile_cols) {
+        for (std::int64_t m = 0; m < p.size.rows; m += kTaskRows) {
+          for (std::int64_t s = 0; s < slice_count(p); ++s) {
+            const Slice slice = slice_of(p, s);
+            pack_b(mine.b, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n), slice.layout(n));
+            multiply_rows(slice, mine, m, std::min(m + kTaskRows, p.size.rows), n, nullptr, mine.b);
+          }
+        }
+      }
+    }
+  }
+}
+
+std::size_t gemm_scratch_bytes() { return std::size_t(2 * kSharedBytes + omp_get_max_threads() * kThreadBytes) + 256; }
+
+}  // namespace flanmoe::cpu

@@ -1,0 +1,34 @@
+// Matrix products out of tiles: y = alpha op(a) . op(b) + (accumulate ? y : 0).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "kernels/context.hpp"
+#include "kernels/matmul_checks.hpp"
+#include "tensor/tensor.hpp"
+
+namespace flanmoe::cpu {
+
+struct Product {
+  Tensor y, a, b;
+  bool transpose_a = false, transpose_b = false;
+  float alpha = 1.0F;
+  bool accumulate = false;  // needs an fp32 y
+  ProductSize size;
+};
+
+/// Products one after the other, each computed by all threads: both operands are packed once into shared memory.
+/// For few products, and for those with a transposed a.
+void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product);
+
+/// Independent products of which every thread takes its own pieces and packs b for itself. For many products whose b
+/// is used for few rows. a is not transposed.
+void multiply_side_by_side(KernelContext& context, std::int64_t count,
+                           const std::function<Product(std::int64_t)>& product);
+
+/// Bytes of scratch that any product takes at most; grows with the number of threads only.
+std::size_t gemm_scratch_bytes();
+
+}  // namespace flanmoe::cpu

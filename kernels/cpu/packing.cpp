@@ -1,0 +1,197 @@
+#include "kernels/cpu/packing.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace flanmoe::cpu {
+namespace {
+
+// Everything moves in 32-bit words: one fp32, or two bf16 that follow each other along the depth.
+using Word = std::uint32_t;
+constexpr std::int64_t kSide = 16;  // words of a 64-byte line; blocks are 16 x 16 words
+typedef Word Line __attribute__((vector_size(64)));
+
+Line load_line(const void* from) {
+  Line line;
+  std::memcpy(&line, from, sizeof line);
+  return line;
+}
+void store_line(Word* to, Line line) { std::memcpy(to, &line, sizeof line); }
+
+/// Swaps the off-diagonal quarters of every 2*Half x 2*Half block; four such steps transpose 16 x 16.
+template <int Half>
+void exchange(Line (&lines)[kSide]) {
+  for (int i = 0; i < kSide; ++i) {
+    if ((i & Half) != 0) continue;
+    const Line low = lines[i];
+    const Line high = lines[i + Half];
+    if constexpr (Half == 8) {
+      lines[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+      lines[i + 8] = __builtin_shufflevector(low, high, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    } else if constexpr (Half == 4) {
+      lines[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+      lines[i + 4] = __builtin_shufflevector(low, high, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    } else if constexpr (Half == 2) {
+      lines[i] = __builtin_shufflevector(low, high, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      lines[i + 2] = __builtin_shufflevector(low, high, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    } else {
+      lines[i] = __builtin_shufflevector(low, high, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+      lines[i + 1] = __builtin_shufflevector(low, high, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    }
+  }
+}
+
+void transpose(Line (&lines)[kSide]) {
+  exchange<8>(lines);
+  exchange<4>(lines);
+  exchange<2>(lines);
+  exchange<1>(lines);
+}
+
+/// Elements per word.
+template <class T>
+constexpr std::int64_t kPerWord = std::int64_t(sizeof(Word) / sizeof(T));
+
+/// Sixteen columns of one word row: word n holds elements (k, n) [and (k+1, n)] of a matrix with k down its rows.
+template <class T>
+Line across(const T* from, std::int64_t stride) {
+  if constexpr (sizeof(T) == sizeof(Word)) {
+    return load_line(from);
+  } else {
+    typedef std::uint16_t HalfLine __attribute__((vector_size(32)));
+    HalfLine even, odd;
+    std::memcpy(&even, from, sizeof even);
+    std::memcpy(&odd, from + stride, sizeof odd);
+    return __builtin_convertvector(even, Line) | (__builtin_convertvector(odd, Line) << 16);
+  }
+}
+
+/// Reads 16 x 16 words of op(m), or fewer at the edges, and writes them where `to` (16 rows, `stride` words apart)
+/// says. `depth_across`: depth runs along the rows of the stored matrix. `turn`: the block is transposed on the way.
+template <class T>
+void move_block(Word* to, std::int64_t to_stride, const T* from, std::int64_t stride, std::int64_t rows,
+                std::int64_t cols, bool depth_across, bool turn) {
+  const std::int64_t full_rows = depth_across ? kSide : kSide * kPerWord<T>;
+  const std::int64_t full_cols = depth_across ? kSide * kPerWord<T> : kSide;
+  T edge[kSide * kSide * kPerWord<T>];
+  if (rows < full_rows || cols < full_cols) {
+    std::memset(static_cast<void*>(edge), 0, sizeof edge);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      std::memcpy(static_cast<void*>(edge + i * full_cols), from + i * stride, std::size_t(cols) * sizeof(T));
+    }
+    from = edge;
+    stride = full_cols;
+  }
+  Line lines[kSide];
+  for (std::int64_t i = 0; i < kSide; ++i) {
+    lines[i] = depth_across ? load_line(from + i * stride) : across(from + i * kPerWord<T> * stride, stride);
+  }
+  if (turn) transpose(lines);
+  for (std::int64_t i = 0; i < kSide; ++i) store_line(to + i * to_stride, lines[i]);
+}
+
+/// Where the stored matrix begins for this window, and its extent in stored rows and columns.
+template <class T>
+struct Stored {
+  explicit Stored(const Window& w)
+      : data(static_cast<const T*>(w.matrix->data) + (w.transposed ? w.col : w.row) * w.matrix->stride +
+             (w.transposed ? w.row : w.col)),
+        stride(w.matrix->stride),
+        rows(w.transposed ? w.cols : w.rows),
+        cols(w.transposed ? w.rows : w.cols) {}
+  const T* data;
+  std::int64_t stride, rows, cols;
+
+  const T* at(std::int64_t i, std::int64_t j) const { return data + i * stride + j; }
+};
+
+template <class T>
+void pack_a_of(T* dst, const Window& a, std::int64_t padded_rows, std::int64_t padded_depth) {
+  const Stored<T> m(a);
+  if (!a.transposed) {
+    for (std::int64_t i = 0; i < padded_rows; ++i) {
+      T* row = dst + i * padded_depth;
+      const std::int64_t copied = i < a.rows ? a.cols : 0;
+      if (copied > 0) std::memcpy(static_cast<void*>(row), m.at(i, 0), std::size_t(copied) * sizeof(T));
+      std::memset(static_cast<void*>(row + copied), 0, std::size_t(padded_depth - copied) * sizeof(T));
+    }
+    return;
+  }
+  const std::int64_t depth_block = kSide * kPerWord<T>;
+  Word* words = reinterpret_cast<Word*>(dst);
+  const std::int64_t row_words = padded_depth / kPerWord<T>;
+  for (std::int64_t i = 0; i < padded_rows; i += kSide) {
+    for (std::int64_t k = 0; k < padded_depth; k += depth_block) {
+      const std::int64_t rows = std::clamp<std::int64_t>(m.rows - k, 0, depth_block);
+      const std::int64_t cols = std::clamp<std::int64_t>(m.cols - i, 0, kSide);
+      const bool inside = rows > 0 && cols > 0;
+      move_block(words + i * row_words + k / kPerWord<T>, row_words, inside ? m.at(k, i) : m.data, m.stride,
+                 inside ? rows : 0, inside ? cols : 0, false, true);
+    }
+  }
+}
+
+template <class T>
+void pack_b_blocked(T* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
+                    std::int64_t block_cols) {
+  const Stored<T> m(b);
+  const std::int64_t depth_block = kSide * kPerWord<T>;
+  const std::int64_t depth_words = padded_depth / kPerWord<T>;
+  Word* words = reinterpret_cast<Word*>(dst);
+  for (std::int64_t n = 0; n < padded_cols; n += kSide) {
+    Word* column = words + n / block_cols * block_cols * depth_words + n % block_cols;
+    for (std::int64_t k = 0; k < padded_depth; k += depth_block) {
+      Word* to = column + k / kPerWord<T> * block_cols;
+      const std::int64_t depth = std::clamp<std::int64_t>(b.rows - k, 0, depth_block);
+      const std::int64_t cols = std::clamp<std::int64_t>(b.cols - n, 0, kSide);
+      const bool inside = depth > 0 && cols > 0;
+      const std::int64_t rows_here = !inside ? 0 : (b.transposed ? cols : depth);
+      const std::int64_t cols_here = !inside ? 0 : (b.transposed ? depth : cols);
+      const T* from = !inside ? m.data : (b.transposed ? m.at(n, k) : m.at(k, n));
+      move_block(to, block_cols, from, m.stride, rows_here, cols_here, b.transposed, b.transposed);
+    }
+  }
+}
+
+/// A plain matrix padded_depth x padded_cols, for processors on which oneDNN reads no blocked layout.
+template <class T>
+void pack_b_plain(T* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols) {
+  const Stored<T> m(b);
+  for (std::int64_t k = 0; k < padded_depth; ++k) {
+    for (std::int64_t n = 0; n < padded_cols; ++n) {
+      const bool inside = k < b.rows && n < b.cols;
+      dst[k * padded_cols + n] = inside ? *(b.transposed ? m.at(n, k) : m.at(k, n)) : T{};
+    }
+  }
+}
+
+template <class T>
+void pack_b_of(T* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
+               const PackedLayout& layout) {
+  if (layout.interleave == kPerWord<T>) {
+    pack_b_blocked(dst, b, padded_depth, padded_cols, layout.block_cols);
+  } else {
+    pack_b_plain(dst, b, padded_depth, padded_cols);
+  }
+}
+
+}  // namespace
+
+void pack_a(void* dst, const Window& a, std::int64_t padded_rows, std::int64_t padded_depth) {
+  if (a.matrix->dtype == DType::bf16) {
+    pack_a_of(static_cast<bf16*>(dst), a, padded_rows, padded_depth);
+  } else {
+    pack_a_of(static_cast<float*>(dst), a, padded_rows, padded_depth);
+  }
+}
+
+void pack_b(void* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
+            const PackedLayout& layout) {
+  if (b.matrix->dtype == DType::bf16) {
+    pack_b_of(static_cast<bf16*>(dst), b, padded_depth, padded_cols, layout);
+  } else {
+    pack_b_of(static_cast<float*>(dst), b, padded_depth, padded_cols, layout);
+  }
+}
+
+}  // namespace flanmoe::cpu

@@ -1,0 +1,133 @@
+#include "kernels/cpu/tile_kernel.hpp"
+
+#include <omp.h>
+
+#include <deque>
+#include <dnnl.hpp>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/error.hpp"
+
+namespace flanmoe::cpu {
+
+struct TileKernel::Primitive {
+  dnnl::matmul matmul;
+  dnnl::memory::desc a, b, c, scratchpad;
+};
+
+namespace {
+
+using Descriptor = dnnl::memory::desc;
+using Tag = dnnl::memory::format_tag;
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+dnnl::memory::data_type dnnl_type(DType dtype) {
+  return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+/// A primitive made in this scope runs in the calling thread alone.
+class SingleThreadScope {
+ public:
+  SingleThreadScope() : threads_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~SingleThreadScope() { omp_set_num_threads(threads_); }
+  SingleThreadScope(const SingleThreadScope&) = delete;
+  SingleThreadScope& operator=(const SingleThreadScope&) = delete;
+
+ private:
+  int threads_;
+};
+
+using PrimitiveDescriptor = dnnl::matmul::primitive_desc;
+
+PrimitiveDescriptor describe(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols, Tag weights) {
+  const SingleThreadScope alone;
+  const auto type = dnnl_type(dtype);
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return {{Descriptor({rows, depth}, type, Tag::ab), Descriptor({depth, cols}, type, weights),
+           Descriptor({rows, cols}, dnnl::memory::data_type::f32, Tag::ab)},
+          attributes,
+          cpu_engine()};
+}
+
+/// oneDNN's memory objects of one kernel in one thread; only the pointers change from call to call.
+struct Arguments {
+  explicit Arguments(const Descriptor& a_desc, const Descriptor& b_desc, const Descriptor& c_desc,
+                     const Descriptor& scratchpad_desc)
+      : a(a_desc, cpu_engine(), nullptr),
+        b(b_desc, cpu_engine(), nullptr),
+        c(c_desc, cpu_engine(), nullptr),
+        scratchpad(scratchpad_desc, cpu_engine()) {}
+  dnnl::memory a, b, c, scratchpad;
+};
+
+std::string shape_text(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
+  return fmt::format("{} x {} x {} in {}", rows, depth, cols, name_of(dtype));
+}
+
+}  // namespace
+
+const TileKernel& TileKernel::get(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
+  using Key = std::tuple<DType, std::int64_t, std::int64_t, std::int64_t>;
+  static std::shared_mutex mutex;
+  static std::map<Key, const TileKernel*> known;
+  static std::deque<TileKernel> kernels;
+  static std::deque<Primitive> primitives;
+
+  const Key key{dtype, rows, depth, cols};
+  {
+    const std::shared_lock lock(mutex);
+    const auto found = known.find(key);
+    if (found != known.end()) return *found->second;
+  }
+  FLANMOE_EXPECT(dtype == DType::f32 || dtype == DType::bf16, "the cpu device has no products in {}", name_of(dtype));
+  const std::unique_lock lock(mutex);
+  try {
+    TileKernel kernel;
+    // The blocked layouts that oneDNN's own AVX-512 and AMX kernels read; anywhere else b is a plain matrix.
+    const Tag blocked = dtype == DType::bf16 ? Tag::BA16a64b2a : Tag::BA16a64b;
+    const bool takes_blocked = describe(dtype, kTileRows, depth, cols, Tag::any).weights_desc() ==
+                               Descriptor({depth, cols}, dnnl_type(dtype), blocked);
+    kernel.layout_ = takes_blocked ? PackedLayout{kTileColStep, dtype == DType::bf16 ? 2 : 1} : PackedLayout{cols, 1};
+    const PrimitiveDescriptor pd = describe(dtype, rows, depth, cols, takes_blocked ? blocked : Tag::ab);
+    const SingleThreadScope alone;
+    primitives.push_back({dnnl::matmul(pd), pd.src_desc(), pd.weights_desc(), pd.dst_desc(), pd.scratchpad_desc()});
+    kernel.primitive_ = &primitives.back();
+    kernel.index_ = kernels.size();
+    kernels.push_back(kernel);
+  } catch (const dnnl::error& error) {
+    fail("oneDNN offers no matrix product of {} on this processor: {}", shape_text(dtype, rows, depth, cols),
+         error.what());
+  }
+  known[key] = &kernels.back();
+  return kernels.back();
+}
+
+void TileKernel::operator()(float* c, const void* a, const void* packed_b) const {
+  static thread_local dnnl::stream stream(cpu_engine());
+  static thread_local std::vector<std::unique_ptr<Arguments>> arguments;
+  if (arguments.size() <= index_) arguments.resize(index_ + 1);
+  auto& slot = arguments[index_];
+  if (!slot) slot = std::make_unique<Arguments>(primitive_->a, primitive_->b, primitive_->c, primitive_->scratchpad);
+  dnnl_memory_set_data_handle(slot->a.get(), const_cast<void*>(a));
+  dnnl_memory_set_data_handle(slot->b.get(), const_cast<void*>(packed_b));
+  dnnl_memory_set_data_handle(slot->c.get(), c);
+  const dnnl_exec_arg_t list[] = {{DNNL_ARG_SRC, slot->a.get()},
+                                  {DNNL_ARG_WEIGHTS, slot->b.get()},
+                                  {DNNL_ARG_DST, slot->c.get()},
+                                  {DNNL_ARG_SCRATCHPAD, slot->scratchpad.get()}};
+  const dnnl_status_t status = dnnl_primitive_execute(primitive_->matmul.get(), stream.get(), 4, list);
+  FLANMOE_EXPECT(status == dnnl_success, "oneDNN status {}", int(status));
+}
+
+}  // namespace flanmoe::cpu

@@ -1,0 +1,281 @@
+#include "kernels/matmul.hpp"
+
+#include <omp.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "kernels/kernel_test.hpp"
+
+namespace flanmoe::test {
+namespace {
+
+const auto devices = devices_of(reference::matmul_kernels, cpu::matmul_kernels);
+constexpr Transpose no = Transpose::no;
+constexpr Transpose yes = Transpose::yes;
+
+/// Rounding of a sum of `depth` products in fp32, relative to the largest result: grows like the square root.
+double sum_rounding(std::int64_t depth) { return 8 * roundoff(DType::f32) * std::sqrt(double(depth) + 1); }
+
+/// Boundaries of groups of the given sizes.
+std::vector<std::int64_t> boundaries(const std::vector<std::int64_t>& counts) {
+  std::vector<std::int64_t> first(counts.size() + 1, 0);
+  std::partial_sum(counts.begin(), counts.end(), first.begin() + 1);
+  return first;
+}
+
+/// Sets the number of threads for one scope.
+class Threads {
+ public:
+  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+  ~Threads() { omp_set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+};
+
+TEST(Matmul, ProductOfSmallMatricesIsAsByHand) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
+    for (const auto& device : devices) {
+      if (type == DType::f64 && device.device == "cpu") continue;
+      TestContext context;
+      Buffer a(type, 2, 3), b(type, 3, 2), at(type, 3, 2), bt(type, 2, 3);
+      a.assign({1, 2, 3, 4, 5, 6});
+      at.assign({1, 4, 2, 5, 3, 6});
+      b.assign({7, 8, 9, 10, 11, 12});
+      bt.assign({7, 9, 11, 8, 10, 12});
+      const std::vector<double> expected = {58, 64, 139, 154};
+      Buffer y(accumulate_dtype(type), 2, 2);
+
+      device.kernels.product(context, y, a, no, b, no, 0);
+      EXPECT_EQ(y.values(), expected) << device.device;
+      device.kernels.product(context, y, at, yes, b, no, 0);
+      EXPECT_EQ(y.values(), expected) << device.device;
+      device.kernels.product(context, y, a, no, bt, yes, 0);
+      EXPECT_EQ(y.values(), expected) << device.device;
+      device.kernels.product(context, y, at, yes, bt, yes, 1);
+      EXPECT_EQ(y.values(), (std::vector<double>{116, 128, 278, 308})) << device.device;
+    }
+  }
+}
+
+struct Case {
+  std::int64_t rows, inner, cols;
+};
+
+/// One product on cpu against the reference, with padded strides.
+void compare_product(DType in, DType out, Case c, Transpose ta, Transpose tb, float beta, std::int64_t padding) {
+  TestContext context;
+  Buffer a = ta == yes ? Buffer(in, c.inner, c.rows, padding) : Buffer(in, c.rows, c.inner, padding);
+  Buffer b = tb == yes ? Buffer(in, c.cols, c.inner, padding) : Buffer(in, c.inner, c.cols, padding);
+  a.randomize(1);
+  b.randomize(2);
+  Buffer y(out, c.rows, c.cols, padding), expected(out, c.rows, c.cols, padding);
+  if (beta != 0) {
+    y.randomize(3);
+    expected.randomize(3);
+  }
+  reference::matmul_kernels.product(context, expected, a, ta, b, tb, beta);
+  cpu::matmul_kernels.product(context, y, a, ta, b, tb, beta);
+  expect_close(y, expected, sum_rounding(c.inner),
+               fmt::format("{} -> {}, {} x {} x {}, transposed {} {}, beta {}, padding {}", name_of(in), name_of(out),
+                           c.rows, c.inner, c.cols, int(ta), int(tb), beta, padding));
+}
+
+TEST(Matmul, CpuProductEqualsReferenceOnOddSizes) {
+  for (const Case c : {Case{1, 1, 1}, Case{1, 64, 300}, Case{5, 7, 3}, Case{67, 71, 129}, Case{130, 33, 65},
+                       Case{64, 128, 256}, Case{33, 200, 321}}) {
+    for (const Transpose ta : {no, yes}) {
+      for (const Transpose tb : {no, yes}) {
+        for (const std::int64_t padding : {0, 3, 32}) {
+          compare_product(DType::f32, DType::f32, c, ta, tb, 0, padding);
+          compare_product(DType::bf16, DType::bf16, c, ta, tb, 0, padding);
+          compare_product(DType::bf16, DType::f32, c, ta, tb, 1, padding);
+        }
+      }
+    }
+  }
+  compare_product(DType::f32, DType::f32, {67, 71, 129}, no, no, 1, 5);
+  compare_product(DType::f32, DType::bf16, {67, 71, 129}, no, no, 0, 5);
+}
+
+TEST(Matmul, CpuProductEqualsReferenceForDepthsThatNeedSeveralSlices) {
+  for (const Transpose ta : {no, yes}) {
+    compare_product(DType::f32, DType::f32, {35, 4500, 40}, ta, no, 1, 0);
+    compare_product(DType::bf16, DType::f32, {35, 9001, 40}, ta, no, 0, 0);
+    compare_product(DType::bf16, DType::bf16, {35, 9001, 40}, ta, yes, 0, 1);
+  }
+}
+
+TEST(Matmul, CpuProductEqualsReferenceWhenOperandsExceedTheSharedMemory) {
+  // 8 MiB hold 1024 columns of 2048 fp32: both sides need a second panel.
+  compare_product(DType::f32, DType::f32, {30, 2048, 1100}, no, no, 0, 0);
+  compare_product(DType::f32, DType::f32, {1100, 2048, 20}, yes, no, 0, 0);
+}
+
+TEST(Matmul, EmptyOperandsGiveZerosOrNothing) {
+  for (const auto& device : devices) {
+    TestContext context;
+    Buffer a(DType::f32, 3, 0), b(DType::f32, 0, 4), y(DType::f32, 3, 4, 2);
+    device.kernels.product(context, y, a, no, b, no, 0);
+    EXPECT_EQ(y.values(), std::vector<double>(12, 0.0)) << device.device;
+    y.fill(2);
+    device.kernels.product(context, y, a, no, b, no, 1);
+    EXPECT_EQ(y.values(), std::vector<double>(12, 2.0)) << device.device;
+
+    Buffer none(DType::f32, 0, 5), w(DType::f32, 5, 4), nothing(DType::f32, 0, 4);
+    device.kernels.product(context, nothing, none, no, w, no, 0);
+  }
+}
+
+TEST(Matmul, OperandsThatDoNotFitAreRefused) {
+  for (const auto& device : devices) {
+    TestContext context;
+    Buffer a(DType::f32, 3, 4), b(DType::f32, 5, 6), y(DType::f32, 3, 6), b_bf16(DType::bf16, 4, 6);
+    EXPECT_THROW(device.kernels.product(context, y, a, no, b, no, 0), LogicError) << device.device;
+    EXPECT_THROW(device.kernels.product(context, y, a, no, b_bf16, no, 0), LogicError) << device.device;
+    const std::vector<std::int64_t> wrong = {0, 2, 4};
+    Buffer w(DType::f32, 4, 6, 0, 2);
+    EXPECT_THROW(device.kernels.grouped(context, y, a, w, no, wrong), LogicError) << device.device;
+  }
+}
+
+void compare_grouped(DType type, const std::vector<std::int64_t>& counts, std::int64_t depth, std::int64_t cols,
+                     Transpose transpose, std::int64_t padding) {
+  TestContext context;
+  const auto first = boundaries(counts);
+  const auto groups = std::int64_t(counts.size());
+  Buffer x(type, first.back(), depth, padding), y(type, first.back(), cols, padding),
+      expected(type, first.back(), cols, padding);
+  Buffer w = transpose == yes ? Buffer(type, cols, depth, 0, groups) : Buffer(type, depth, cols, 0, groups);
+  x.randomize(4);
+  w.randomize(5);
+  reference::matmul_kernels.grouped(context, expected, x, w, transpose, first);
+  cpu::matmul_kernels.grouped(context, y, x, w, transpose, first);
+  expect_close(y, expected, sum_rounding(depth), fmt::format("grouped {} {}", name_of(type), int(transpose)));
+}
+
+TEST(Matmul, CpuGroupedEqualsReferenceWithEmptyAndHotGroups) {
+  const std::vector<std::int64_t> counts = {0, 1, 17, 0, 400, 64, 5, 0};
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Transpose transpose : {no, yes}) {
+      for (const std::int64_t padding : {0, 3}) compare_grouped(type, counts, 39, 70, transpose, padding);
+      compare_grouped(type, counts, 64, 128, transpose, 0);
+      compare_grouped(type, {0, 0, 0}, 64, 128, transpose, 0);
+      compare_grouped(type, {3, 70}, 4200, 8, transpose, 0);
+    }
+  }
+}
+
+void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts, std::int64_t depth,
+                             std::int64_t cols) {
+  TestContext context;
+  const auto first = boundaries(counts);
+  Buffer x(type, first.back(), depth, 3), dy(type, first.back(), cols, 3);
+  x.randomize(6);
+  dy.randomize(7);
+  std::vector<Buffer> got, expected;
+  std::vector<Tensor> got_views, expected_views;
+  for (std::size_t g = 0; g < counts.size(); ++g) {
+    got.emplace_back(DType::f32, depth, cols, std::int64_t(g) % 3).randomize(8 + g);
+    expected.emplace_back(DType::f32, depth, cols, std::int64_t(g) % 3).randomize(8 + g);
+    got_views.push_back(got.back());
+    expected_views.push_back(expected.back());
+  }
+  reference::matmul_kernels.grouped_weight_gradient(context, expected_views, x, dy, first);
+  cpu::matmul_kernels.grouped_weight_gradient(context, got_views, x, dy, first);
+  for (std::size_t g = 0; g < counts.size(); ++g) {
+    expect_close(got[g], expected[g], sum_rounding(counts[g]), fmt::format("group {} in {}", g, name_of(type)));
+  }
+}
+
+TEST(Matmul, CpuWeightGradientEqualsReferenceWithEmptyAndHotGroups) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    compare_weight_gradient(type, {0, 1, 33, 0, 700, 2}, 70, 40);
+    compare_weight_gradient(type, {64, 31, 5}, 64, 300);
+    compare_weight_gradient(type, {0, 0}, 10, 20);
+    compare_weight_gradient(type, {4500}, 20, 30);
+  }
+}
+
+/// The first rows of a product, computed among more and more others.
+TEST(Matmul, ARowDoesNotDependOnHowManyOthersThereAre) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Case c : {Case{1000, 96, 80}, Case{1000, 71, 300}, Case{200, 9000, 16}}) {
+      TestContext context;
+      Buffer x(type, c.rows, c.inner), w(type, c.inner, c.cols, 0, 2), all(type, c.rows, c.cols);
+      x.randomize(9);
+      w.randomize(10);
+      const Tensor w0 = w.view().matrix(0);
+      cpu::matmul_kernels.product(context, all, x, no, w0, no, 0);
+      for (const std::int64_t rows : {1, 2, 15, 16, 17, 31, 63, 64, 65, 100, 199}) {
+        Buffer some(type, rows, c.cols), grouped(type, rows + 1, c.cols);
+        cpu::matmul_kernels.product(context, some, x.view().slice_rows(0, rows), no, w0, no, 0);
+        cpu::matmul_kernels.grouped(context, grouped, x.view().slice_rows(0, rows + 1), w, no,
+                                    std::vector<std::int64_t>{0, rows, rows + 1});
+        bool same = true;
+        for (std::int64_t i = 0; i < rows * c.cols; ++i) {
+          same = same && some.get(i) == all.get(i) && grouped.get(i) == all.get(i);
+        }
+        EXPECT_TRUE(same) << rows << " rows of " << c.rows << " in " << name_of(type) << ", depth " << c.inner;
+      }
+    }
+  }
+}
+
+TEST(Matmul, ResultsDoNotDependOnTheNumberOfThreads) {
+  const std::vector<std::int64_t> counts = {0, 700, 3, 97, 200};
+  const auto first = boundaries(counts);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    Buffer x(type, 1000, 130), w(type, 130, 70, 0, 5), dy(type, 1000, 70);
+    x.randomize(11);
+    w.randomize(12);
+    dy.randomize(13);
+    std::vector<Buffer> y, z, dw;
+    for (const int threads : {1, 2, 5}) {
+      const Threads scope(threads);
+      TestContext context;
+      y.emplace_back(type, 1000, 70);
+      z.emplace_back(type, 1000, 70);
+      dw.emplace_back(DType::f32, 130, 70, 0, 5).fill(1);
+      std::vector<Tensor> dw_views;
+      for (int g = 0; g < 5; ++g) dw_views.push_back(dw.back().view().matrix(g));
+      cpu::matmul_kernels.grouped(context, y.back(), x, w, no, first);
+      cpu::matmul_kernels.product(context, z.back(), x, no, w.view().matrix(0), no, 0);
+      cpu::matmul_kernels.grouped_weight_gradient(context, dw_views, x, dy, first);
+    }
+    for (int i : {1, 2}) {
+      EXPECT_TRUE(same_bits(y[0], y[std::size_t(i)])) << name_of(type);
+      EXPECT_TRUE(same_bits(z[0], z[std::size_t(i)])) << name_of(type);
+      EXPECT_TRUE(same_bits(dw[0], dw[std::size_t(i)])) << name_of(type);
+    }
+  }
+}
+
+TEST(Matmul, GradientsOfAProductAgreeWithCentralDifferences) {
+  // y = x.w: dx = dy.w^T, dw = x^T.dy, as the model uses them.
+  TestContext context;
+  const auto& k = reference::matmul_kernels;
+  const std::vector<std::int64_t> first = {0, 2, 2, 5};
+  Buffer x(DType::f64, 5, 4), w(DType::f64, 4, 3, 0, 3), y(DType::f64, 5, 3), dy(DType::f64, 5, 3);
+  x.randomize(14);
+  w.randomize(15);
+  dy.randomize(16);
+  const auto loss = [&] {
+    k.grouped(context, y, x, w, no, first);
+    return weighted_sum(y, dy);
+  };
+  Buffer dx(DType::f64, 5, 4), dw(DType::f64, 4, 3, 0, 3);
+  dw.fill(0);
+  k.grouped(context, dx, dy, w, yes, first);
+  std::vector<Tensor> dw_views;
+  for (int g = 0; g < 3; ++g) dw_views.push_back(dw.view().matrix(g));
+  k.grouped_weight_gradient(context, dw_views, x, dy, first);
+  expect_gradient(dx, loss, x, "dx");
+  expect_gradient(dw, loss, w, "dw");
+}
+
+}  // namespace
+}  // namespace flanmoe::test
