@@ -1,0 +1,39 @@
+#include "kernels/kernels.hpp"
+
+#include "base/error.hpp"
+
+namespace flanmoe {
+
+const Kernels& kernels_for(const std::string& device) {
+  static const Kernels reference_table{"reference",
+                                       reference::matmul_kernels,
+                                       reference::norm_kernels,
+                                       reference::attention_kernels,
+                                       reference::relative_bias_kernels,
+                                       reference::activation_kernels,
+                                       reference::dropout_kernels,
+                                       reference::embedding_kernels,
+                                       reference::cross_entropy_kernels,
+                                       reference::router_kernels,
+                                       reference::permute_kernels,
+                                       reference::optimizer_kernels,
+                                       reference::elementwise_kernels};
+  static const Kernels cpu_table{"cpu",
+                                 cpu::matmul_kernels,
+                                 cpu::norm_kernels,
+                                 cpu::attention_kernels,
+                                 cpu::relative_bias_kernels,
+                                 cpu::activation_kernels,
+                                 cpu::dropout_kernels,
+                                 cpu::embedding_kernels,
+                                 cpu::cross_entropy_kernels,
+                                 cpu::router_kernels,
+                                 cpu::permute_kernels,
+                                 cpu::optimizer_kernels,
+                                 cpu::elementwise_kernels};
+  if (device == reference_table.device) return reference_table;
+  if (device == cpu_table.device) return cpu_table;
+  usage_fail("run.device is \"{}\"; known devices are reference and cpu", device);
+}
+
+}  // namespace flanmoe
