@@ -13,7 +13,7 @@ struct NormKernels {
   /// dx_TD (A) += ; dscale_D (A) += ; dy_TD: C.
   void (*backward)(KernelContext&, const Tensor& dx_TD, const Tensor& dscale_D, const Tensor& dy_TD,
                    const Tensor& x_TD, const Tensor& rstd_T, const Tensor& scale_D);
-  /// Bytes of scratch that backward needs.
+  /// Bytes of scratch that backward needs for at most so many tokens.
   std::size_t (*scratch_bytes)(std::int64_t tokens, std::int64_t width);
 };
 

@@ -44,7 +44,7 @@ struct RouterKernels {
   void (*backward)(KernelContext&, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
                    double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
                    std::span<const std::int64_t> first_token, bool renormalize);
-  /// Bytes of scratch that assign needs.
+  /// Bytes of scratch that assign needs for at most so many tokens.
   std::size_t (*scratch_bytes)(std::int64_t tokens);
 };
 

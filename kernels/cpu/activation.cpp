@@ -34,16 +34,21 @@ void gated_gelu(C* y, const C* gate, const C* up, std::int64_t n) {
   }
 }
 
-/// With s = sigmoid(2u): gelu' = s + x s (1 - s) 2u', 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+/// With s = sigmoid(2u): gelu' = s + x s (1 - s) 2u', 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2). The smaller one of s
+/// and 1 - s comes from e^-|2u|, since the difference would cancel.
 template <class C>
 void gated_gelu_gradient(C* dgate, C* dup, const C* dy, const C* gate, const C* up, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float x = widen(gate[i]);
     const float gradient = widen(dy[i]);
-    const float s = gelu_sigmoid(x);
+    const float u = gelu_argument(x);
+    const float e = fast_exp(-std::abs(u));
+    const float larger = 1.0F / (1.0F + e);
+    const float smaller = e * larger;
+    const float s = u < 0 ? smaller : larger;
     const float du = GeluConstants::two_root * (1.0F + 3 * GeluConstants::cubic * x * x);
-    dgate[i] = C(gradient * widen(up[i]) * (s + x * s * (1.0F - s) * du));
+    dgate[i] = C(gradient * widen(up[i]) * (s + x * larger * smaller * du));
     dup[i] = C(gradient * x * s);
   }
 }

@@ -46,9 +46,8 @@ struct GeluConstants {
   static constexpr float two_root = 1.59576912160573071F;  // 2 sqrt(2/pi)
   static constexpr float cubic = 0.044715F;
 };
-inline float gelu_sigmoid(float x) {
-  return fast_sigmoid(GeluConstants::two_root * x * (1.0F + GeluConstants::cubic * x * x));
-}
+inline float gelu_argument(float x) { return GeluConstants::two_root * x * (1.0F + GeluConstants::cubic * x * x); }
+inline float gelu_sigmoid(float x) { return fast_sigmoid(gelu_argument(x)); }
 
 /// The sum of f(i) for i in [0, n): `lanes` interleaved partial sums, then a tree over them. A fixed order, which
 /// vector units of any width can follow.

@@ -7,7 +7,9 @@ namespace flanmoe {
 
 std::size_t kernel_scratch_bytes(const Kernels& k, const Deck& deck, DType compute, const BatchLimits& limits,
                                  std::int64_t /*received*/, const CrossEntropyShape& shape) {
-  return k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape);
+  const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
+  return std::max({k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
+                   k.norm.scratch_bytes(tokens, deck.model.width), k.router.scratch_bytes(tokens)});
 }
 
 }  // namespace flanmoe

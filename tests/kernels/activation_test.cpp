@@ -1,0 +1,160 @@
+#include "kernels/activation.hpp"
+
+#include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
+
+namespace flanmoe {
+namespace {
+
+using test::Buffer;
+using test::TestContext;
+
+constexpr double kNone = 0;  // an elementwise result: nothing but the rounding of the store
+// fp32 arithmetic of gelu: exp to 2 units in the last place, about ten roundings.
+constexpr double kGelu = 1e-6;
+// 1 + tanh cancels below zero, which shows where a tensor holds nothing larger.
+constexpr double kGeluReference = 1e-5;
+
+double gelu(double x) { return x / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x))); }
+
+TEST(Activation, AgreesWithHandNumbers) {
+  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+    TestContext context;
+    Buffer x(DType::f32, 1, 4), y(DType::f32, 1, 4), dy(DType::f32, 1, 4), dx(DType::f32, 1, 4), up(DType::f32, 1, 4);
+    x.assign({-2, 0, 0.5, 3});
+    device.kernels.relu_forward(context, y, x);
+    test::expect_close(y, {0, 0, 0.5, 3}, kNone, device.device);
+    dy.assign({1, 2, 3, 4});
+    device.kernels.relu_backward(context, dx, dy, y);
+    test::expect_close(dx, {0, 0, 3, 4}, kNone, device.device);
+    up.assign({1, 1, 2, -1});
+    device.kernels.gated_gelu_forward(context, y, x, up);
+    // gelu(-2) = -0.04540231, gelu(0.5) = 0.34571401, gelu(3) = 2.99636273 in the tanh form.
+    test::expect_close(y, {-0.04540231, 0, 0.69142802, -2.99636273}, 1e-6, device.device);
+  }
+}
+
+TEST(Activation, GeluKeepsItsRelativePrecisionFarBelowZero) {
+  TestContext context;
+  Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
+  up.fill(1);
+  for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 20);
+  cpu::activation_kernels.gated_gelu_forward(context, y, x, up);
+  for (std::int64_t i = 1; i <= 100; ++i) {
+    const double v = x.get(i);
+    const double exact = v / (1 + std::exp(2 * std::sqrt(2 / std::numbers::pi) * (-v - 0.044715 * v * v * v)));
+    // The exponent is up to 17 and rounded to fp32, which the exponential magnifies.
+    EXPECT_NEAR(y.get(i) / exact, 1, 4e-6) << v;
+  }
+}
+
+TEST(Activation, BackwardIsTheGradientOfTheForward) {
+  TestContext context;
+  Buffer gate(DType::f64, 3, 5), up(DType::f64, 3, 5), dy(DType::f64, 3, 5);
+  Buffer dgate(DType::f64, 3, 5), dup(DType::f64, 3, 5);
+  gate.randomize(1);
+  up.randomize(2);
+  dy.randomize(3);
+  reference::activation_kernels.gated_gelu_backward(context, dgate, dup, dy, gate, up);
+  const auto loss = [&] {
+    Buffer y(DType::f64, 3, 5);
+    reference::activation_kernels.gated_gelu_forward(context, y, gate, up);
+    return test::weighted_sum(y, dy);
+  };
+  test::expect_gradient(dgate, loss, gate, "dgate");
+  test::expect_gradient(dup, loss, up, "dup");
+
+  Buffer y(DType::f64, 3, 5), dx(DType::f64, 3, 5);
+  reference::activation_kernels.relu_forward(context, y, gate);
+  reference::activation_kernels.relu_backward(context, dx, dy, y);
+  const auto relu_loss = [&] {
+    Buffer out(DType::f64, 3, 5);
+    reference::activation_kernels.relu_forward(context, out, gate);
+    return test::weighted_sum(out, dy);
+  };
+  test::expect_gradient(dx, relu_loss, gate, "relu");
+}
+
+struct Problem {
+  Problem(DType c, std::int64_t T, std::int64_t F, std::int64_t padding)
+      : gate(c, T, F, padding), up(c, T, F), dy(c, T, F), y(c, T, F, padding), dgate(c, T, F, padding), dup(c, T, F) {
+    gate.randomize(4, 2);
+    up.randomize(5);
+    dy.randomize(6);
+  }
+  void gelu(const ActivationKernels& kernels) {
+    kernels.gated_gelu_forward(context, y, gate, up);
+    kernels.gated_gelu_backward(context, dgate, dup, dy, gate, up);
+  }
+  TestContext context;
+  Buffer gate, up, dy, y, dgate, dup;
+};
+
+TEST(Activation, CpuEqualsReferenceOnOddSizes) {
+  for (const DType c : {DType::f32, DType::bf16}) {
+    for (const auto& [T, F] : {std::pair{0, 5}, {1, 1}, {7, 3}, {37, 131}, {3, 9001}}) {
+      for (const std::int64_t padding : {0, 5}) {
+        Problem expected(c, T, F, padding), actual(c, T, F, padding), exact(DType::f64, T, F, padding);
+        exact.gate.copy_from(actual.gate);
+        exact.up.copy_from(actual.up);
+        exact.dy.copy_from(actual.dy);
+        exact.gelu(reference::activation_kernels);
+        for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+          actual.gelu(device.kernels);
+          const double extra = device.device == "cpu" ? kGelu : kGeluReference;
+          test::expect_close(actual.y, exact.y, extra, device.device + " y");
+          test::expect_close(actual.dgate, exact.dgate, extra, device.device + " dgate");
+          test::expect_close(actual.dup, exact.dup, extra, device.device + " dup");
+        }
+        reference::activation_kernels.relu_forward(expected.context, expected.y, expected.gate);
+        cpu::activation_kernels.relu_forward(actual.context, actual.y, actual.gate);
+        EXPECT_TRUE(same_bits(actual.y, expected.y));
+        reference::activation_kernels.relu_backward(expected.context, expected.dup, expected.dy, expected.y);
+        cpu::activation_kernels.relu_backward(actual.context, actual.dup, actual.dy, actual.y);
+        EXPECT_TRUE(same_bits(actual.dup, expected.dup));
+      }
+    }
+  }
+}
+
+TEST(Activation, WorksInPlaceWhereItSaysSo) {
+  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+    Problem apart(DType::bf16, 9, 77, 0), inside(DType::bf16, 9, 77, 0);
+    apart.gelu(device.kernels);
+    device.kernels.gated_gelu_backward(inside.context, inside.dgate, inside.dy, inside.dy, inside.gate, inside.up);
+    EXPECT_TRUE(same_bits(apart.dgate, inside.dgate)) << device.device;
+    EXPECT_TRUE(same_bits(apart.dup, inside.dy)) << device.device;
+
+    device.kernels.relu_forward(apart.context, apart.y, apart.gate);
+    device.kernels.relu_backward(apart.context, apart.dup, apart.dy, apart.y);
+    device.kernels.relu_forward(inside.context, inside.gate, inside.gate);
+    inside.dy.copy_from(apart.dy);
+    device.kernels.relu_backward(inside.context, inside.dy, inside.dy, inside.gate);
+    EXPECT_TRUE(same_bits(apart.y, inside.gate)) << device.device;
+    EXPECT_TRUE(same_bits(apart.dup, inside.dy)) << device.device;
+  }
+}
+
+TEST(Activation, BitsDoNotDependOnThreads) {
+  test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
+    Problem p(DType::f32, 67, 1031, 0);
+    p.gelu(cpu::activation_kernels);
+    out.push_back(std::move(p.y));
+    out.push_back(std::move(p.dgate));
+    out.push_back(std::move(p.dup));
+  });
+}
+
+TEST(Activation, GeluOfTheReferenceIsItsFormula) {
+  TestContext context;
+  Buffer x(DType::f64, 4, 9), up(DType::f64, 4, 9), y(DType::f64, 4, 9);
+  x.randomize(9, 3);
+  up.fill(1);
+  reference::activation_kernels.gated_gelu_forward(context, y, x, up);
+  std::vector<double> expected;
+  for (const double v : x.values()) expected.push_back(gelu(v));
+  test::expect_close(y, expected, 1e-15);
+}
+
+}  // namespace
+}  // namespace flanmoe

@@ -1,0 +1,97 @@
+#include "kernels/elementwise.hpp"
+
+#include <limits>
+
+#include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
+
+namespace flanmoe {
+namespace {
+
+using test::Buffer;
+using test::TestContext;
+
+constexpr auto kFloating = {DType::f32, DType::bf16, DType::f64};
+
+TEST(Elementwise, ConvertRoundsToNearestEven) {
+  for (const auto& device : test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels)) {
+    TestContext context;
+    Buffer wide(DType::f64, 1, 6), middle(DType::f32, 1, 6), narrow(DType::bf16, 1, 6);
+    const double inf = std::numeric_limits<double>::infinity();
+    // bf16 has 8 bits: 1 + 2^-8 is a tie and goes to the even 1; 1 + 3*2^-8 goes up to 1 + 2^-6.
+    wide.assign({1 + 0x1p-8, 1 + 3 * 0x1p-8, -(1 + 0x1.8p-8), inf, -0.0, 3.38e38});
+    device.kernels.convert(context, middle, wide);
+    device.kernels.convert(context, narrow, middle);
+    const std::vector<double> expected = {1, 1 + 0x1p-6, -(1 + 0x1p-7), inf, -0.0, 3.38e38};
+    for (std::int64_t i = 0; i < 5; ++i) EXPECT_EQ(narrow.get(i), expected[std::size_t(i)]) << device.device << i;
+    EXPECT_NEAR(narrow.get(5) / 3.38e38, 1, 0x1p-8);
+    EXPECT_TRUE(std::signbit(narrow.get(4)));
+    middle.fill(std::numeric_limits<double>::quiet_NaN());
+    device.kernels.convert(context, narrow, middle);
+    EXPECT_TRUE(std::isnan(narrow.get(0))) << device.device;
+  }
+}
+
+TEST(Elementwise, ConvertFromDoubleToBf16RoundsOnce) {
+  for (const auto& device : test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels)) {
+    TestContext context;
+    Buffer wide(DType::f64, 1, 3), narrow(DType::bf16, 1, 3);
+    // Just above a tie by less than fp32 can tell: through fp32 it would become the tie and round down to 1.
+    wide.assign({1 + 0x1p-8 + 0x1p-40, 1 + 3 * 0x1p-8 - 0x1p-40, -(1 + 0x1p-8 + 0x1p-40)});
+    device.kernels.convert(context, narrow, wide);
+    const std::vector<double> expected = {1 + 0x1p-7, 1 + 0x1p-7, -(1 + 0x1p-7)};
+    for (std::int64_t i = 0; i < 3; ++i) EXPECT_EQ(narrow.get(i), expected[std::size_t(i)]) << device.device;
+  }
+}
+
+TEST(Elementwise, CpuEqualsReferenceOnOddSizes) {
+  for (const DType from : kFloating) {
+    for (const DType to : kFloating) {
+      for (const auto& [B, T, D] : {std::tuple{1, 0, 5}, {1, 1, 1}, {2, 7, 33}, {1, 3, 20001}}) {
+        TestContext context;
+        Buffer x(from, T, D, 4, B), r(to, T, D, 1, B), c(to, T, D, 1, B);
+        x.randomize(1, 50);
+        reference::elementwise_kernels.convert(context, r, x);
+        cpu::elementwise_kernels.convert(context, c, x);
+        EXPECT_TRUE(same_bits(r, c)) << name_of(from) << " to " << name_of(to);
+        reference::elementwise_kernels.scale(context, r, 0.37);
+        cpu::elementwise_kernels.scale(context, c, 0.37);
+        EXPECT_TRUE(same_bits(r, c)) << name_of(to);
+        cpu::elementwise_kernels.zero(context, c);
+        for (const double value : c.values()) ASSERT_EQ(value, 0);
+      }
+    }
+  }
+}
+
+TEST(Elementwise, AddAddsIntoTheWiderType) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const std::int64_t padding : {0, 3}) {
+      for (const auto& device : test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels)) {
+        TestContext context;
+        Buffer x(type, 13, 67, padding), y(DType::f32, 13, 67, padding);
+        x.randomize(1);
+        y.randomize(2);
+        std::vector<double> expected = y.values();
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          expected[i] = double(float(expected[i]) + float(x.get(std::int64_t(i))));
+        }
+        device.kernels.add(context, y, x);
+        for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(y.get(std::int64_t(i)), expected[i]);
+      }
+    }
+  }
+}
+
+TEST(Elementwise, RejectsShapesThatDiffer) {
+  for (const auto& device : test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels)) {
+    TestContext context;
+    Buffer x(DType::f32, 2, 3), y(DType::f32, 3, 2);
+    x.fill(0);
+    EXPECT_THROW(device.kernels.convert(context, y, x), LogicError);
+    EXPECT_THROW(device.kernels.add(context, y, x), LogicError);
+  }
+}
+
+}  // namespace
+}  // namespace flanmoe

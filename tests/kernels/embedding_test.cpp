@@ -1,0 +1,76 @@
+#include "kernels/embedding.hpp"
+
+#include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
+
+namespace flanmoe {
+namespace {
+
+using test::Buffer;
+using test::TestContext;
+
+TEST(Embedding, AgreesWithHandNumbers) {
+  for (const auto& device : test::devices_of(reference::embedding_kernels, cpu::embedding_kernels)) {
+    TestContext context;
+    Buffer table(DType::bf16, 3, 2), ids(DType::i32, 4, 1), y(DType::f32, 4, 2), dtable(DType::f32, 3, 2);
+    table.assign({1, 2, 3, 4, 5, 6});
+    ids.assign({2, 0, 2, 2});
+    device.kernels.forward(context, y, table, ids);
+    test::expect_close(y, {5, 6, 1, 2, 5, 6, 5, 6}, 0, device.device);
+    dtable.fill(100);
+    device.kernels.backward(context, dtable, y, ids);
+    test::expect_close(dtable, {101, 102, 100, 100, 115, 118}, 0, device.device);
+  }
+}
+
+TEST(Embedding, BackwardIsTheGradientOfTheForward) {
+  TestContext context;
+  Buffer table(DType::f64, 5, 3), ids(DType::i32, 7, 1), dy(DType::f64, 7, 3), dtable(DType::f64, 5, 3);
+  table.randomize(1);
+  ids.randomize_below(2, 4);
+  dy.randomize(3);
+  dtable.fill(0);
+  reference::embedding_kernels.backward(context, dtable, dy, ids);
+  const auto loss = [&] {
+    Buffer y(DType::f64, 7, 3);
+    reference::embedding_kernels.forward(context, y, table, ids);
+    return test::weighted_sum(y, dy);
+  };
+  test::expect_gradient(dtable, loss, table, "dtable");
+}
+
+TEST(Embedding, CpuEqualsReferenceBitForBit) {
+  for (const DType c : {DType::f32, DType::bf16}) {
+    for (const auto& [T, V, D] : {std::tuple{0, 4, 3}, {1, 1, 1}, {50, 7, 65}, {300, 40, 131}, {100, 1, 257}}) {
+      TestContext context;
+      Buffer table(c, V, D, 3), ids(DType::i32, T, 1), dy(DType::f32, T, D, 1);
+      Buffer y_r(DType::f32, T, D, 2), y_c(DType::f32, T, D, 2), dtable_r(DType::f32, V, D), dtable_c(DType::f32, V, D);
+      table.randomize(1);
+      ids.randomize_below(2, V);
+      dy.randomize(3);
+      dtable_r.randomize(4);
+      dtable_c.randomize(4);
+      reference::embedding_kernels.forward(context, y_r, table, ids);
+      cpu::embedding_kernels.forward(context, y_c, table, ids);
+      EXPECT_TRUE(same_bits(y_c, y_r));
+      reference::embedding_kernels.backward(context, dtable_r, dy, ids);
+      cpu::embedding_kernels.backward(context, dtable_c, dy, ids);
+      EXPECT_TRUE(same_bits(dtable_c, dtable_r)) << "both add in token order";
+    }
+  }
+}
+
+TEST(Embedding, BitsDoNotDependOnThreads) {
+  test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
+    TestContext context;
+    Buffer ids(DType::i32, 500, 1), dy(DType::f32, 500, 300), dtable(DType::f32, 9, 300);
+    ids.randomize_below(2, 9);
+    dy.randomize(3);
+    dtable.fill(0);
+    cpu::embedding_kernels.backward(context, dtable, dy, ids);
+    out.push_back(std::move(dtable));
+  });
+}
+
+}  // namespace
+}  // namespace flanmoe

@@ -1,0 +1,124 @@
+#include "kernels/norm.hpp"
+
+#include <omp.h>
+
+#include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
+
+namespace flanmoe {
+namespace {
+
+using test::Buffer;
+using test::TestContext;
+
+constexpr float kEpsilon = 1e-6F;
+
+struct Problem {
+  Problem(DType c, std::int64_t T, std::int64_t D, std::int64_t padding, std::uint64_t seed)
+      : a(accumulate_dtype(c)),
+        x(a, T, D, padding),
+        scale(a, 1, D),
+        y(c, T, D, padding),
+        rstd(a, T, 1),
+        dy(c, T, D, padding),
+        dx(a, T, D, padding),
+        dscale(a, 1, D) {
+    x.randomize(seed);
+    scale.randomize(seed + 1);
+    dy.randomize(seed + 2);
+    dx.randomize(seed + 3);
+    dscale.randomize(seed + 4);
+  }
+  void run(const NormKernels& kernels) {
+    kernels.forward(context, y, rstd, x, scale, kEpsilon);
+    kernels.backward(context, dx, dscale, dy, x, rstd, scale);
+  }
+  TestContext context;
+  DType a;
+  Buffer x, scale, y, rstd, dy, dx, dscale;
+};
+
+TEST(Norm, ReferenceAgreesWithHandNumbers) {
+  TestContext context;
+  Buffer x(DType::f64, 2, 2), scale(DType::f64, 1, 2), y(DType::f64, 2, 2), rstd(DType::f64, 2, 1);
+  x.assign({3, 4, 0, 0});
+  scale.assign({2, -1});
+  reference::norm_kernels.forward(context, y, rstd, x, scale, 0.5F);
+  // mean(9, 16) = 12.5, plus 0.5 is 13; a row of zeros stays zero.
+  test::expect_close(y, {6 / std::sqrt(13.0), -4 / std::sqrt(13.0), 0, 0}, 1e-15);
+  test::expect_close(rstd, {1 / std::sqrt(13.0), std::sqrt(2.0)}, 1e-15);
+}
+
+TEST(Norm, BackwardIsTheGradientOfTheForward) {
+  Problem p(DType::f64, 3, 5, 2, 1);
+  p.dx.fill(0);
+  p.dscale.fill(0);
+  p.run(reference::norm_kernels);
+  const auto loss = [&] {
+    Buffer y(DType::f64, 3, 5);
+    reference::norm_kernels.forward(p.context, y, {}, p.x, p.scale, kEpsilon);
+    return test::weighted_sum(y, p.dy);
+  };
+  test::expect_gradient(p.dx, loss, p.x, "dx");
+  test::expect_gradient(p.dscale, loss, p.scale, "dscale");
+}
+
+TEST(Norm, CpuEqualsReferenceOnOddSizes) {
+  for (const DType c : {DType::f32, DType::bf16}) {
+    for (const auto& [T, D] : {std::pair{0, 7}, {1, 1}, {5, 3}, {33, 67}, {40, 768}, {1100, 129}}) {
+      Problem expected(c, T, D, 3, 7);
+      Problem actual(c, T, D, 3, 7);
+      expected.run(reference::norm_kernels);
+      actual.run(cpu::norm_kernels);
+      // fp32 sums of up to 768 terms in another order, through one bf16 rounding of y.
+      const double extra = 3e-6;
+      test::expect_close(actual.rstd, expected.rstd, extra, "rstd");
+      test::expect_close(actual.y, expected.y, extra, "y");
+      test::expect_close(actual.dx, expected.dx, extra, "dx");
+      test::expect_close(actual.dscale, expected.dscale, extra, "dscale");
+    }
+  }
+}
+
+TEST(Norm, BackwardAddsToItsGradients) {
+  for (const auto& device : test::devices_of(reference::norm_kernels, cpu::norm_kernels)) {
+    Problem p(DType::f32, 4, 6, 0, 3);
+    p.run(device.kernels);
+    Problem zero(DType::f32, 4, 6, 0, 3);
+    auto dx = p.dx.values();
+    auto dscale = p.dscale.values();
+    const auto dx0 = zero.dx.values();
+    const auto dscale0 = zero.dscale.values();
+    zero.dx.fill(0);
+    zero.dscale.fill(0);
+    zero.run(device.kernels);
+    for (std::size_t i = 0; i < dx.size(); ++i) dx[i] -= dx0[i];
+    for (std::size_t i = 0; i < dscale.size(); ++i) dscale[i] -= dscale0[i];
+    test::expect_close(zero.dx, dx, 1e-6, device.device);
+    test::expect_close(zero.dscale, dscale, 1e-6, device.device);
+  }
+}
+
+TEST(Norm, BitsDoNotDependOnThreads) {
+  test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
+    Problem p(DType::bf16, 777, 192, 0, 11);
+    p.run(cpu::norm_kernels);
+    out.push_back(std::move(p.y));
+    out.push_back(std::move(p.dx));
+    out.push_back(std::move(p.dscale));
+  });
+}
+
+TEST(Norm, ScratchIsAsAnnounced) {
+  for (const std::int64_t most : {1, 16, 17, 1025, 5000}) {
+    TestContext context(std::int64_t(cpu::norm_kernels.scratch_bytes(most, 128)));
+    for (const std::int64_t T : {most, most - 1, most / 2}) {
+      Problem p(DType::f32, T, 128, 0, 5);
+      cpu::norm_kernels.forward(context, p.y, p.rstd, p.x, p.scale, kEpsilon);
+      cpu::norm_kernels.backward(context, p.dx, p.dscale, p.dy, p.x, p.rstd, p.scale);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace flanmoe
