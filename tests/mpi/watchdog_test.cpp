@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -22,13 +23,11 @@ struct JobResult {
 
 /// Runs one DISABLED_ test of this executable on 3 ranks, in an environment without the marks of the job it runs in.
 JobResult run_job(const std::string& test, const std::string& options = "") {
-  std::string self(4096, '\0');
-  self.resize(std::size_t(std::max<ssize_t>(0, readlink("/proc/self/exe", self.data(), self.size()))));
   const char* path = std::getenv("PATH");
   const std::string command = fmt::format(
       "env -i PATH='{}' HOME=/tmp OMP_NUM_THREADS=1 timeout 60 mpiexec --oversubscribe --allow-run-as-root --bind-to "
       "none -n 3 '{}' --gtest_also_run_disabled_tests '--gtest_filter=*.DISABLED_{}' {} 2>&1",
-      path != nullptr ? path : "/usr/bin", self, test, options);
+      path != nullptr ? path : "/usr/bin", program_invocation_name, test, options);
   JobResult result;
   std::FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return result;
