@@ -6,12 +6,14 @@
 
 #include "kernels/cpu/packing.hpp"
 #include "kernels/cpu/tile_kernel.hpp"
+#include "kernels/scratch.hpp"
 
 namespace flanmoe::cpu {
 namespace {
 
 constexpr std::int64_t kSharedBytes = std::int64_t{8} << 20;  // for each of a and b, packed for all threads
-constexpr std::int64_t kTaskRows = 1024;                      // most rows that one task multiplies by one packed b
+constexpr std::int64_t kTemporaryBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kTaskRows = 1024;  // most rows that one task multiplies by one packed b
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
@@ -35,28 +37,21 @@ constexpr std::int64_t kTileBytes = kTileRows * kTileCols * std::int64_t(sizeof(
 constexpr std::int64_t kRowsBytes = kTileRows * kTileDepthBytes;
 constexpr std::int64_t kThreadBytes = kTileBytes + kRowsBytes + kPackedBytes;
 
-/// Scratch of a whole call, given back at its end.
-class Scratch {
+/// The workspaces of all threads, for the time of one call.
+class Workspaces {
  public:
-  explicit Scratch(KernelContext& context) : arena_(*context.scratch), mark_(arena_.mark()) {
-    threads_ = bytes(omp_get_max_threads() * kThreadBytes);
-  }
-  ~Scratch() { arena_.release(mark_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  explicit Workspaces(ScratchScope& scratch) : base_(take_bytes(scratch, omp_get_max_threads() * kThreadBytes)) {}
 
-  char* bytes(std::int64_t count) {
-    return static_cast<char*>(arena_.allocate(DType::f32, 1, ceil_div(count, 4)).data);
+  static char* take_bytes(ScratchScope& scratch, std::int64_t bytes) {
+    return reinterpret_cast<char*>(scratch.take<float>(bytes / std::int64_t(sizeof(float))));
   }
   Workspace mine() const {
-    char* base = threads_ + omp_get_thread_num() * kThreadBytes;
+    char* base = base_ + omp_get_thread_num() * kThreadBytes;
     return {reinterpret_cast<float*>(base), base + kTileBytes, base + kTileBytes + kRowsBytes};
   }
 
  private:
-  Arena& arena_;
-  std::size_t mark_;
-  char* threads_ = nullptr;
+  char* base_;
 };
 
 /// One piece of depth of a product, and the sizes of its tiles.
@@ -223,14 +218,43 @@ void multiply_slice(const Slice& slice, const Workspace& mine, char* shared_a, c
 
 }  // namespace
 
+bool needs_temporary(const Product& p) { return p.y.dtype == DType::bf16 && slice_count(p) > 1; }
+
+void multiply(KernelContext& context, const Product& p) {
+  if (!needs_temporary(p)) {
+    multiply_in_turn(context, 1, [&](std::int64_t) { return p; });
+    return;
+  }
+  // Sum in fp32, as many rows at a time as the temporary holds, and round once at the end.
+  ScratchScope scratch(context);
+  const std::int64_t most = kTemporaryBytes / (4 * std::max<std::int64_t>(1, p.size.cols));
+  const std::int64_t chunk = std::min(std::max<std::int64_t>(1, most), p.size.rows);
+  const Tensor sum = make_tensor(scratch.take<float>(chunk * p.size.cols), chunk, p.size.cols);
+  for (std::int64_t m = 0; m < p.size.rows; m += chunk) {
+    const std::int64_t rows = std::min(chunk, p.size.rows - m);
+    Product part = p;
+    part.y = sum.slice_rows(0, rows);
+    part.a = p.transpose_a ? p.a.slice_cols(m, rows) : p.a.slice_rows(m, rows);
+    part.size.rows = rows;
+    multiply_in_turn(context, 1, [&](std::int64_t) { return part; });
+#pragma omp parallel for
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float* from = sum.row<float>(i);
+      bf16* to = p.y.row<bf16>(m + i);
+      for (std::int64_t j = 0; j < p.size.cols; ++j) to[j] = bf16(from[j]);
+    }
+  }
+}
+
 void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product) {
-  Scratch scratch(context);
-  char* shared_a = scratch.bytes(kSharedBytes);
-  char* shared_b = scratch.bytes(kSharedBytes);
+  ScratchScope scratch(context);
+  const Workspaces workspaces(scratch);
+  char* shared_a = Workspaces::take_bytes(scratch, kSharedBytes);
+  char* shared_b = Workspaces::take_bytes(scratch, kSharedBytes);
   for (std::int64_t g = 0; g < count; ++g) prepare(product(g));
 #pragma omp parallel
   {
-    const Workspace mine = scratch.mine();
+    const Workspace mine = workspaces.mine();
     for (std::int64_t g = 0; g < count; ++g) {
       const Product p = product(g);
       if (p.size.rows == 0 || p.size.cols == 0) continue;
@@ -241,11 +265,12 @@ void multiply_in_turn(KernelContext& context, std::int64_t count, const std::fun
 
 void multiply_side_by_side(KernelContext& context, std::int64_t count,
                            const std::function<Product(std::int64_t)>& product) {
-  Scratch scratch(context);
+  ScratchScope scratch(context);
+  const Workspaces workspaces(scratch);
   for (std::int64_t g = 0; g < count; ++g) prepare(product(g));
 #pragma omp parallel
   {
-    const Workspace mine = scratch.mine();
+    const Workspace mine = workspaces.mine();
     for (std::int64_t g = 0; g < count; ++g) {
       const Product p = product(g);
       if (p.size.rows == 0 || p.size.cols == 0 || p.size.inner == 0) continue;
@@ -265,6 +290,8 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count,
   }
 }
 
-std::size_t gemm_scratch_bytes() { return std::size_t(2 * kSharedBytes + omp_get_max_threads() * kThreadBytes) + 256; }
+std::size_t gemm_scratch_bytes() {
+  return std::size_t(2 * kSharedBytes + kTemporaryBytes + omp_get_max_threads() * kThreadBytes);
+}
 
 }  // namespace flanmoe::cpu

@@ -19,6 +19,13 @@ struct Product {
   ProductSize size;
 };
 
+/// One product, by all threads.
+void multiply(KernelContext& context, const Product& product);
+
+/// Whether the product is a sum of several slices of depth, which needs an fp32 temporary because y is bf16. Only
+/// multiply() takes such products.
+bool needs_temporary(const Product& product);
+
 /// Products one after the other, each computed by all threads: both operands are packed once into shared memory.
 /// For few products, and for those with a transposed a.
 void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product);

@@ -1,0 +1,146 @@
+#include "kernels/cross_entropy.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/gemm.hpp"
+#include "kernels/cpu/vector_math.hpp"
+#include "kernels/cross_entropy_checks.hpp"
+#include "kernels/scratch.hpp"
+
+namespace flanmoe::cpu {
+namespace {
+
+struct Operands {
+  const Tensor &nll_T, &z_T, &hit_T, &dx_TD, &dw, &x_TD, &w, &target_T;
+  const CrossEntropyShape& shape;
+
+  bool tied() const { return shape.transpose_w == Transpose::yes; }
+  bool gradients() const { return !dx_TD.absent(); }
+};
+
+/// Row stride of the logits: whole 64-byte lines, and not a multiple of 4 KiB, which would map the columns that a tile
+/// touches to few cache sets.
+std::int64_t logit_stride(std::int64_t vocabulary) {
+  const std::int64_t stride = (vocabulary + 15) / 16 * 16;
+  return stride % 1024 == 0 ? stride + 16 : stride;
+}
+
+/// The loss of one token, and its dlogit in place of the logits.
+class TokenLoss {
+ public:
+  TokenLoss(float* logit, std::int64_t vocabulary, std::int32_t target)
+      : logit_(logit), vocabulary_(vocabulary), target_(target), target_logit_(logit[target]) {}
+
+  void write(float* nll, float* z, float* hit, const CrossEntropyShape& shape) {
+    float largest = logit_[0];
+#pragma omp simd reduction(max : largest)
+    for (std::int64_t v = 0; v < vocabulary_; ++v) largest = std::max(largest, logit_[v]);
+    float* logit = logit_;
+    sum_ = lane_sum<float>(vocabulary_, [=](std::int64_t v) { return logit[v] = fast_exp(logit[v] - largest); });
+    log_z_ = largest + std::log(sum_);
+    *nll = log_z_ - target_logit_;
+    *z = float(shape.z_coefficient) * log_z_ * log_z_;
+    // exp(0) is exactly 1, so the largest logits are the ones.
+    *hit = target_logit_ == largest && std::find(logit_, logit_ + target_, 1.0F) == logit_ + target_ ? 1.0F : 0.0F;
+  }
+
+  void gradient(const CrossEntropyShape& shape) const {
+    const auto scale = float(shape.gradient_scale);
+    const float factor = scale * (1.0F + 2.0F * float(shape.z_coefficient) * log_z_) / sum_;
+    for (std::int64_t v = 0; v < vocabulary_; ++v) logit_[v] *= factor;
+    logit_[target_] -= scale;
+  }
+
+ private:
+  float* logit_;
+  std::int64_t vocabulary_;
+  std::int32_t target_;
+  float target_logit_;
+  float sum_ = 0, log_z_ = 0;
+};
+
+/// Rounds a row to bf16 in the first half of its own memory.
+void narrow_in_place(float* row, std::int64_t count) {
+  constexpr std::int64_t kBlock = 256;
+  bf16 block[kBlock];
+  char* to = reinterpret_cast<char*>(row);
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    const std::int64_t n = std::min(kBlock, count - begin);
+    for (std::int64_t i = 0; i < n; ++i) block[i] = bf16(row[begin + i]);
+    std::memcpy(to + begin * std::int64_t(sizeof(bf16)), block, std::size_t(n) * sizeof(bf16));
+  }
+}
+
+Product describe(const Tensor& y, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, double alpha,
+                 bool accumulate) {
+  const auto flag = [](bool t) { return t ? Transpose::yes : Transpose::no; };
+  return {y,           a,
+          b,           transpose_a,
+          transpose_b, float(alpha),
+          accumulate,  product_size(y, a, flag(transpose_a), b, flag(transpose_b))};
+}
+
+/// dx and dw of the rows of one chunk, from dlogit in C.
+void chunk_gradients(KernelContext& context, const Operands& o, const Tensor& dlogit, const Tensor& x,
+                     const Tensor& dx) {
+  const double scale = o.shape.logit_scale;
+  multiply(context, describe(dx, dlogit, false, o.w, !o.tied(), scale, false));
+  if (o.tied()) {
+    multiply(context, describe(o.dw, dlogit, true, x, false, scale, true));
+  } else {
+    multiply(context, describe(o.dw, x, true, dlogit, false, scale, true));
+  }
+}
+
+void chunk(KernelContext& context, const Operands& o, const Tensor& logits, std::int64_t first) {
+  const std::int64_t rows = logits.rows;
+  const Tensor x = o.x_TD.slice_rows(first, rows);
+  const Product scores = describe(logits, x, false, o.w, o.tied(), o.shape.logit_scale, false);
+  multiply_side_by_side(context, 1, [&](std::int64_t) { return scores; });
+  const bool narrow = o.x_TD.dtype == DType::bf16;
+#pragma omp parallel for
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t t = first + i;
+    TokenLoss loss(logits.row<float>(i), logits.cols, *o.target_T.row<std::int32_t>(t));
+    loss.write(o.nll_T.row<float>(t), o.z_T.row<float>(t), o.hit_T.row<float>(t), o.shape);
+    if (!o.gradients()) continue;
+    loss.gradient(o.shape);
+    if (narrow) narrow_in_place(logits.row<float>(i), logits.cols);
+  }
+  if (!o.gradients()) return;
+  Tensor dlogit = logits;
+  if (narrow) {
+    dlogit.dtype = DType::bf16;
+    dlogit.stride *= 2;
+  }
+  chunk_gradients(context, o, dlogit, x, o.dx_TD.slice_rows(first, rows));
+}
+
+void forward_backward(KernelContext& context, const Tensor& nll_T, const Tensor& z_T, const Tensor& hit_T,
+                      const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,
+                      const Tensor& target_T, const CrossEntropyShape& shape) {
+  check_cross_entropy(nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape);
+  const Operands operands{nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape};
+  const std::int64_t vocabulary = vocabulary_of(w, shape);
+  const std::int64_t most = std::min(shape.chunk_rows, x_TD.rows);
+  ScratchScope scratch(context);
+  float* memory = scratch.take<float>(most * logit_stride(vocabulary));
+  for (std::int64_t first = 0; first < x_TD.rows; first += most) {
+    const std::int64_t rows = std::min(most, x_TD.rows - first);
+    chunk(context, operands, {memory, DType::f32, 1, rows, vocabulary, logit_stride(vocabulary)}, first);
+  }
+}
+
+std::size_t scratch_bytes(std::int64_t tokens, std::int64_t vocabulary, DType /*compute*/,
+                          const CrossEntropyShape& shape) {
+  const std::int64_t rows = std::min(tokens, shape.chunk_rows);
+  return scratch_size<float>(rows * logit_stride(vocabulary)) + gemm_scratch_bytes();
+}
+
+}  // namespace
+
+const CrossEntropyKernels cross_entropy_kernels{forward_backward, scratch_bytes};
+
+}  // namespace flanmoe::cpu

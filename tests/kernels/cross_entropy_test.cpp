@@ -1,0 +1,193 @@
+#include "kernels/cross_entropy.hpp"
+
+#include <omp.h>
+
+#include <cmath>
+
+#include "kernels/kernel_test.hpp"
+
+namespace flanmoe::test {
+namespace {
+
+const auto devices = devices_of(reference::cross_entropy_kernels, cpu::cross_entropy_kernels);
+
+/// Operands of one call; w is stored as `shape` says.
+struct Problem {
+  Problem(DType type, std::int64_t tokens, std::int64_t width, std::int64_t vocabulary, CrossEntropyShape s,
+          std::int64_t padding = 0)
+      : shape(s),
+        nll(accumulate_dtype(type), tokens, 1),
+        z(accumulate_dtype(type), tokens, 1),
+        hit(accumulate_dtype(type), tokens, 1),
+        dx(type, tokens, width, padding),
+        dw(accumulate_dtype(type), s.transpose_w == Transpose::yes ? vocabulary : width,
+           s.transpose_w == Transpose::yes ? width : vocabulary, padding),
+        x(type, tokens, width, padding),
+        w(type, dw.view().rows, dw.view().cols, padding),
+        target(DType::i32, tokens, 1) {
+    x.randomize(1);
+    w.randomize(2, 0.5);
+    target.randomize_below(3, vocabulary);
+    dw.randomize(4);
+  }
+  void run(const CrossEntropyKernels& kernels, KernelContext& context) {
+    kernels.forward_backward(context, nll, z, hit, dx, dw, x, w, target, shape);
+  }
+  void evaluate(const CrossEntropyKernels& kernels, KernelContext& context) {
+    kernels.forward_backward(context, nll, z, hit, {}, {}, x, w, target, shape);
+  }
+
+  CrossEntropyShape shape;
+  Buffer nll, z, hit, dx, dw, x, w, target;
+};
+
+TEST(CrossEntropy, TwoTokensOverThreeWordsAreAsByHand) {
+  for (const auto& device : devices) {
+    TestContext context;
+    CrossEntropyShape shape;
+    shape.logit_scale = 2;
+    shape.z_coefficient = 0.1;
+    Problem p(DType::f32, 2, 1, 3, shape);
+    p.x.assign({1, 0});
+    p.w.assign({0, std::log(2.0) / 2, std::log(5.0) / 2});  // logits of the first token: ln 1, ln 2, ln 5
+    p.target.assign({1, 0});
+    p.dw.fill(0);
+
+    p.run(device.kernels, context);
+
+    const double l0 = std::log(8.0), l1 = std::log(3.0);
+    expect_close(p.nll, std::vector<double>{std::log(4.0), std::log(3.0)}, 1e-6, device.device);
+    expect_close(p.z, std::vector<double>{0.1 * l0 * l0, 0.1 * l1 * l1}, 1e-6, device.device);
+    EXPECT_EQ(p.hit.values(), (std::vector<double>{0, 1})) << "of equal logits the first counts, " << device.device;
+    const double f0 = 1 + 0.2 * l0;
+    const std::vector<double> dlogit = {f0 / 8, f0 * 2 / 8 - 1, f0 * 5 / 8};
+    expect_close(p.dw, std::vector<double>{2 * dlogit[0], 2 * dlogit[1], 2 * dlogit[2]}, 1e-6, device.device);
+    expect_close(
+        p.dx,
+        std::vector<double>{dlogit[1] * std::log(2.0) + dlogit[2] * std::log(5.0), (1 + 0.2 * l1) / 3 * std::log(10.0)},
+        1e-6, device.device);
+  }
+}
+
+void compare(DType type, std::int64_t tokens, std::int64_t width, std::int64_t vocabulary, CrossEntropyShape shape,
+             std::int64_t padding) {
+  TestContext context(1 << 22);
+  Problem expected(type, tokens, width, vocabulary, shape, padding),
+      got(type, tokens, width, vocabulary, shape, padding);
+  expected.run(reference::cross_entropy_kernels, context);
+  got.run(cpu::cross_entropy_kernels, context);
+  const auto what =
+      fmt::format("{} {} x {} x {}, chunks of {}", name_of(type), tokens, width, vocabulary, shape.chunk_rows);
+  const double fp32 = 1e-5;
+  expect_close(got.nll, expected.nll, fp32, what + " nll");
+  expect_close(got.z, expected.z, fp32, what + " z");
+  EXPECT_EQ(got.hit.values(), expected.hit.values()) << what;
+  // In bf16 dlogit may round to the other neighbour where fp32 arithmetic moved it across a tie.
+  const double rounding = type == DType::bf16 ? 2 * roundoff(DType::bf16) : fp32;
+  expect_close(got.dx, expected.dx, rounding, what + " dx");
+  expect_close(got.dw, expected.dw, rounding, what + " dw");
+
+  Problem eval(type, tokens, width, vocabulary, shape, padding);
+  eval.evaluate(cpu::cross_entropy_kernels, context);
+  EXPECT_TRUE(same_bits(eval.nll, got.nll) && same_bits(eval.hit, got.hit)) << what << " without gradients";
+}
+
+TEST(CrossEntropy, CpuEqualsReferenceOnOddSizesAndChunks) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+      CrossEntropyShape shape;
+      shape.transpose_w = transpose;
+      shape.logit_scale = 0.3;
+      shape.z_coefficient = 1e-2;
+      shape.gradient_scale = 1.0 / 7;
+      for (const std::int64_t chunk : {1, 5, 64, 1000}) {
+        shape.chunk_rows = chunk;
+        compare(type, 13, 37, 101, shape, 3);
+      }
+      compare(type, 70, 64, 1024, shape, 0);
+      compare(type, 0, 16, 32, shape, 0);
+      compare(type, 3, 16, 9000, shape, 0);  // deeper than one tile on the way back to dx
+      compare(type, 5, 8, 1, shape, 0);
+    }
+  }
+}
+
+TEST(CrossEntropy, LargeLogitsNeitherOverflowNorLoseTheLoss) {
+  for (const auto& device : devices) {
+    TestContext context;
+    Problem p(DType::f32, 2, 1, 3, {});
+    p.x.assign({1, -1});
+    p.w.assign({500, -500, 499});
+    p.target.assign({0, 0});
+    p.run(device.kernels, context);
+    expect_close(p.nll, std::vector<double>{std::log1p(std::exp(-1.0)), 1000}, 1e-6, device.device);
+  }
+}
+
+TEST(CrossEntropy, GradientsAgreeWithCentralDifferences) {
+  for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+    TestContext context;
+    CrossEntropyShape shape;
+    shape.transpose_w = transpose;
+    shape.logit_scale = 0.7;
+    shape.z_coefficient = 0.03;
+    shape.gradient_scale = 0.25;
+    Problem p(DType::f64, 4, 3, 5, shape), probe(DType::f64, 4, 3, 5, shape);
+    p.dw.fill(0);
+    p.run(reference::cross_entropy_kernels, context);
+    const auto loss = [&] {
+      probe.evaluate(reference::cross_entropy_kernels, context);
+      double sum = 0;
+      for (std::int64_t t = 0; t < 4; ++t) sum += probe.nll.get(t) + probe.z.get(t);
+      return 0.25 * sum;
+    };
+    expect_gradient(p.dx, loss, probe.x, "dx");
+    expect_gradient(p.dw, loss, probe.w, "dw");
+  }
+}
+
+TEST(CrossEntropy, ResultsDoNotDependOnTheNumberOfThreads) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    CrossEntropyShape shape;
+    shape.chunk_rows = 40;
+    std::vector<Problem> runs;
+    const int before = omp_get_max_threads();
+    for (const int threads : {1, 2, 3}) {
+      omp_set_num_threads(threads);
+      TestContext context;
+      runs.emplace_back(type, 100, 48, 700, shape).run(cpu::cross_entropy_kernels, context);
+    }
+    omp_set_num_threads(before);
+    for (std::size_t i : {1U, 2U}) {
+      EXPECT_TRUE(same_bits(runs[0].nll, runs[i].nll)) << name_of(type);
+      EXPECT_TRUE(same_bits(runs[0].dx, runs[i].dx)) << name_of(type);
+      EXPECT_TRUE(same_bits(runs[0].dw, runs[i].dw)) << name_of(type);
+    }
+  }
+}
+
+TEST(CrossEntropy, ScratchIsWhatIsAnnounced) {
+  CrossEntropyShape shape;
+  shape.chunk_rows = 50;
+  for (const DType type : {DType::f32, DType::bf16}) {
+    Problem p(type, 120, 20, 5000, shape);
+    Arena arena("announced");
+    arena.allocate(DType::bf16, 1, std::int64_t(cpu::cross_entropy_kernels.scratch_bytes(120, 5000, type, shape)) / 2);
+    arena.commit();
+    KernelContext context{&arena, nullptr};
+    p.run(cpu::cross_entropy_kernels, context);  // the arena throws when it is asked for more
+    EXPECT_EQ(arena.used(), 0U);
+  }
+}
+
+TEST(CrossEntropy, TargetsOutsideOfTheVocabularyAreRefused) {
+  for (const auto& device : devices) {
+    TestContext context;
+    Problem p(DType::f32, 2, 4, 3, {});
+    p.target.assign({0, 3});
+    EXPECT_THROW(p.run(device.kernels, context), LogicError) << device.device;
+  }
+}
+
+}  // namespace
+}  // namespace flanmoe::test
