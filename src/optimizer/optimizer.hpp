@@ -13,16 +13,16 @@
 namespace flanmoe {
 
 /// Learning rate of optimizer step `step` (from 0) (paper facts 4.8, T5X utils.py):
-/// constant: base. rsqrt: base / sqrt(max(step, warmup)) (flat, then decay; no ramp). linear: ramp to base over warmup,
+/// constant: base. rsqrt: base / sqrt(max(step, warmup, 1)) (flat, then decay; no ramp). linear: ramp base*step/warmup,
 /// then linear to base*final_fraction at total_steps. cosine: the same ramp, then half a cosine.
 double learning_rate(const OptimizerDeck& deck, std::int64_t step, std::int64_t total_steps);
 
 /// Reading and writing of an optimizer's own state by checkpoints: one call per tensor of an owned unit.
 struct StateTensor {
   int parameter = 0;
-  std::int64_t expert = 0;      // local expert index
-  const char* kind = "";        // "master", "m", "v", "row", "col"
-  Tensor tensor;                // fp32 (or fp64), rows x cols; a "row" factor is rows x 1, a "col" factor 1 x cols
+  std::int64_t expert = 0;  // local expert index
+  const char* kind = "";    // "master", "m", "v", "row", "col"
+  Tensor tensor;            // fp32 (or fp64), rows x cols; a "row" factor is rows x 1, a "col" factor 1 x cols
 };
 
 /// Optimizer state of the units this rank owns, sharded over each replica group. `master` is the fp32 weight; it exists
@@ -32,16 +32,17 @@ class Optimizer {
   Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators, const Kernels&);
   ~Optimizer();
 
-  /// Lays masters, moments and communication work into the arena (measuring first, then committed).
-  void lay(Arena& state);
-  /// Initial weights: masters from initialize_matrix, then to every rank as in step().
+  /// Lays masters, moments and communication work into the arena (measuring first, then committed), and makes the
+  /// measuring scratch arena large enough for the updates of this rank.
+  void lay(Arena& state, Arena& scratch);
+  /// Initial weights: masters from initialize_matrix and zero moments, then to every rank as in step(). Collective.
   void initialize(KernelContext&, std::uint64_t seed);
   /// Copies masters to the working weights of all ranks (after a checkpoint was read into the masters). Collective.
   void publish_weights(KernelContext&);
 
   struct StepResult {
-    double gradient_norm = 0;   // before clipping; every parameter counted once
-    bool finite = true;         // false: nothing was updated
+    double gradient_norm = 0;  // before clipping; every parameter counted once; the same bits in any layout
+    bool finite = true;        // false: nothing was updated
   };
   /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, zeroes gradients.
   StepResult step(KernelContext&, std::int64_t step, double learning_rate);

@@ -1,0 +1,242 @@
+#include "optimizer/optimizer.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "base/timer.hpp"
+
+namespace flanmoe {
+namespace {
+
+constexpr std::array kPlacements = {Placement::dense, Placement::expert};
+
+/// A matrix whose master and moments live on this rank. Absent tensors are not used by the optimizer in use.
+struct OwnedUnit {
+  int parameter = 0;
+  std::int64_t expert = 0;  // local
+  Tensor master;
+  Tensor m, v;      // AdamW: both; Adafactor without factors: v
+  Tensor row, col;  // Adafactor with factors
+};
+
+bool is_matrix(const ParameterSpec& spec) { return spec.rows > 1 && spec.cols > 1; }
+
+/// Weight decay shrinks matrices only; the table of relative biases is one by shape, not by meaning.
+bool decays(const ParameterSpec& spec) { return is_matrix(spec) && !spec.name.ends_with("relative_bias"); }
+
+/// Experts are always factored; other matrices by the size of their smaller side (paper facts 4.8).
+bool is_factored(const ParameterSpec& spec, std::int64_t threshold) {
+  if (spec.placement == Placement::expert) return is_matrix(spec);
+  return is_matrix(spec) && std::min(spec.rows, spec.cols) >= threshold;
+}
+
+}  // namespace
+
+struct Optimizer::State {
+  const OptimizerDeck deck;
+  ParameterStore& store;
+  const Communicators& communicators;
+  const Kernels& kernels;
+  bool adafactor = false;
+  std::vector<OwnedUnit> owned;           // dense, then expert; by parameter inside a placement
+  Tensor work;                            // what reduce_scatter_tree receives, larger of the two placements
+  std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
+  std::vector<double> squares;            // sum of squares of the gradient of every matrix of the model
+
+  const ParameterSpec& spec(const OwnedUnit& unit) const { return store.specs()[std::size_t(unit.parameter)]; }
+  const Communicator& replicas(Placement placement) const {
+    return placement == Placement::dense ? communicators.world : communicators.data;
+  }
+  std::size_t square_index(const OwnedUnit& unit) const {
+    return first_square[std::size_t(unit.parameter)] + std::size_t(store.first_expert(unit.parameter) + unit.expert);
+  }
+  void lay_unit(OwnedUnit& unit, Arena& arena) const;
+  void reduce_gradients() const;
+  double gradient_norm(KernelContext& context);
+  void update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate, double scale) const;
+  void publish(KernelContext& context, Placement placement) const;
+  void zero_gradients(KernelContext& context) const;
+};
+
+Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
+                     const Kernels& kernels)
+    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, {}, {}, {}, {}, {}})) {
+  State& s = *state_;
+  FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
+  s.adafactor = deck.name == "adafactor";
+  for (const Placement placement : kPlacements) {
+    FLANMOE_EXPECT(s.replicas(placement).size() == store.replica_size(placement) &&
+                       s.replicas(placement).rank() == store.replica_rank(placement),
+                   "a store of rank {} of {} on rank {} of {} of communicator {}", store.replica_rank(placement),
+                   store.replica_size(placement), s.replicas(placement).rank(), s.replicas(placement).size(),
+                   s.replicas(placement).name());
+    for (const ParameterUnit& unit : store.units(placement)) {
+      if (unit.owner == store.replica_rank(placement))
+        s.owned.push_back({unit.parameter, unit.expert, {}, {}, {}, {}, {}});
+    }
+  }
+  std::size_t matrices = 0;
+  for (const ParameterSpec& spec : store.specs()) {
+    s.first_square.push_back(matrices);
+    matrices += std::size_t(spec.experts);
+  }
+  s.squares.resize(matrices);
+}
+
+Optimizer::~Optimizer() = default;
+
+void Optimizer::State::lay_unit(OwnedUnit& unit, Arena& arena) const {
+  const ParameterSpec& s = spec(unit);
+  const DType type = accumulate_dtype(store.compute());
+  unit.master = arena.allocate(type, s.rows, s.cols);
+  if (!adafactor) unit.m = arena.allocate(type, s.rows, s.cols);
+  if (adafactor && is_factored(s, deck.factor_threshold)) {
+    unit.row = arena.allocate(type, s.rows, 1);
+    unit.col = arena.allocate(type, 1, s.cols);
+  } else {
+    unit.v = arena.allocate(type, s.rows, s.cols);
+  }
+}
+
+void Optimizer::lay(Arena& state, Arena& scratch) {
+  State& s = *state_;
+  std::size_t scratch_bytes = 0;
+  for (OwnedUnit& unit : s.owned) {
+    s.lay_unit(unit, state);
+    scratch_bytes = std::max(scratch_bytes, s.kernels.optimizer.scratch_bytes(s.spec(unit).rows, s.spec(unit).cols));
+  }
+  std::int64_t received = 0;
+  for (const Placement placement : kPlacements) {
+    const int ranks = s.store.replica_size(placement);
+    const std::int64_t own = s.store.segment_sizes(placement)[std::size_t(s.store.replica_rank(placement))];
+    if (ranks > 1) received = std::max(received, own * ranks);
+  }
+  s.work = state.allocate(accumulate_dtype(s.store.compute()), 1, received);
+  if (!scratch.committed()) {
+    const std::size_t mark = scratch.mark();
+    scratch.allocate(DType::i32, 1, std::int64_t(scratch_bytes + 3) / 4);
+    scratch.release(mark);
+  }
+}
+
+void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
+  State& s = *state_;
+  for (const OwnedUnit& unit : s.owned) {
+    initialize_matrix(unit.master, s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
+    for (const Tensor* moment : {&unit.m, &unit.v, &unit.row, &unit.col}) {
+      if (moment->rows > 0) s.kernels.elementwise.zero(context, *moment);
+    }
+  }
+  publish_weights(context);
+}
+
+void Optimizer::publish_weights(KernelContext& context) {
+  const PartScope part(Part::optimizer);
+  for (const Placement placement : kPlacements) state_->publish(context, placement);
+  state_->zero_gradients(context);
+}
+
+Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step, double learning_rate) {
+  const PartScope part(Part::optimizer);
+  State& s = *state_;
+  StepResult result;
+
+  // 1. Every owner gets the sum of its gradients over the replica group.
+  s.reduce_gradients();
+  // 2. The norm, the same on every rank, tells whether there is anything to go on with.
+  result.gradient_norm = s.gradient_norm(context);
+  result.finite = std::isfinite(result.gradient_norm);
+  if (result.finite) {
+    // 3. Owners update their masters.
+    const double limit = s.deck.clip_norm;
+    const double scale = limit > 0.0 && result.gradient_norm > limit ? limit / result.gradient_norm : 1.0;
+    for (const OwnedUnit& unit : s.owned) s.update(context, unit, step, learning_rate, scale);
+    // 4. Every rank gets the new weights; the gradient buffers carry them.
+    for (const Placement placement : kPlacements) s.publish(context, placement);
+  }
+  s.zero_gradients(context);
+  return result;
+}
+
+void Optimizer::State::reduce_gradients() const {
+  for (const Placement placement : kPlacements) {
+    replicas(placement).reduce_scatter_tree(store.gradient_flat(placement), store.segment_sizes(placement), work);
+  }
+}
+
+/// One number per matrix, filled by its owner and zero elsewhere, so that the sum over ranks is exact in any order;
+/// then one sum over matrices in the order of the model. Neither depends on who owns what.
+double Optimizer::State::gradient_norm(KernelContext& context) {
+  std::fill(squares.begin(), squares.end(), 0.0);
+  for (const OwnedUnit& unit : owned) {
+    squares[square_index(unit)] =
+        kernels.optimizer.sum_of_squares(context, store.gradient(unit.parameter, unit.expert));
+  }
+  communicators.world.all_reduce(std::span<double>(squares), ReduceOp::sum);
+  double sum = 0.0;
+  for (const double square : squares) sum += square;
+  return std::sqrt(sum);
+}
+
+void Optimizer::State::update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate,
+                              double scale) const {
+  const Tensor gradient = store.gradient(unit.parameter, unit.expert);
+  const double decay = decays(spec(unit)) ? deck.weight_decay : 0.0;
+  if (!adafactor) {
+    kernels.optimizer.adamw(context, unit.master, unit.m, unit.v, gradient,
+                            {.learning_rate = rate,
+                             .beta1 = deck.beta1,
+                             .beta2 = deck.beta2,
+                             .epsilon = deck.epsilon,
+                             .weight_decay = decay,
+                             .step = step,
+                             .gradient_scale = scale});
+    return;
+  }
+  const AdafactorStep now{.learning_rate = rate,
+                          .decay = 1.0 - std::pow(double(step + 1), -deck.decay_exponent),
+                          .clip_threshold = deck.clip_threshold,
+                          .multiply_by_parameter_scale = deck.multiply_by_parameter_scale,
+                          .weight_decay = decay,
+                          .gradient_scale = scale};
+  if (unit.row.rows > 0) {
+    kernels.optimizer.adafactor_factored(context, unit.master, unit.row, unit.col, gradient, now);
+  } else {
+    kernels.optimizer.adafactor_full(context, unit.master, unit.v, gradient, now);
+  }
+}
+
+/// Masters to the working weights of all replicas, through the gradient buffer where there is more than one.
+void Optimizer::State::publish(KernelContext& context, Placement placement) const {
+  const bool alone = store.replica_size(placement) == 1;
+  for (const OwnedUnit& unit : owned) {
+    if (spec(unit).placement != placement) continue;
+    const Tensor target =
+        alone ? store.weight(unit.parameter).matrix(unit.expert) : store.gradient(unit.parameter, unit.expert);
+    kernels.elementwise.convert(context, target, unit.master);
+  }
+  if (alone) return;
+  replicas(placement).all_gather_segments(store.gradient_flat(placement), store.segment_sizes(placement));
+  for (const ParameterUnit& unit : store.units(placement)) {
+    kernels.elementwise.convert(context, store.weight(unit.parameter).matrix(unit.expert),
+                                store.gradient(unit.parameter, unit.expert));
+  }
+}
+
+void Optimizer::State::zero_gradients(KernelContext& context) const {
+  for (const Placement placement : kPlacements) kernels.elementwise.zero(context, store.gradient_flat(placement));
+}
+
+void Optimizer::visit_state(const std::function<void(const StateTensor&)>& f) const {
+  for (const OwnedUnit& unit : state_->owned) {
+    f({unit.parameter, unit.expert, "master", unit.master});
+    if (unit.m.rows > 0) f({unit.parameter, unit.expert, "m", unit.m});
+    if (unit.v.rows > 0) f({unit.parameter, unit.expert, "v", unit.v});
+    if (unit.row.rows > 0) f({unit.parameter, unit.expert, "row", unit.row});
+    if (unit.col.rows > 0) f({unit.parameter, unit.expert, "col", unit.col});
+  }
+}
+
+}  // namespace flanmoe
