@@ -1,5 +1,6 @@
 # flanmoe_test(name FILES... [RANKS n...] [LABEL l]): one test executable, registered once per number of ranks.
 find_package(GTest REQUIRED)
+# Threads of several ranks share few cores here: OMP_WAIT_POLICY=passive keeps those that wait from spinning on them.
 set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --bind-to none)
 
 # Tests read the decks of input/ and headers of src/ from here.
@@ -15,10 +16,12 @@ function(flanmoe_test name)
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2)
+    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2
+                                          ENVIRONMENT OMP_WAIT_POLICY=passive)
   endif()
   foreach(ranks IN LISTS ARG_RANKS)
     add_test(NAME ${name}.ranks_${ranks} COMMAND ${FLANMOE_MPIEXEC} -n ${ranks} $<TARGET_FILE:${name}>)
-    set_tests_properties(${name}.ranks_${ranks} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2)
+    set_tests_properties(${name}.ranks_${ranks} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2
+                                                           ENVIRONMENT OMP_WAIT_POLICY=passive)
   endforeach()
 endfunction()

@@ -1,0 +1,363 @@
+#include "optimizer/optimizer.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "optimizer_fixture.hpp"
+#include "tensor/philox.hpp"
+
+namespace flanmoe {
+namespace {
+
+using test::degrees_of;
+using test::Rig;
+using test::rig_deck;
+
+double gradient_value(int rank, const std::string& name, std::int64_t expert, std::int64_t i, std::int64_t step) {
+  const RandomKey key{hash_name(name), RandomPurpose::test, std::uint32_t(step), std::uint32_t(expert)};
+  return double(key.uniform(std::uint64_t(rank), std::uint32_t(i))) - 0.5;
+}
+
+template <class A>
+void fill_gradients(Rig& rig, std::int64_t step) {
+  for (int p = 0; p < rig.parameters(); ++p) {
+    for (std::int64_t e = 0; e < rig.store.local_experts(p); ++e) {
+      const auto g = rig.store.gradient(p, e).flat<A>();
+      for (std::size_t i = 0; i < g.size(); ++i) {
+        g[i] = A(gradient_value(rig.communicators.world.rank(), rig.spec(p).name, rig.store.first_expert(p) + e,
+                                std::int64_t(i), step));
+      }
+    }
+  }
+}
+
+/// One matrix of the model on its own: what the update of the whole model must do to it.
+template <class A>
+struct SerialUnit {
+  int parameter = 0;
+  std::int64_t expert = 0;  // global
+  std::vector<A> p, m, v, row, col, g;
+};
+
+template <class A>
+class SerialModel {
+ public:
+  SerialModel(const Rig& rig, const OptimizerDeck& deck) : rig_(rig), deck_(deck) {
+    for (int p = 0; p < rig.parameters(); ++p) {
+      const ParameterSpec& spec = rig.spec(p);
+      const auto n = std::size_t(spec.matrix_size());
+      for (std::int64_t e = 0; e < spec.experts; ++e) {
+        SerialUnit<A> unit{p,
+                           e,
+                           std::vector<A>(n),
+                           std::vector<A>(n),
+                           std::vector<A>(n),
+                           std::vector<A>(std::size_t(spec.rows)),
+                           std::vector<A>(std::size_t(spec.cols)),
+                           std::vector<A>(n)};
+        initialize_matrix(make_tensor(unit.p.data(), spec.rows, spec.cols), spec, e, 5);
+        units.push_back(std::move(unit));
+      }
+    }
+    scratch_.allocate(DType::f64, 1, 100000);
+    scratch_.commit();
+  }
+
+  /// Returns the norm.
+  double step(std::int64_t step, double rate) {
+    double sum = 0.0;
+    for (SerialUnit<A>& unit : units) {
+      sum_gradients(unit, step);
+      sum +=
+          rig_.kernels.optimizer.sum_of_squares(context_, make_tensor(unit.g.data(), 1, std::int64_t(unit.g.size())));
+    }
+    const double norm = std::sqrt(sum);
+    const double scale = deck_.clip_norm > 0 ? std::min(1.0, deck_.clip_norm / norm) : 1.0;
+    for (SerialUnit<A>& unit : units) update(unit, step, rate, scale);
+    return norm;
+  }
+
+  std::vector<SerialUnit<A>> units;
+
+ private:
+  /// Replicas in rank order, added as ((0+1)+(2+3)).
+  void sum_gradients(SerialUnit<A>& unit, std::int64_t step) {
+    const ParameterSpec& spec = rig_.spec(unit.parameter);
+    const int degree = rig_.grid.expert_size();
+    const bool dense = spec.placement == Placement::dense;
+    const int holder = dense ? 0 : int(unit.expert / (spec.experts / degree));
+    for (std::size_t i = 0; i < unit.g.size(); ++i) {
+      std::vector<A> values;
+      for (int r = holder; r < rig_.grid.world_size(); r += dense ? 1 : degree) {
+        values.push_back(A(gradient_value(r, spec.name, unit.expert, std::int64_t(i), step)));
+      }
+      const A a = values.size() > 1 ? values[0] + values[1] : values[0];
+      unit.g[i] = values.size() == 3 ? a + values[2] : values.size() == 4 ? a + (values[2] + values[3]) : a;
+    }
+  }
+
+  void update(SerialUnit<A>& unit, std::int64_t step, double rate, double scale) {
+    const ParameterSpec& spec = rig_.spec(unit.parameter);
+    const auto view = [&](std::vector<A>& x) { return make_tensor(x.data(), spec.rows, spec.cols); };
+    const OptimizerKernels& k = rig_.kernels.optimizer;
+    const bool decays = spec.name != "encoder/relative_bias" && spec.rows > 1;
+    const double decay = decays ? deck_.weight_decay : 0.0;
+    if (deck_.name == "adamw") {
+      k.adamw(context_, view(unit.p), view(unit.m), view(unit.v), view(unit.g),
+              {rate, deck_.beta1, deck_.beta2, deck_.epsilon, decay, step, scale});
+      return;
+    }
+    const AdafactorStep now{rate,
+                            1.0 - std::pow(double(step + 1), -deck_.decay_exponent),
+                            1e-30,
+                            1e-3,
+                            deck_.clip_threshold,
+                            deck_.multiply_by_parameter_scale,
+                            decay,
+                            scale};
+    if (spec.placement == Placement::expert || spec.name == "logits") {
+      k.adafactor_factored(context_, view(unit.p), make_tensor(unit.row.data(), spec.rows, 1),
+                           make_tensor(unit.col.data(), 1, spec.cols), view(unit.g), now);
+    } else {
+      k.adafactor_full(context_, view(unit.p), view(unit.v), view(unit.g), now);
+    }
+  }
+
+  const Rig& rig_;
+  OptimizerDeck deck_;
+  Arena scratch_{"serial scratch"};
+  KernelContext context_{.scratch = &scratch_};
+};
+
+/// Working weights of this rank equal the serial masters, converted to C where the parameter is not kept precise.
+template <class A, class C>
+void expect_weights(const Rig& rig, const SerialModel<A>& serial) {
+  for (const SerialUnit<A>& unit : serial.units) {
+    const std::int64_t local = unit.expert - rig.store.first_expert(unit.parameter);
+    if (local < 0 || local >= rig.store.local_experts(unit.parameter)) continue;
+    const ParameterSpec& spec = rig.spec(unit.parameter);
+    const Tensor weight = rig.store.weight(unit.parameter).matrix(local);
+    for (std::size_t i = 0; i < unit.p.size(); ++i) {
+      const double found = spec.full_precision ? double(weight.flat<A>()[i]) : double(A(weight.flat<C>()[i]));
+      const double expected = spec.full_precision ? double(unit.p[i]) : double(A(C(unit.p[i])));
+      ASSERT_EQ(found, expected) << spec.name << ", expert " << unit.expert << ", element " << i;
+    }
+  }
+}
+
+template <class A, class C>
+void expect_steps_equal_serial(const OptimizerDeck& deck, DType compute, const std::string& device) {
+  const Communicator world = Communicator::world();
+  for (const int degree : degrees_of(world.size())) {
+    SCOPED_TRACE(fmt::format("{} {} degree {}", deck.name, device, degree));
+    Rig rig(world, degree, deck, compute, device);
+    SerialModel<A> serial(rig, deck);
+    rig.optimizer.initialize(rig.context, 5);
+    expect_weights<A, C>(rig, serial);
+    for (std::int64_t step = 0; step < 3; ++step) {
+      fill_gradients<A>(rig, step);
+      const Optimizer::StepResult result = rig.optimizer.step(rig.context, step, 0.01);
+      const double norm = serial.step(step, 0.01);
+
+      EXPECT_TRUE(result.finite);
+      EXPECT_EQ(result.gradient_norm, norm);
+      expect_weights<A, C>(rig, serial);
+    }
+  }
+}
+
+TEST(Optimizer, StepsEqualSerialUpdatesOfTheWholeModelBitForBit) {
+  for (const char* device : {"reference", "cpu"}) {
+    for (const char* name : {"adafactor", "adamw"}) {
+      OptimizerDeck deck = rig_deck(name);
+      deck.weight_decay = 0.1;
+      deck.clip_norm = 3.0;  // below the norm of these gradients
+      expect_steps_equal_serial<float, float>(deck, DType::f32, device);
+      deck.clip_norm = 1e6;  // above it
+      expect_steps_equal_serial<float, bf16>(deck, DType::bf16, device);
+    }
+  }
+}
+
+TEST(Optimizer, KeepsDoubleMastersInDoubleRuns) {
+  expect_steps_equal_serial<double, double>(rig_deck("adafactor"), DType::f64, "reference");
+  expect_steps_equal_serial<double, double>(rig_deck("adamw"), DType::f64, "reference");
+}
+
+TEST(Optimizer, NormCountsEveryParameterOnceInEveryLayout) {
+  const Communicator world = Communicator::world();
+  for (const int degree : degrees_of(world.size())) {
+    Rig rig(world, degree, rig_deck("adamw"));
+    rig.optimizer.initialize(rig.context, 5);
+    double expected = 0.0;
+    for (int p = 0; p < rig.parameters(); ++p) {
+      expected += double(rig.spec(p).global_size());
+      const int replica = rig.store.replica_rank(rig.spec(p).placement);
+      for (std::int64_t e = 0; e < rig.store.local_experts(p) && replica == 0; ++e) {
+        for (float& g : rig.store.gradient(p, e).flat<float>()) g = 1.0F;
+      }
+    }
+
+    EXPECT_EQ(rig.optimizer.step(rig.context, 0, 0.01).gradient_norm, std::sqrt(expected)) << "degree " << degree;
+  }
+}
+
+std::vector<char> bytes_of(const Rig& rig) {
+  std::vector<char> all;
+  const auto append = [&](const Tensor& t) {
+    all.insert(all.end(), static_cast<char*>(t.data), static_cast<char*>(t.data) + t.bytes());
+  };
+  for (int p = 0; p < rig.parameters(); ++p) append(rig.store.weight(p));
+  rig.optimizer.visit_state([&](const StateTensor& s) { append(s.tensor); });
+  return all;
+}
+
+bool gradients_are_zero(const Rig& rig) {
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    for (const float g : rig.store.gradient_flat(placement).flat<float>()) {
+      if (g != 0.0F) return false;
+    }
+  }
+  return true;
+}
+
+TEST(Optimizer, ANonFiniteGradientOnOneRankChangesNothingAnywhere) {
+  const Communicator world = Communicator::world();
+  for (const float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const char* parameter : {"encoder/layer_00/norm", "encoder/layer_00/expert_down"}) {
+      Rig rig(world, world.size(), rig_deck("adafactor"));
+      rig.optimizer.initialize(rig.context, 5);
+      fill_gradients<float>(rig, 0);
+      EXPECT_TRUE(rig.optimizer.step(rig.context, 0, 0.01).finite);
+      EXPECT_TRUE(gradients_are_zero(rig));
+      const std::vector<char> before = bytes_of(rig);
+
+      fill_gradients<float>(rig, 1);
+      if (world.rank() == world.size() - 1) rig.store.gradient(rig.store.find(parameter), 0).flat<float>()[1] = poison;
+      const Optimizer::StepResult result = rig.optimizer.step(rig.context, 1, 0.01);
+
+      EXPECT_FALSE(result.finite);
+      EXPECT_EQ(bytes_of(rig), before);
+      EXPECT_TRUE(gradients_are_zero(rig));
+    }
+  }
+}
+
+TEST(Optimizer, WeightDecayShrinksMatricesOnly) {
+  for (const char* name : {"adafactor", "adamw"}) {
+    OptimizerDeck deck = rig_deck(name);
+    deck.weight_decay = 0.5;
+    Rig rig(Communicator::world(), 1, deck);
+    rig.optimizer.initialize(rig.context, 5);
+    std::vector<float> before;
+    for (int p = 0; p < rig.parameters(); ++p) before.push_back(rig.store.weight(p).flat<float>()[1]);
+    rig.optimizer.step(rig.context, 0, 0.5);  // gradients are zero
+
+    for (int p = 0; p < rig.parameters(); ++p) {
+      const std::string& parameter = rig.spec(p).name;
+      const bool decays = parameter != "encoder/layer_00/norm" && parameter != "encoder/relative_bias";
+      EXPECT_FLOAT_EQ(rig.store.weight(p).flat<float>()[1], before[std::size_t(p)] * (decays ? 0.75F : 1.0F))
+          << name << " " << parameter;
+    }
+  }
+}
+
+TEST(Optimizer, FactorsExpertsAndLargeMatricesOnly) {
+  const Communicator world = Communicator::world();
+  Rig rig(world, 1, rig_deck("adafactor"));
+  const auto state = rig.state_tensors();
+  const std::map<std::string, bool> factored{{"embedding", false},
+                                             {"encoder/layer_00/norm", false},
+                                             {"encoder/relative_bias", false},
+                                             {"encoder/layer_00/query", false},
+                                             {"encoder/layer_00/expert_up", true},
+                                             {"encoder/layer_00/expert_down", true},
+                                             {"logits", true}};
+  std::int32_t masters = 0;
+  for (const auto& [name, tensor] : state) {
+    if (!name.ends_with("/master")) continue;
+    ++masters;
+    const std::string unit = name.substr(0, name.size() - 6);
+    const bool expected = factored.at(unit.substr(0, unit.find_last_of('/', unit.size() - 2)));
+    EXPECT_EQ(state.count(unit + "row"), expected ? 1U : 0U) << unit;
+    EXPECT_EQ(state.count(unit + "col"), expected ? 1U : 0U) << unit;
+    EXPECT_EQ(state.count(unit + "v"), expected ? 0U : 1U) << unit;
+    EXPECT_EQ(state.count(unit + "m"), 0U) << unit;
+    if (expected) {
+      EXPECT_EQ(state.at(unit + "row").rows, tensor.rows);
+      EXPECT_EQ(state.at(unit + "col").cols, tensor.cols);
+    }
+  }
+  // Every matrix of the model has one owner: 5 dense ones and 2 times 12 experts.
+  EXPECT_EQ(world.all_reduce(masters, ReduceOp::sum), 5 + 24);
+}
+
+TEST(Optimizer, InitialWeightsDoNotDependOnTheLayoutAndMomentsStartAtZero) {
+  const Communicator world = Communicator::world();
+  for (const int degree : degrees_of(world.size())) {
+    Rig rig(world, degree, rig_deck("adamw"));
+    rig.optimizer.visit_state([](const StateTensor& s) {
+      for (float& x : s.tensor.flat<float>()) x = 7.0F;
+    });
+    rig.optimizer.initialize(rig.context, 5);
+
+    for (const auto& [name, tensor] : rig.state_tensors()) {
+      if (name.ends_with("/master")) continue;
+      for (const float x : tensor.flat<float>()) ASSERT_EQ(x, 0.0F) << name;
+    }
+    expect_weights<float, float>(rig, SerialModel<float>(rig, rig_deck("adamw")));
+  }
+}
+
+TEST(Optimizer, PublishedMastersReachEveryRank) {
+  const Communicator world = Communicator::world();
+  for (const int degree : degrees_of(world.size())) {
+    Rig rig(world, degree, rig_deck("adafactor"), DType::bf16);
+    rig.optimizer.visit_state([&](const StateTensor& s) {
+      const double global = double(rig.store.first_expert(s.parameter) + s.expert);
+      for (float& x : s.tensor.flat<float>()) x = float(s.parameter * 100) + float(global);
+    });
+    rig.optimizer.publish_weights(rig.context);
+
+    for (int p = 0; p < rig.parameters(); ++p) {
+      for (std::int64_t e = 0; e < rig.store.local_experts(p); ++e) {
+        const Tensor weight = rig.store.weight(p).matrix(e);
+        const float expected = float(p * 100) + float(rig.store.first_expert(p) + e);
+        for (std::int64_t i = 0; i < weight.size(); ++i) {
+          const float found = rig.spec(p).full_precision ? weight.flat<float>()[std::size_t(i)]
+                                                         : float(weight.flat<bf16>()[std::size_t(i)]);
+          ASSERT_EQ(found, float(bf16(expected))) << rig.spec(p).name << " expert " << e;
+        }
+      }
+    }
+    EXPECT_TRUE(gradients_are_zero(rig));
+  }
+}
+
+TEST(Optimizer, AnnouncesTheMemoryItUses) {
+  const Communicator world = Communicator::world();
+  const ProcessGrid grid(world.size(), world.rank(), 1);
+  const Communicators communicators = Communicators::make(world, grid);
+  ParameterStore store(test::rig_parameters(), grid.coordinates(), DType::f32);
+  Optimizer optimizer(rig_deck("adamw"), store, communicators, kernels_for("reference"));
+  Arena state("state"), scratch("scratch");
+  optimizer.lay(state, scratch);
+  // Master and two moments of what this rank owns, and its segment from every rank.
+  const std::int64_t owned = store.segment_sizes(Placement::dense)[std::size_t(world.rank())] +
+                             store.segment_sizes(Placement::expert)[std::size_t(world.rank())];
+  std::int64_t tensors = 1;
+  optimizer.visit_state([&](const StateTensor&) { ++tensors; });
+  const std::int64_t received =
+      world.size() == 1 ? 0
+                        : world.size() * std::max(store.segment_sizes(Placement::dense)[std::size_t(world.rank())],
+                                                  store.segment_sizes(Placement::expert)[std::size_t(world.rank())]);
+  const std::int64_t bytes = 4 * (3 * owned + received);
+
+  EXPECT_GE(std::int64_t(state.measured()), bytes);
+  EXPECT_LT(std::int64_t(state.measured()), bytes + 64 * tensors);
+}
+
+}  // namespace
+}  // namespace flanmoe
