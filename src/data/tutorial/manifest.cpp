@@ -1,0 +1,115 @@
+#include "data/tutorial/manifest.hpp"
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.hpp"
+#include "base/log.hpp"
+
+namespace flanmoe::tutorial {
+
+namespace {
+
+namespace fs = std::filesystem;
+constexpr int kFormat = 1;
+
+nlohmann::json empty_content() { return {{"format", kFormat}, {"steps", nlohmann::json::object()}}; }
+
+}  // namespace
+
+Manifest::Manifest(std::string folder) : folder_(std::move(folder)), content_(empty_content()) {
+  const std::string path = folder_ + "/manifest.json";
+  if (!fs::exists(path)) return;
+  try {
+    std::ifstream file(path);
+    auto content = nlohmann::json::parse(file);
+    if (content.at("format") == kFormat && content.at("steps").is_object()) content_ = std::move(content);
+  } catch (const nlohmann::json::exception& error) {
+    log_info("{} cannot be read and is made anew: {}", path, error.what());
+  }
+}
+
+bool Manifest::is_done(const std::string& step, const std::string& inputs) const {
+  const std::lock_guard lock(mutex_);
+  const auto& steps = content_["steps"];
+  if (!steps.contains(step) || steps[step].value("inputs", "") != inputs) return false;
+  std::error_code missing;
+  const auto bytes = fs::file_size(folder_ + "/" + steps[step].value("file", ""), missing);
+  return !missing && bytes == steps[step].value("bytes", std::uintmax_t(0));
+}
+
+void Manifest::record(const std::string& step, const std::string& inputs, const std::string& file,
+                      nlohmann::json facts) {
+  const std::lock_guard lock(mutex_);
+  content_["steps"][step] = {
+      {"inputs", inputs}, {"file", file}, {"bytes", fs::file_size(folder_ + "/" + file)}, {"facts", std::move(facts)}};
+  write();
+}
+
+nlohmann::json Manifest::facts(const std::string& step) const {
+  const std::lock_guard lock(mutex_);
+  return content_.at("steps").at(step).at("facts");
+}
+
+void Manifest::keep_only(const std::map<std::string, std::string>& file_of_step) {
+  const std::lock_guard lock(mutex_);
+  nlohmann::json kept = nlohmann::json::object();
+  for (const auto& [step, record] : content_["steps"].items()) {
+    if (file_of_step.contains(step)) {
+      kept[step] = record;
+    } else {
+      std::error_code ignored;
+      fs::remove(folder_ + "/" + record.value("file", ""), ignored);
+    }
+  }
+  content_["steps"] = std::move(kept);
+  write();
+}
+
+void Manifest::set(const std::string& key, nlohmann::json value) {
+  const std::lock_guard lock(mutex_);
+  content_[key] = std::move(value);
+  write();
+}
+
+void Manifest::write() const {
+  const std::string path = folder_ + "/manifest.json", aside = path + ".partial";
+  {
+    std::ofstream file(aside);
+    file << content_.dump(1) << '\n';
+    if (!file.flush()) fail("{}: cannot be written", aside);
+  }
+  fs::rename(aside, path);
+}
+
+nlohmann::json to_json(const TaskSummary& summary) {
+  return {{"task", summary.task},
+          {"category", summary.category},
+          {"held_out", summary.held_out},
+          {"finetune", summary.finetune},
+          {"templates", summary.templates},
+          {"items", summary.items},
+          {"train_examples", summary.train},
+          {"test_examples", summary.test},
+          {"too_long", summary.too_long},
+          {"mean_input_tokens", summary.mean_input_tokens},
+          {"mean_target_tokens", summary.mean_target_tokens}};
+}
+
+TaskSummary summary_from_json(const nlohmann::json& json) {
+  TaskSummary summary;
+  json.at("task").get_to(summary.task);
+  json.at("category").get_to(summary.category);
+  json.at("held_out").get_to(summary.held_out);
+  json.at("finetune").get_to(summary.finetune);
+  json.at("templates").get_to(summary.templates);
+  json.at("items").get_to(summary.items);
+  json.at("train_examples").get_to(summary.train);
+  json.at("test_examples").get_to(summary.test);
+  json.at("too_long").get_to(summary.too_long);
+  json.at("mean_input_tokens").get_to(summary.mean_input_tokens);
+  json.at("mean_target_tokens").get_to(summary.mean_target_tokens);
+  return summary;
+}
+
+}  // namespace flanmoe::tutorial
