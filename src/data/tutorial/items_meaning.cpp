@@ -290,10 +290,10 @@ Items belongs_with(const Sources& sources) {
   Random random("belongs_with", 0);
   for (auto& [parent, words] : children) {
     if (words.size() < 4) continue;
-    const auto is_child = [&](const std::string& word) {
-      return std::find(words.begin(), words.end(), word) != words.end();
-    };
     const std::vector<std::string> known = words;
+    const auto is_child = [&](const std::string& word) {
+      return std::find(known.begin(), known.end(), word) != known.end();
+    };
     const std::size_t rounds = std::min<std::size_t>(known.size() / 2, 6);
     for (std::size_t round = 0; round < rounds; ++round) {
       random.shuffle(words);
