@@ -40,16 +40,18 @@ void convert(KernelContext& context, const Tensor& y, const Tensor& x) {
 
 void add(KernelContext& /*context*/, const Tensor& y_tensor, const Tensor& x_tensor) {
   expect_same_shape(y_tensor, x_tensor);
-  auto* y = y_tensor.as<float>();
-  with_type<float, bf16>(x_tensor, "x", [&]<class C>(std::type_identity<C>) {
-    const auto* x = x_tensor.as<C>();
+  const auto add_to = [&]<class Y, class X>(Y* y, const X* x) {
     for_pieces(y_tensor.batch * y_tensor.rows, y_tensor.cols, y_tensor.contiguous() && x_tensor.contiguous(),
                [&](std::int64_t r, std::int64_t first, std::int64_t n) {
-                 float* to = y + r * y_tensor.stride + first;
-                 const C* from = x + r * x_tensor.stride + first;
+                 Y* to = y + r * y_tensor.stride + first;
+                 const X* from = x + r * x_tensor.stride + first;
 #pragma omp simd
-                 for (std::int64_t i = 0; i < n; ++i) to[i] += widen(from[i]);
+                 for (std::int64_t i = 0; i < n; ++i) to[i] = Y(widen(to[i]) + widen(from[i]));
                });
+  };
+  with_type<float, bf16>(y_tensor, "y", [&]<class Y>(std::type_identity<Y>) {
+    with_type<float, bf16>(x_tensor, "x",
+                           [&]<class X>(std::type_identity<X>) { add_to(y_tensor.as<Y>(), x_tensor.as<X>()); });
   });
 }
 

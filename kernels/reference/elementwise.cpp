@@ -36,10 +36,14 @@ void convert(KernelContext& /*context*/, const Tensor& y, const Tensor& x) {
 
 void add(KernelContext& /*context*/, const Tensor& y, const Tensor& x) {
   expect_same_shape(y, x);
-  with_type<float, bf16, double>(x, "x", [&]<class C>(std::type_identity<C>) {
-    for (std::int64_t r = 0; r < y.batch * y.rows; ++r) {
-      for (std::int64_t c = 0; c < y.cols; ++c) y.row<accumulate_t<C>>(r)[c] += widen(x.row<C>(r)[c]);
-    }
+  with_type<float, bf16, double>(y, "y", [&]<class Y>(std::type_identity<Y>) {
+    with_type<float, bf16, double>(x, "x", [&]<class X>(std::type_identity<X>) {
+      for (std::int64_t r = 0; r < y.batch * y.rows; ++r) {
+        for (std::int64_t c = 0; c < y.cols; ++c) {
+          y.row<Y>(r)[c] = Y(widen(y.row<Y>(r)[c]) + accumulate_t<Y>(widen(x.row<X>(r)[c])));
+        }
+      }
+    });
   });
 }
 

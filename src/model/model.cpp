@@ -118,11 +118,8 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
     s.cache.logits_BV = activations.allocate(a, limits.rows, s.deck.model.vocabulary);
     s.cache.slot_B = activations.allocate(DType::i32, limits.rows, 1);
   }
-  const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
-  const std::int64_t received =
-      s.moe_layers.empty() ? 0 : received_rows_bound(s.deck.moe, training, ranks, tokens, limits.rows);
   const std::size_t scratch_bytes =
-      kernel_scratch_bytes(s.kernels, s.deck, compute, limits, received, s.cross_entropy_shape(1.0));
+      kernel_scratch_bytes(s.kernels, s.deck, compute, limits, s.cross_entropy_shape(1.0));
   scratch.allocate(DType::bf16, 1, std::int64_t(scratch_bytes + 1) / 2);
   scratch.rewind();
 }

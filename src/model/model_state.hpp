@@ -47,8 +47,8 @@ struct Model::State {
   void prepare(StepStatistics& statistics) const;
 };
 
-/// Bytes of scratch that the kernels of one microbatch need. `received`: rows of the experts.
-std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&, std::int64_t received,
+/// Bytes of scratch that the kernels of one microbatch need.
+std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&,
                                  const CrossEntropyShape&);
 /// A batch of single-segment rows: segment s is row s. Used by decoding and scoring.
 void append_row(RaggedSide& side, const std::vector<std::int32_t>& tokens);

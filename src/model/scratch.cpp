@@ -6,9 +6,11 @@
 namespace flanmoe {
 
 std::size_t kernel_scratch_bytes(const Kernels& k, const Deck& deck, DType compute, const BatchLimits& limits,
-                                 std::int64_t /*received*/, const CrossEntropyShape& shape) {
+                                 const CrossEntropyShape& shape) {
   const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
-  return std::max({k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
+  // One kernel runs at a time; the loss calls products while it holds its own scratch.
+  return k.matmul.scratch_bytes() +
+         std::max({k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
                    k.norm.scratch_bytes(tokens, deck.model.width), k.router.scratch_bytes(tokens)});
 }
 

@@ -64,17 +64,19 @@ TEST(Elementwise, CpuEqualsReferenceOnOddSizes) {
   }
 }
 
-TEST(Elementwise, AddAddsIntoTheWiderType) {
-  for (const DType type : {DType::f32, DType::bf16}) {
+TEST(Elementwise, AddSumsInFp32AndRoundsOnce) {
+  for (const auto& [to, from] :
+       {std::pair{DType::f32, DType::f32}, {DType::f32, DType::bf16}, {DType::bf16, DType::bf16}}) {
     for (const std::int64_t padding : {0, 3}) {
       for (const auto& device : test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels)) {
         TestContext context;
-        Buffer x(type, 13, 67, padding), y(DType::f32, 13, 67, padding);
+        Buffer x(from, 13, 67, padding), y(to, 13, 67, padding);
         x.randomize(1);
         y.randomize(2);
         std::vector<double> expected = y.values();
         for (std::size_t i = 0; i < expected.size(); ++i) {
-          expected[i] = double(float(expected[i]) + float(x.get(std::int64_t(i))));
+          const float sum = float(expected[i]) + float(x.get(std::int64_t(i)));
+          expected[i] = to == DType::bf16 ? double(float(bf16(sum))) : double(sum);
         }
         device.kernels.add(context, y, x);
         for (std::size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(y.get(std::int64_t(i)), expected[i]);

@@ -1,0 +1,242 @@
+// The whole model: gradients against central differences in double, and independence of the layout.
+#include "model/model.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model_fixture.hpp"
+
+namespace flanmoe {
+namespace {
+
+using testing::limits_of;
+using testing::random_batch;
+using testing::take_rows;
+using testing::TestModel;
+using testing::tiny_deck;
+
+Communicator alone() {
+  const Communicator world = Communicator::world();
+  return world.split(world.rank(), 0, "alone");
+}
+
+/// Tests that say nothing new on more ranks run on one only.
+class OneRank : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Communicator::world().size() > 1) GTEST_SKIP() << "the same on one rank";
+  }
+};
+class ModelGradient : public OneRank {};
+class ModelDevices : public OneRank {};
+
+/// Compares a few elements of every gradient matrix with central differences of the loss, all in double.
+void expect_true_gradients(const Deck& deck, const std::string& what) {
+  const Communicator self = alone();
+  TestModel test(deck, self, 1, "reference", DType::f64, limits_of(deck, 3));
+  const PackedBatch batch = random_batch(deck, 3, 11);
+  test.zero_gradients();
+  test.loss(batch);
+  std::vector<std::vector<double>> analytic;
+  for (std::size_t p = 0; p < test.store.specs().size(); ++p) {
+    for (std::int64_t e = 0; e < test.store.local_experts(int(p)); ++e) {
+      const auto g = test.store.gradient(int(p), e).flat<double>();
+      analytic.emplace_back(g.begin(), g.end());
+    }
+  }
+  std::size_t matrix = 0;
+  int nonzero = 0;
+  for (std::size_t p = 0; p < test.store.specs().size(); ++p) {
+    for (std::int64_t e = 0; e < test.store.local_experts(int(p)); ++e, ++matrix) {
+      const auto w = test.store.weight(int(p)).matrix(e).flat<double>();
+      const std::vector<double>& g = analytic[matrix];
+      // The largest gradient element and two fixed ones.
+      const auto largest = std::size_t(
+          std::max_element(g.begin(), g.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }) -
+          g.begin());
+      for (const std::size_t i : {largest, std::size_t{0}, g.size() / 2}) {
+        const double kept = w[i];
+        const double h = 1e-5;
+        w[i] = kept + h;
+        const double up = test.loss(batch);
+        w[i] = kept - h;
+        const double down = test.loss(batch);
+        w[i] = kept;
+        const double numeric = (up - down) / (2 * h);
+        // Truncation O(h^2) and cancellation 1e-16/h: about 1e-9 of the loss's scale.
+        EXPECT_NEAR(g[i], numeric, 2e-8 + 2e-6 * std::abs(numeric))
+            << what << ": " << test.store.specs()[p].name << " expert " << e << " element " << i;
+        nonzero += g[i] != 0.0 ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_GT(nonzero, int(matrix));
+}
+
+TEST_F(ModelGradient, DenseGatedUntied) { expect_true_gradients(tiny_deck(false), "dense t5 1.1"); }
+
+TEST_F(ModelGradient, DenseReluTied) {
+  Deck deck = tiny_deck(false);
+  deck.model.activation = "relu";
+  deck.model.tied_logits = true;
+  expect_true_gradients(deck, "dense t5 1.0");
+}
+
+TEST_F(ModelGradient, DenseWithEveryDropout) {
+  for (const bool shared : {true, false}) {
+    Deck deck = tiny_deck(false);
+    deck.model.dropout = 0.25;
+    deck.model.dropout_shared_over_length = shared;
+    expect_true_gradients(deck, "dropout");
+  }
+}
+
+TEST_F(ModelGradient, Top1WithDropsAndAuxiliaryLosses) {
+  Deck deck = tiny_deck(true);
+  deck.moe.capacity_factor = 0.75;
+  deck.moe.balance_coefficient = 0.3;
+  deck.moe.z_coefficient = 0.2;
+  deck.moe.expert_dropout = 0.3;
+  expect_true_gradients(deck, "switch");
+}
+
+TEST_F(ModelGradient, Top2RenormalizedInGroupsOfThreeRows) {
+  Deck deck = tiny_deck(true);
+  deck.moe.top_k = 2;
+  deck.moe.renormalize = true;
+  deck.moe.group_rows = 3;
+  deck.moe.priority = "probability";
+  deck.moe.balance_coefficient = 0.3;
+  expect_true_gradients(deck, "gshard");
+}
+
+TEST_F(ModelGradient, DroplessReluExperts) {
+  Deck deck = tiny_deck(true);
+  deck.moe.top_k = 2;
+  deck.moe.capacity_factor = 0.0;
+  deck.model.activation = "relu";
+  expect_true_gradients(deck, "dropless");
+}
+
+/// Gradients and sums of a step on one rank alone and on all ranks together, with every expert degree that divides.
+void expect_layout_independence(Deck deck) {
+  const Communicator world = Communicator::world();
+  const Communicator self = alone();
+  const std::int64_t rows = 12 * deck.moe.group_rows;
+  const PackedBatch batch = random_batch(deck, rows, 21);
+  TestModel one(deck, self, 1, "reference", DType::f64, limits_of(deck, rows));
+  one.zero_gradients();
+  StepStatistics expected;
+  one.model->forward_backward(one.context, batch, expected);
+  for (int degree = 1; degree <= world.size(); ++degree) {
+    if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
+    const std::int64_t mine = rows / world.size();
+    TestModel test(deck, world, degree, "reference", DType::f64, limits_of(deck, mine));
+    test.zero_gradients();
+    StepStatistics statistics;
+    // Two microbatches where the rows allow it.
+    const std::int64_t first_part = mine > deck.moe.group_rows ? deck.moe.group_rows : mine;
+    for (const auto& [first, count] : {std::pair{std::int64_t{0}, first_part}, {first_part, mine - first_part}}) {
+      if (count == 0) continue;
+      test.model->forward_backward(test.context, take_rows(batch, world.rank() * mine + first, count), statistics);
+    }
+    std::vector<double> sums = statistics.pack();
+    world.all_reduce<double>(sums, ReduceOp::sum);
+    const std::vector<double> want = expected.pack();
+    ASSERT_EQ(sums.size(), want.size());
+    for (std::size_t i = 0; i < sums.size(); ++i) EXPECT_NEAR(sums[i], want[i], 1e-9 * (1 + std::abs(want[i]))) << i;
+    for (const Placement placement : {Placement::dense, Placement::expert}) {
+      const auto& replicas = placement == Placement::dense ? test.communicators.world : test.communicators.data;
+      replicas.all_reduce<double>(test.store.gradient_flat(placement).flat<double>(), ReduceOp::sum);
+    }
+    for (std::size_t p = 0; p < test.store.specs().size(); ++p) {
+      for (std::int64_t e = 0; e < test.store.local_experts(int(p)); ++e) {
+        const auto a = test.store.gradient(int(p), e).flat<double>();
+        const auto b = one.store.gradient(int(p), test.store.first_expert(int(p)) + e).flat<double>();
+        for (std::size_t i = 0; i < a.size(); ++i) {
+          ASSERT_NEAR(a[i], b[i], 1e-12 + 1e-10 * std::abs(b[i]))
+              << test.store.specs()[p].name << " expert " << e << " element " << i << " degree " << degree;
+        }
+      }
+    }
+  }
+}
+
+TEST(ModelLayout, SwitchWithDropsAndDropout) {
+  Deck deck = tiny_deck(true);
+  deck.moe.capacity_factor = 0.75;
+  deck.moe.expert_dropout = 0.2;
+  deck.model.dropout = 0.1;
+  expect_layout_independence(deck);
+}
+
+TEST(ModelLayout, GshardInGroupsOfTwoRows) {
+  Deck deck = tiny_deck(true);
+  deck.moe.top_k = 2;
+  deck.moe.renormalize = true;
+  deck.moe.group_rows = 2;
+  deck.moe.z_coefficient = 0.1;
+  expect_layout_independence(deck);
+}
+
+TEST(ModelLayout, Dropless) {
+  Deck deck = tiny_deck(true);
+  deck.moe.top_k = 2;
+  deck.moe.capacity_factor = 0.0;
+  expect_layout_independence(deck);
+}
+
+TEST(ModelLayout, ARankWithoutRowsTakesPart) {
+  const Communicator world = Communicator::world();
+  if (world.size() == 1 || 4 % world.size() != 0) GTEST_SKIP() << "needs 2 or 4 ranks";
+  Deck deck = tiny_deck(true);
+  const PackedBatch batch = random_batch(deck, 2, 8);
+  TestModel test(deck, world, world.size(), "reference", DType::f64, limits_of(deck, 2));
+  test.zero_gradients();
+  StepStatistics statistics;
+  test.model->forward_backward(test.context, take_rows(batch, 0, world.rank() == 0 ? 2 : 0), statistics);
+  const double targets = world.all_reduce(statistics.targets, ReduceOp::sum);
+  EXPECT_EQ(targets, double(batch.step_target_tokens));
+}
+
+TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
+  const Communicator self = alone();
+  for (const bool sparse : {false, true}) {
+    Deck deck = tiny_deck(sparse);
+    deck.moe.top_k = 2;
+    const PackedBatch batch = random_batch(deck, 6, 31);
+    TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
+    TestModel b(deck, self, 1, "cpu", DType::f32, limits_of(deck, 6));
+    a.zero_gradients();
+    b.zero_gradients();
+    const double want = a.loss(batch);
+    EXPECT_NEAR(b.loss(batch), want, 1e-5 * want);
+    for (std::size_t p = 0; p < a.store.specs().size(); ++p) {
+      for (std::int64_t e = 0; e < a.store.local_experts(int(p)); ++e) {
+        const auto x = a.store.gradient(int(p), e).flat<double>();
+        const auto y = b.store.gradient(int(p), e).flat<float>();
+        double scale = 0;
+        for (const double v : x) scale = std::max(scale, std::abs(v));
+        for (std::size_t i = 0; i < x.size(); ++i) {
+          ASSERT_NEAR(y[i], x[i], 1e-4 * scale + 1e-7) << a.store.specs()[p].name << " element " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ModelDevices, Bf16FollowsFp64WithinItsRounding) {
+  const Communicator self = alone();
+  const Deck deck = tiny_deck(true);
+  const PackedBatch batch = random_batch(deck, 6, 31);
+  TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
+  TestModel b(deck, self, 1, "cpu", DType::bf16, limits_of(deck, 6));
+  const double want = a.loss(batch);
+  // Eight bits of mantissa through four layers of an untrained model: a few percent of the loss at most.
+  EXPECT_NEAR(b.loss(batch), want, 0.03 * want);
+}
+
+}  // namespace
+}  // namespace flanmoe
