@@ -39,6 +39,8 @@ struct AttentionKernels {
                    const Tensor& dbias_HP, const Tensor& dout_TQ, const Tensor& q_TQ, const Tensor& k_TQ,
                    const Tensor& v_TQ, const Tensor& bias_HP, const Tensor& out_TQ, const Tensor& logsumexp_TH,
                    const AttentionSegments&, const AttentionShape&);
+  /// Bytes of scratch that either takes, for segments of up to `longest` queries and keys.
+  std::size_t (*scratch_bytes)(std::int64_t longest, DType compute, const AttentionShape&);
 };
 
 }  // namespace flanmoe

@@ -159,8 +159,10 @@ void backward(KernelContext& /*context*/, const Tensor& dq_TQ, const Tensor& dk_
   });
 }
 
+std::size_t scratch_bytes(std::int64_t /*longest*/, DType /*compute*/, const AttentionShape& /*shape*/) { return 0; }
+
 }  // namespace
 
-const AttentionKernels attention_kernels{forward, backward};
+const AttentionKernels attention_kernels{forward, backward, scratch_bytes};
 
 }  // namespace flanmoe::reference

@@ -1,0 +1,235 @@
+// Forward: blocks of queries against blocks of keys, softmax kept up to date from block to block (online softmax).
+#include "kernels/attention.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/attention_checks.hpp"
+#include "kernels/cpu/attention_tiles.hpp"
+#include "kernels/cpu/vector_math.hpp"
+
+namespace flanmoe::cpu {
+namespace {
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+/// With so few queries (decoding) plain vector loops beat packing the keys for tiles.
+constexpr std::int64_t kFewQueries = 4;
+
+struct Operands {
+  const Tensor &out_TQ, &logsumexp_TH, &q_TQ, &k_TQ, &v_TQ, &bias_HP;
+  const AttentionShape& shape;
+
+  /// Bias of (query position, key 0); key j is j elements before it. Null without a bias.
+  const float* bias_at(const Place& place, std::int64_t query) const {
+    if (bias_HP.absent()) return nullptr;
+    return bias_HP.row<float>(place.head) + place.shift + query + (bias_HP.cols - 1) / 2;
+  }
+  /// Keys [begin, begin+count) that the query sees.
+  std::int64_t visible(const Place& place, std::int64_t query, std::int64_t begin, std::int64_t count) const {
+    if (!shape.causal) return count;
+    return std::clamp<std::int64_t>(place.shift + query + 1 - begin, 0, count);
+  }
+};
+
+template <class C>
+struct Memory {
+  Memory(char* base, const HeadTile& head) {
+    Pieces pieces(base);
+    q = pieces.take<C>(kBlock * head.depth);
+    k = pieces.take<C>(kBlock * head.depth);
+    v = pieces.take<C>(kBlock * head.cols);
+    score = pieces.take<float>(kTileRows * kBlock);
+    weight = pieces.take<C>(kTileRows * kBlock);
+    tile = pieces.take<float>(kTileRows * head.cols);
+    sum = pieces.take<float>(kBlock * head.cols);
+    largest = pieces.take<float>(kBlock);
+    total = pieces.take<float>(kBlock);
+    bytes = pieces.used();
+  }
+  C *q, *k, *v;            // queries (dense), keys^T and values (packed) of the current blocks
+  float* score;            // a tile of scores
+  C* weight;               // exp(score - largest), in C
+  float *tile, *sum;       // values weighted: of one tile, of all keys so far
+  float *largest, *total;  // of each query: largest score so far, sum of exp(score - largest)
+  std::int64_t bytes = 0;
+};
+
+/// Scores of one query and `count` visible keys become weights; returns the factor for what was summed before.
+template <class C>
+float update_row(C* weight, float* score, std::int64_t count, std::int64_t padded, const float* bias, float scale,
+                 float* largest, float* total) {
+  for (std::int64_t j = count; j < padded; ++j) weight[j] = C(0.0F);
+  if (count == 0) return 1.0F;
+  float top = *largest;
+  if (bias != nullptr) {
+#pragma omp simd reduction(max : top)
+    for (std::int64_t j = 0; j < count; ++j) {
+      score[j] = scale * score[j] + bias[-j];
+      top = std::max(top, score[j]);
+    }
+  } else {
+#pragma omp simd reduction(max : top)
+    for (std::int64_t j = 0; j < count; ++j) {
+      score[j] = scale * score[j];
+      top = std::max(top, score[j]);
+    }
+  }
+  for (std::int64_t j = 0; j < count; ++j) score[j] = fast_exp(score[j] - top);
+  const float sum = lane_sum<float>(count, [=](std::int64_t j) { return score[j]; });
+  for (std::int64_t j = 0; j < count; ++j) weight[j] = C(score[j]);
+  const float factor = fast_exp(*largest - top);
+  *total = *total * factor + sum;
+  *largest = top;
+  return factor;
+}
+
+/// Writes out = sum / total and logsumexp of one query.
+template <class C>
+void finish_row(const Operands& o, const Place& place, std::int64_t query, const float* sum, float largest,
+                float total) {
+  const float factor = total > 0 ? 1.0F / total : 0.0F;
+  C* out = o.out_TQ.row<C>(place.q0 + query) + place.head * o.shape.head_dim;
+  for (std::int64_t c = 0; c < o.shape.head_dim; ++c) out[c] = C(sum[c] * factor);
+  if (!o.logsumexp_TH.absent()) {
+    o.logsumexp_TH.row<float>(place.q0 + query)[place.head] = total > 0 ? largest + std::log(total) : kNothing;
+  }
+}
+
+/// Rows [strip, strip+rows) of the query block against the packed keys [begin, begin+count).
+template <class C>
+void attend_strip(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, std::int64_t block,
+                  std::int64_t strip, std::int64_t rows, std::int64_t begin, std::int64_t count) {
+  if (o.visible(place, block + strip + rows - 1, begin, count) == 0) return;  // all of these keys come later
+  const DType dtype = dtype_of<C>::value;
+  const std::int64_t padded_rows = round_up(rows, kTileRowStep);
+  const std::int64_t padded = round_up(count, kTileColStep);
+  TileKernel::get(dtype, padded_rows, head.depth, padded)(m.score, m.q + strip * head.depth, m.k);
+  float factor[kTileRows];
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t query = block + strip + i;
+    const float* bias = o.bias_at(place, query);
+    factor[i] =
+        update_row(m.weight + i * padded, m.score + i * padded, o.visible(place, query, begin, count), padded,
+                   bias == nullptr ? nullptr : bias - begin, o.shape.scale, m.largest + strip + i, m.total + strip + i);
+  }
+  std::fill_n(m.weight + rows * padded, (padded_rows - rows) * padded, C(0.0F));
+  TileKernel::get(dtype, padded_rows, padded, head.cols)(m.tile, m.weight, m.v);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    float* sum = m.sum + (strip + i) * head.cols;
+    const float* tile = m.tile + i * head.cols;
+    for (std::int64_t c = 0; c < head.cols; ++c) sum[c] = sum[c] * factor[i] + tile[c];
+  }
+}
+
+template <class C>
+void attend(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m) {
+  const DType dtype = dtype_of<C>::value;
+  const Tensor q = place.query_rows(o.q_TQ, o.shape);
+  const Tensor k = place.key_rows(o.k_TQ, o.shape);
+  const Tensor v = place.key_rows(o.v_TQ, o.shape);
+  for (std::int64_t block = 0; block < place.queries; block += kBlock) {
+    const std::int64_t queries = std::min(kBlock, place.queries - block);
+    pack_a(m.q, {&q, false, block, queries, 0, head.dim}, round_up(queries, kTileRowStep), head.depth);
+    std::fill_n(m.sum, queries * head.cols, 0.0F);
+    std::fill_n(m.largest, queries, kNothing);
+    std::fill_n(m.total, queries, 0.0F);
+    const std::int64_t seen = o.visible(place, block + queries - 1, 0, place.keys);
+    for (std::int64_t begin = 0; begin < seen; begin += kBlock) {
+      const std::int64_t count = std::min(kBlock, seen - begin);
+      const std::int64_t padded = round_up(count, kTileColStep);
+      pack_b(m.k, {&k, true, 0, head.dim, begin, count}, head.depth, padded,
+             TileKernel::get(dtype, kTileRowStep, head.depth, padded).layout());
+      pack_b(m.v, {&v, false, begin, count, 0, head.dim}, padded, head.cols,
+             TileKernel::get(dtype, kTileRowStep, padded, head.cols).layout());
+      for (std::int64_t strip = 0; strip < queries; strip += kTileRows) {
+        attend_strip(o, place, head, m, block, strip, std::min(kTileRows, queries - strip), begin, count);
+      }
+    }
+    for (std::int64_t i = 0; i < queries; ++i) {
+      finish_row<C>(o, place, block + i, m.sum + i * head.cols, m.largest[i], m.total[i]);
+    }
+  }
+}
+
+/// The same for one query at a time, without tiles.
+template <class C>
+void attend_few(const Operands& o, const Place& place, const Memory<C>& m) {
+  const std::int64_t dim = o.shape.head_dim;
+  const Tensor k = place.key_rows(o.k_TQ, o.shape);
+  const Tensor v = place.key_rows(o.v_TQ, o.shape);
+  for (std::int64_t i = 0; i < place.queries; ++i) {
+    const C* q = place.query_rows(o.q_TQ, o.shape).row<C>(i);
+    float query[kWidestHead], sum[kWidestHead] = {};
+    for (std::int64_t c = 0; c < dim; ++c) query[c] = widened(q[c]);
+    float largest = kNothing, total = 0;
+    const float* bias = o.bias_at(place, i);
+    const std::int64_t seen = o.visible(place, i, 0, place.keys);
+    for (std::int64_t begin = 0; begin < seen; begin += kBlock) {
+      const std::int64_t count = std::min(kBlock, seen - begin);
+      for (std::int64_t j = 0; j < count; ++j) {
+        const C* key = k.row<C>(begin + j);
+        m.score[j] = lane_sum<float>(dim, [&](std::int64_t c) { return query[c] * widened(key[c]); });
+      }
+      const float factor = update_row(m.weight, m.score, count, count, bias == nullptr ? nullptr : bias - begin,
+                                      o.shape.scale, &largest, &total);
+      for (std::int64_t c = 0; c < dim; ++c) sum[c] *= factor;
+      for (std::int64_t j = 0; j < count; ++j) {
+        const C* value = v.row<C>(begin + j);
+        for (std::int64_t c = 0; c < dim; ++c) sum[c] += m.score[j] * widened(value[c]);
+      }
+    }
+    finish_row<C>(o, place, i, sum, largest, total);
+  }
+}
+
+template <class C>
+void forward_in(KernelContext& context, const Operands& o, const AttentionSegments& segments) {
+  const HeadTile head(dtype_of<C>::value, o.shape);
+  TileKernel::get(dtype_of<C>::value, kTileRowStep, head.depth, kTileColStep);  // fails here, not among the threads
+  ScratchScope scratch(context);
+  const std::int64_t thread_bytes = forward_thread_bytes(dtype_of<C>::value, o.shape);
+  char* memory = reinterpret_cast<char*>(scratch.take<float>(omp_get_max_threads() * thread_bytes / 4));
+#pragma omp parallel
+  {
+    const Memory<C> mine(memory + omp_get_thread_num() * thread_bytes, head);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (std::int64_t s = 0; s < segments.count(); ++s) {
+      for (std::int64_t h = 0; h < o.shape.heads; ++h) {
+        const Place place(segments, s, h);
+        if (place.queries <= kFewQueries) {
+          attend_few(o, place, mine);
+        } else {
+          attend(o, place, head, mine);
+        }
+      }
+    }
+  }
+}
+
+void forward(KernelContext& context, const Tensor& out_TQ, const Tensor& logsumexp_TH, const Tensor& q_TQ,
+             const Tensor& k_TQ, const Tensor& v_TQ, const Tensor& bias_HP, const AttentionSegments& segments,
+             const AttentionShape& shape) {
+  check_attention_forward(out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, segments, shape);
+  const Operands operands{out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, shape};
+  if (q_TQ.dtype == DType::bf16) {
+    forward_in<bf16>(context, operands, segments);
+  } else {
+    forward_in<float>(context, operands, segments);
+  }
+}
+
+std::size_t scratch_bytes(std::int64_t longest, DType compute, const AttentionShape& shape) {
+  const std::int64_t forward_bytes = omp_get_max_threads() * forward_thread_bytes(compute, shape);
+  return std::size_t(std::max(forward_bytes, backward_bytes(longest, compute, shape))) + 64;
+}
+
+}  // namespace
+
+std::int64_t forward_thread_bytes(DType dtype, const AttentionShape& shape) {
+  const HeadTile head(dtype, shape);
+  return dtype == DType::bf16 ? Memory<bf16>(nullptr, head).bytes : Memory<float>(nullptr, head).bytes;
+}
+
+const AttentionKernels attention_kernels{forward, attention_backward, scratch_bytes};
+
+}  // namespace flanmoe::cpu
