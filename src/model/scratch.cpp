@@ -8,9 +8,11 @@ namespace flanmoe {
 std::size_t kernel_scratch_bytes(const Kernels& k, const Deck& deck, DType compute, const BatchLimits& limits,
                                  const CrossEntropyShape& shape) {
   const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
-  // One kernel runs at a time; the loss calls products while it holds its own scratch.
-  return k.matmul.scratch_bytes() +
-         std::max({k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
+  const std::int64_t longest = std::max(limits.longest_input, limits.longest_target);
+  const AttentionShape attention{int(deck.model.heads), int(deck.model.head_width), false, 1.0F};
+  // One kernel runs at a time, and what it says includes the kernels that it calls.
+  return std::max({k.matmul.scratch_bytes(), k.attention.scratch_bytes(longest, compute, attention),
+                   k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
                    k.norm.scratch_bytes(tokens, deck.model.width), k.router.scratch_bytes(tokens)});
 }
 
