@@ -1,0 +1,145 @@
+// Decoding with a KV cache and scoring of targets, against the plain forward pass.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "model_fixture.hpp"
+
+namespace flanmoe {
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+using testing::TestModel;
+using testing::tiny_deck;
+
+Deck deck_for(bool sparse) {
+  Deck deck = tiny_deck(sparse);
+  deck.moe.top_k = 2;
+  deck.batch.target_length = 10;
+  return deck;
+}
+
+/// Room for two rows at a time, so that a handful of inputs needs several batches.
+BatchLimits small_limits(const Deck& deck) { return testing::limits_of(deck, 2); }
+
+std::vector<Ids> some_inputs(const Deck& deck, std::size_t count) {
+  std::mt19937 random(77);
+  std::vector<Ids> inputs;
+  for (std::size_t i = 0; i < count; ++i) {
+    Ids ids = testing::random_ids(random, 3 + std::int64_t(i % 6), deck.model.vocabulary);
+    ids.pop_back();
+    inputs.push_back(ids);
+  }
+  return inputs;
+}
+
+/// The share of positions at which `target` (with its EOS when it ended early) is what the model finds most likely.
+double hit_share(TestModel& test, const Ids& input, const Ids& target, bool ended) {
+  PackedBatch batch;
+  Ids encoder = input;
+  encoder.push_back(1);
+  Ids wanted = target;
+  if (ended) wanted.push_back(1);
+  Ids shifted(wanted.size(), 0);
+  std::copy(wanted.begin(), wanted.end() - 1, shifted.begin() + 1);
+  const auto fill = [](RaggedSide& side, const Ids& ids) {
+    side.token_T = ids;
+    side.row_first = {0, std::int64_t(ids.size())};
+    side.segment_begin_S = {0};
+    side.segment_count_S = {std::int32_t(ids.size())};
+  };
+  fill(batch.encoder, encoder);
+  fill(batch.decoder, shifted);
+  batch.target_T = wanted;
+  StepStatistics statistics;
+  test.model->evaluate(test.context, batch, {}, statistics);
+  return statistics.hits / statistics.targets;
+}
+
+TEST(Generate, EveryTokenIsTheMostLikelyOneOfThePlainForward) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  for (const bool sparse : {false, true}) {
+    Deck deck = deck_for(sparse);
+    // A whole target is a routing group and may overflow; single tokens never do. Without capacity both agree.
+    deck.moe.capacity_factor_eval = 0.0;
+    TestModel test(deck, self, 1, "reference", DType::f64, small_limits(deck), false);
+    const auto inputs = some_inputs(deck, 5);
+    const auto outputs = generate_greedy(*test.model, test.context, inputs, 9);
+    ASSERT_EQ(outputs.size(), inputs.size());
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (outputs[i].empty()) continue;
+      EXPECT_EQ(hit_share(test, inputs[i], outputs[i], outputs[i].size() < 9), 1.0) << i;
+    }
+  }
+}
+
+TEST(Generate, DoesNotDependOnRanksOrOnTheOtherRows) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  const Deck deck = deck_for(true);
+  const auto inputs = some_inputs(deck, 7);
+  TestModel one(deck, self, 1, "cpu", DType::f32, small_limits(deck), false);
+  const auto expected = generate_greedy(*one.model, one.context, inputs, 8);
+  for (int degree = 1; degree <= world.size(); ++degree) {
+    if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
+    TestModel test(deck, world, degree, "cpu", DType::f32, small_limits(deck), false);
+    std::vector<Ids> mine;
+    std::vector<std::size_t> index;
+    for (std::size_t i = std::size_t(world.rank()); i < inputs.size(); i += std::size_t(world.size())) {
+      mine.push_back(inputs[i]);
+      index.push_back(i);
+    }
+    const auto outputs = generate_greedy(*test.model, test.context, mine, 8);
+    for (std::size_t i = 0; i < index.size(); ++i) EXPECT_EQ(outputs[i], expected[index[i]]) << "degree " << degree;
+  }
+}
+
+TEST(Score, SharedInputsGiveTheSameAsOneTargetAtATime) {
+  const Communicator world = Communicator::world();
+  const Deck deck = deck_for(true);
+  const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
+  TestModel test(deck, world, degree, "reference", DType::f64, small_limits(deck), false);
+  std::mt19937 random(5);
+  std::vector<ScoreRequest> together;
+  for (const Ids& input : some_inputs(deck, world.rank() == 0 ? 3 : 1)) {
+    ScoreRequest request{input, {}};
+    for (int t = 0; t < 3; ++t) request.targets.push_back(testing::random_ids(random, 2 + t, deck.model.vocabulary));
+    together.push_back(request);
+  }
+  std::vector<ScoreRequest> apart;
+  for (const ScoreRequest& request : together) {
+    for (const Ids& target : request.targets) apart.push_back({request.input, {target}});
+  }
+  const auto a = score_targets(*test.model, test.context, together);
+  const auto b = score_targets(*test.model, test.context, apart);
+  std::size_t next = 0;
+  for (const auto& scores : a) {
+    for (const double score : scores) {
+      EXPECT_LT(score, 0.0);
+      EXPECT_NEAR(score, b[next++][0], 1e-5 * std::abs(score));
+    }
+  }
+  EXPECT_EQ(next, b.size());
+}
+
+TEST(Score, IsTheLogLikelihoodOfEveryTokenAndItsEnd) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  const Deck deck = deck_for(false);
+  TestModel test(deck, self, 1, "reference", DType::f64, small_limits(deck), false);
+  // Probabilities of all one-token continuations and of stopping at once sum to one.
+  ScoreRequest request{{4, 5, 6}, {}};
+  double total = std::exp(score_targets(*test.model, test.context, {{request.input, {{}}}})[0][0]);
+  for (std::int32_t v = 0; v < deck.model.vocabulary; ++v) {
+    if (v == 1) continue;
+    const double first_and_end = score_targets(*test.model, test.context, {{request.input, {{v}}}})[0][0];
+    EXPECT_LT(first_and_end, 0.0);
+    total += std::exp(first_and_end);
+  }
+  EXPECT_LT(total, 1.0);  // longer continuations hold the rest
+  EXPECT_GT(total, 0.0);
+}
+
+}  // namespace
+}  // namespace flanmoe
