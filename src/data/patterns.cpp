@@ -4,36 +4,21 @@
 #include <glob.h>
 
 #include <algorithm>
-#include <numeric>
 #include <sstream>
 
 #include "base/error.hpp"
+#include "deck/table.hpp"
 
 namespace flanmoe {
 namespace {
 
-/// Insertions, deletions and exchanges of single bytes that turn one text into the other.
-std::size_t edit_distance(std::string_view x, std::string_view y) {
-  std::vector<std::size_t> row(y.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 1; i <= x.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= y.size(); ++j) {
-      const std::size_t exchange = diagonal + (x[i - 1] == y[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({exchange, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row[y.size()];
-}
-
 std::vector<std::string> nearest(const std::string& wrong, std::vector<std::string> names, std::size_t count) {
-  std::stable_sort(names.begin(), names.end(), [&](const std::string& x, const std::string& y) {
-    return edit_distance(wrong, x) < edit_distance(wrong, y);
-  });
-  names.resize(std::min(names.size(), count));
-  return names;
+  std::vector<std::string> found;
+  while (found.size() < count && !names.empty()) {
+    found.push_back(deck_detail::nearest_name(wrong, names));
+    std::erase(names, found.back());
+  }
+  return found;
 }
 
 }  // namespace
