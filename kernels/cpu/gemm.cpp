@@ -246,7 +246,7 @@ void multiply(KernelContext& context, const Product& p) {
   }
 }
 
-void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product) {
+void multiply_in_turn(KernelContext& context, std::int64_t count, const ProductList& product) {
   ScratchScope scratch(context);
   const Workspaces workspaces(scratch);
   char* shared_a = Workspaces::take_bytes(scratch, kSharedBytes);
@@ -263,8 +263,7 @@ void multiply_in_turn(KernelContext& context, std::int64_t count, const std::fun
   }
 }
 
-void multiply_side_by_side(KernelContext& context, std::int64_t count,
-                           const std::function<Product(std::int64_t)>& product) {
+void multiply_side_by_side(KernelContext& context, std::int64_t count, const ProductList& product) {
   ScratchScope scratch(context);
   const Workspaces workspaces(scratch);
   for (std::int64_t g = 0; g < count; ++g) prepare(product(g));

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 
 #include "kernels/context.hpp"
 #include "kernels/matmul_checks.hpp"
@@ -26,14 +25,27 @@ void multiply(KernelContext& context, const Product& product);
 /// multiply() takes such products.
 bool needs_temporary(const Product& product);
 
+/// Product number i of a list, as a borrowed function object: a step must not allocate, which std::function may.
+class ProductList {
+ public:
+  // Callers pass lambdas, which live until the call returns.
+  template <class F>
+  ProductList(const F& f)
+      : object_(&f), call_([](const void* object, std::int64_t i) { return (*static_cast<const F*>(object))(i); }) {}
+  Product operator()(std::int64_t i) const { return call_(object_, i); }
+
+ private:
+  const void* object_;
+  Product (*call_)(const void*, std::int64_t);
+};
+
 /// Products one after the other, each computed by all threads: both operands are packed once into shared memory.
 /// For few products, and for those with a transposed a.
-void multiply_in_turn(KernelContext& context, std::int64_t count, const std::function<Product(std::int64_t)>& product);
+void multiply_in_turn(KernelContext& context, std::int64_t count, const ProductList& product);
 
 /// Independent products of which every thread takes its own pieces and packs b for itself. For many products whose b
 /// is used for few rows. a is not transposed.
-void multiply_side_by_side(KernelContext& context, std::int64_t count,
-                           const std::function<Product(std::int64_t)>& product);
+void multiply_side_by_side(KernelContext& context, std::int64_t count, const ProductList& product);
 
 /// Bytes of scratch that any product takes at most; grows with the number of threads only.
 std::size_t gemm_scratch_bytes();
