@@ -1,0 +1,141 @@
+#include "evaluate/answer.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace flanmoe {
+namespace {
+
+constexpr std::string_view trigger = "the answer is";
+
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+bool is_alnum(char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+
+// ASCII only: bytes of UTF-8 sequences stay as they are.
+std::string lower_case(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) {
+    if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
+  }
+  return out;
+}
+
+std::string without_commas(std::string_view text) {
+  std::string out(text);
+  std::erase(out, ',');
+  return out;
+}
+
+std::string without_final_period(std::string text) {
+  if (!text.empty() && text.back() == '.') text.pop_back();
+  return collapse_whitespace(text);
+}
+
+/// All matches of -?\d+\.?\d*, without a final period.
+std::vector<std::string> numbers_in(std::string_view text) {
+  std::vector<std::string> found;
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t begin = i;
+    if (text[i] == '-' && i + 1 < text.size() && is_digit(text[i + 1])) ++i;
+    if (!is_digit(text[i])) {
+      i = begin + 1;
+      continue;
+    }
+    while (i < text.size() && is_digit(text[i])) ++i;
+    if (i < text.size() && text[i] == '.') ++i;
+    while (i < text.size() && is_digit(text[i])) ++i;
+    std::string number(text.substr(begin, i - begin));
+    if (number.back() == '.') number.pop_back();
+    found.push_back(std::move(number));
+  }
+  return found;
+}
+
+std::vector<std::string> yes_no_words_in(std::string_view text) {
+  std::vector<std::string> found;
+  std::string word;
+  const std::string lower = lower_case(text) + ' ';
+  for (const char c : lower) {
+    // A byte of a non-ASCII letter belongs to a word, so that it cannot make a "no" out of part of one.
+    if (is_alnum(c) || (static_cast<unsigned char>(c) & 0x80U) != 0) {
+      word += c;
+      continue;
+    }
+    if (word == "yes" || word == "no") found.push_back(word);
+    word.clear();
+  }
+  return found;
+}
+
+/// "+007.50" -> "7.5"; "" when the text is no single number. Signs: "-0" is "0".
+std::string canonical_number(std::string_view text) {
+  std::string digits = without_final_period(collapse_whitespace(without_commas(text)));
+  std::string sign;
+  if (!digits.empty() && (digits[0] == '-' || digits[0] == '+')) {
+    if (digits[0] == '-') sign = "-";
+    digits.erase(0, 1);
+  }
+  const std::size_t point = digits.find('.');
+  std::string whole = digits.substr(0, point);
+  std::string fraction = point == std::string::npos ? "" : digits.substr(point + 1);
+  if (whole.empty() || (point != std::string::npos && fraction.empty())) return "";
+  if (!std::all_of(whole.begin(), whole.end(), is_digit)) return "";
+  if (!std::all_of(fraction.begin(), fraction.end(), is_digit)) return "";
+  whole.erase(0, std::min(whole.find_first_not_of('0'), whole.size() - 1));
+  fraction.erase(fraction.find_last_not_of('0') + 1);
+  if (whole == "0" && fraction.empty()) sign.clear();
+  return sign + whole + (fraction.empty() ? "" : "." + fraction);
+}
+
+}  // namespace
+
+std::string collapse_whitespace(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (!is_space(c)) {
+      out += c;
+    } else if (!out.empty() && out.back() != ' ') {
+      out += ' ';
+    }
+  }
+  if (!out.empty() && out.back() == ' ') out.pop_back();
+  return out;
+}
+
+AnswerKind kind_of_answer(std::string_view gold) {
+  const std::string plain = lower_case(without_final_period(collapse_whitespace(gold)));
+  if (plain == "yes" || plain == "no") return AnswerKind::yes_no;
+  return canonical_number(plain).empty() ? AnswerKind::text : AnswerKind::number;
+}
+
+std::string extract_answer(std::string_view output, AnswerKind kind, bool chain_of_thought) {
+  if (!chain_of_thought) return without_final_period(collapse_whitespace(output));
+  // Whitespace first, so that a trigger broken over lines is still one.
+  const std::string text = collapse_whitespace(output);
+  const std::size_t at = lower_case(text).rfind(trigger);
+  const bool triggered = at != std::string::npos;
+  const std::string piece = triggered ? text.substr(at + trigger.size()) : text;
+  if (kind == AnswerKind::text) {
+    std::string answer = collapse_whitespace(piece);
+    if (triggered && !answer.empty() && answer[0] == ':') answer = collapse_whitespace(answer.substr(1));
+    return without_final_period(answer);
+  }
+  const auto found = kind == AnswerKind::number ? numbers_in(without_commas(piece)) : yes_no_words_in(piece);
+  if (found.empty()) return "";
+  return triggered ? found.front() : found.back();
+}
+
+bool answers_match(std::string_view answer, std::string_view gold, AnswerKind kind) {
+  const std::string a = without_final_period(collapse_whitespace(answer));
+  const std::string g = without_final_period(collapse_whitespace(gold));
+  if (a.empty()) return false;
+  switch (kind) {
+    case AnswerKind::number: return !canonical_number(a).empty() && canonical_number(a) == canonical_number(g);
+    case AnswerKind::yes_no: return lower_case(a) == lower_case(g);
+    case AnswerKind::text: break;
+  }
+  return a == g;
+}
+
+}  // namespace flanmoe

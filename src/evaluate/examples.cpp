@@ -1,0 +1,124 @@
+#include "evaluate/examples.hpp"
+
+#include <fnmatch.h>
+#include <glob.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <set>
+#include <sstream>
+
+#include "base/error.hpp"
+#include "tensor/philox.hpp"
+
+namespace flanmoe {
+namespace {
+
+std::vector<std::string> words_of(const std::string& text) {
+  std::istringstream stream(text);
+  std::vector<std::string> words;
+  for (std::string word; stream >> word;) words.push_back(word);
+  return words;
+}
+
+std::string joined(const std::set<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+bool matches_any(const std::string& name, const std::string& patterns) {
+  const auto words = words_of(patterns);
+  return std::any_of(words.begin(), words.end(),
+                     [&](const std::string& p) { return fnmatch(p.c_str(), name.c_str(), 0) == 0; });
+}
+
+std::vector<std::string> expand_files(const std::string& patterns, const std::string& key) {
+  std::set<std::string> files;
+  for (const auto& pattern : words_of(patterns)) {
+    glob_t found{};
+    const int status = glob(pattern.c_str(), 0, nullptr, &found);
+    if (status == 0) files.insert(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+    globfree(&found);
+    if (status != 0) usage_fail("{}: no file matches {}", key, pattern);
+  }
+  if (files.empty()) usage_fail("{}: no file is named", key);
+  return {files.begin(), files.end()};
+}
+
+std::vector<std::int64_t> keyed_subset(std::int64_t n, std::int64_t limit, std::uint64_t key) {
+  const bool all = limit <= 0 || limit >= n;
+  std::vector<std::int64_t> chosen(std::size_t(all ? n : limit));
+  std::iota(chosen.begin(), chosen.end(), 0);
+  if (all) return chosen;
+  const KeyedPermutation permutation(std::uint64_t(n), key);
+  for (auto& i : chosen) i = std::int64_t(permutation(std::uint64_t(i)));
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
+EvaluationExamples::EvaluationExamples(const Deck& deck)
+    : files_(expand_files(deck.evaluate.shards, "evaluate.shards")) {
+  std::map<std::pair<std::string, std::string>, std::vector<Place>> by_task;  // (task, variant)
+  std::set<std::string> tasks, splits;
+  for (const auto& file : files_) {
+    shards_.push_back(std::make_unique<ShardReader>(file));
+    const ShardReader& shard = *shards_.back();
+    if (shard.tokenizer().fingerprint != tokenizer().fingerprint) {
+      usage_fail("evaluate.shards: {} was made with tokenizer {}, {} with {}", file, shard.tokenizer().fingerprint,
+                 files_.front(), tokenizer().fingerprint);
+    }
+    for (std::int64_t i = 0; i < shard.size(); ++i) {
+      tasks.insert(shard.task(i));
+      splits.insert(shard.split(i));
+      if (!shard.has_target(i) || shard.split(i) != deck.evaluate.split) continue;
+      if (!matches_any(shard.task(i), deck.evaluate.tasks)) continue;
+      by_task[{shard.task(i), shard.variant(i)}].push_back({shards_.size() - 1, i});
+    }
+  }
+  for (const auto& [name, places] : by_task) {
+    const std::uint64_t key = hash_name(fmt::format("{}/{}/{}", deck.run.seed, name.first, name.second));
+    for (const auto i : keyed_subset(std::int64_t(places.size()), deck.evaluate.limit, key)) {
+      places_.push_back(places[std::size_t(i)]);
+    }
+  }
+  if (places_.empty()) {
+    usage_fail("evaluate: no example has split '{}' and a task like '{}'; the shards hold splits: {}; tasks: {}",
+               deck.evaluate.split, deck.evaluate.tasks, joined(splits), joined(tasks));
+  }
+  std::sort(places_.begin(), places_.end(),
+            [](const Place& a, const Place& b) { return std::pair(a.shard, a.index) < std::pair(b.shard, b.index); });
+}
+
+Example EvaluationExamples::read(std::int64_t i) const {
+  const Place& place = places_[std::size_t(i)];
+  return shards_[place.shard]->read(place.index);
+}
+
+std::int64_t EvaluationExamples::input_length(std::int64_t i) const {
+  const Place& place = places_[std::size_t(i)];
+  return shards_[place.shard]->input_length(place.index);
+}
+
+const std::string& EvaluationExamples::path(std::int64_t i) const { return files_[places_[std::size_t(i)].shard]; }
+
+std::vector<std::vector<std::int64_t>> plan_rounds(const std::vector<std::int64_t>& lengths, int ranks, int rank,
+                                                   std::int64_t rows_per_rank) {
+  FLANMOE_EXPECT(ranks > 0 && rank >= 0 && rank < ranks && rows_per_rank > 0, "rank {} of {}, {} rows", rank, ranks,
+                 rows_per_rank);
+  std::vector<std::int64_t> order(lengths.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::int64_t a, std::int64_t b) { return lengths[std::size_t(a)] < lengths[std::size_t(b)]; });
+  const std::size_t per_round = std::size_t(ranks) * std::size_t(rows_per_rank);
+  std::vector<std::vector<std::int64_t>> rounds((order.size() + per_round - 1) / per_round);
+  for (std::size_t i = std::size_t(rank); i < order.size(); i += std::size_t(ranks)) {
+    rounds[i / per_round].push_back(order[i]);
+  }
+  return rounds;
+}
+
+}  // namespace flanmoe

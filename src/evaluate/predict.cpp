@@ -1,0 +1,220 @@
+#include "evaluate/predict.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/log.hpp"
+#include "base/timer.hpp"
+#include "evaluate/answer.hpp"
+#include "evaluate/examples.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Targets to score for one example: the choices (when ranked), then the right target unless it is one of them.
+struct Candidates {
+  std::vector<TokenIds> targets;
+  std::size_t choices = 0;
+  std::size_t right = 0;  // index of the right target
+};
+
+Candidates candidates_of(const Example& example, bool rank) {
+  Candidates c;
+  if (rank) c.targets = example.choices;
+  c.choices = c.targets.size();
+  c.right = std::size_t(std::find(c.targets.begin(), c.targets.end(), example.target) - c.targets.begin());
+  if (c.right == c.targets.size()) c.targets.push_back(example.target);
+  return c;
+}
+
+void check_example(const Example& e, std::int64_t ordinal) {
+  if (e.choices.empty()) return;
+  if (e.gold < 0 || e.gold >= std::int64_t(e.choices.size()) || e.choice_bytes.size() != e.choices.size()) {
+    fail("evaluation example {} (task {}, template {}): {} choices, {} choice lengths, right choice {}", ordinal,
+         e.task, e.template_name, e.choices.size(), e.choice_bytes.size(), e.gold);
+  }
+}
+
+void record_generation(Prediction& p, const Example& e, const TokenIds& output, const PredictionTask& task,
+                       const EvaluateDeck& deck) {
+  const std::string gold_text = e.answer.empty() ? task.decode(e.target) : e.answer;
+  const bool chain_of_thought = e.variant == "cot";
+  // Without a stored answer the target itself holds rationale and answer.
+  AnswerKind kind = kind_of_answer(gold_text);
+  std::string gold = gold_text;
+  if (chain_of_thought && e.answer.empty()) {
+    gold = extract_answer(gold_text, AnswerKind::text, true);
+    kind = kind_of_answer(gold);
+  }
+  const std::string text = task.decode(output);
+  const std::string answer = extract_answer(text, kind, chain_of_thought);
+  p.outcome.generated = true;
+  p.outcome.exact_match = answers_match(answer, gold, kind);
+  p.outcome.generated_tokens = std::int64_t(output.size());
+  p.outcome.unfinished = std::int64_t(output.size()) >= deck.max_new_tokens;
+  p.record["output"] = text;
+  p.record["answer"] = answer;
+  p.record["gold"] = gold;
+  p.record["exact_match"] = p.outcome.exact_match;
+  p.record["unfinished"] = p.outcome.unfinished;
+}
+
+void record_scores(Prediction& p, const Example& e, const Candidates& candidates, const std::vector<double>& scores,
+                   const PredictionTask& task) {
+  FLANMOE_EXPECT(scores.size() == candidates.targets.size(), "{} scores for {} targets", scores.size(),
+                 candidates.targets.size());
+  p.outcome.target_nll = -scores[candidates.right];
+  p.outcome.target_tokens = std::int64_t(e.target.size()) + 1;  // with EOS
+  p.record["target"] = task.decode(e.target);
+  p.record["target_nll"] = p.outcome.target_nll;
+  p.record["target_tokens"] = p.outcome.target_tokens;
+  if (candidates.choices == 0) return;
+  const std::vector<double> log_likelihoods(scores.begin(), scores.begin() + std::ptrdiff_t(candidates.choices));
+  const auto best = best_choice(log_likelihoods), best_norm = best_choice(per_byte(log_likelihoods, e.choice_bytes));
+  p.outcome.choices = std::int64_t(candidates.choices);
+  p.outcome.acc = best == e.gold;
+  p.outcome.acc_norm = best_norm == e.gold;
+  Json texts = Json::array();
+  for (const auto& choice : e.choices) texts.push_back(task.decode(choice));
+  p.record["choices"] = texts;
+  p.record["choice_bytes"] = e.choice_bytes;
+  p.record["log_likelihoods"] = log_likelihoods;
+  p.record["gold_choice"] = e.gold;
+  p.record["acc"] = p.outcome.acc;
+  p.record["acc_norm"] = p.outcome.acc_norm;
+}
+
+Prediction start_record(const Example& e, std::int64_t ordinal, const PredictionTask& task) {
+  Prediction p;
+  p.ordinal = ordinal;
+  p.outcome.task = e.task;
+  p.outcome.category = e.category;
+  p.outcome.variant = e.variant;
+  p.outcome.held_out = matches_any(e.task, task.held_out);
+  p.outcome.trimmed = std::int64_t(e.input.size()) + 1 > task.longest_input;
+  p.record["example"] = ordinal;
+  p.record["task"] = e.task;
+  p.record["category"] = e.category;
+  p.record["variant"] = e.variant;
+  p.record["template"] = e.template_name;
+  p.record["held_out"] = p.outcome.held_out;
+  p.record["input_tokens"] = e.input.size();
+  p.record["trimmed"] = p.outcome.trimmed;
+  p.record["prompt"] = task.decode(e.input);
+  return p;
+}
+
+/// One round on this rank: the examples [first, first+count).
+std::vector<Prediction> predict_round(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
+                                      std::size_t first, std::size_t count) {
+  std::vector<TokenIds> inputs(count);
+  std::vector<ScoreRequest> requests(count);
+  std::vector<Candidates> candidates(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Example& e = task.examples[first + i];
+    check_example(e, task.ordinals[first + i]);
+    candidates[i] = candidates_of(e, deck.rank);
+    inputs[i] = e.input;
+    if (std::int64_t(inputs[i].size()) + 1 > task.longest_input) inputs[i].resize(std::size_t(task.longest_input - 1));
+    requests[i] = {inputs[i], candidates[i].targets};
+  }
+  std::vector<TokenIds> outputs;
+  if (deck.generate) {
+    outputs = predictor.generate(inputs);
+    FLANMOE_EXPECT(outputs.size() == count, "{} outputs for {} inputs", outputs.size(), count);
+  }
+  const auto scores = predictor.score(requests);
+  FLANMOE_EXPECT(scores.size() == count, "{} results for {} requests", scores.size(), count);
+  std::vector<Prediction> predictions;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Example& e = task.examples[first + i];
+    Prediction p = start_record(e, task.ordinals[first + i], task);
+    if (deck.generate) record_generation(p, e, outputs[i], task, deck);
+    record_scores(p, e, candidates[i], scores[i], task);
+    predictions.push_back(std::move(p));
+  }
+  return predictions;
+}
+
+Json outcome_to_json(const Prediction& p) {
+  const Outcome& o = p.outcome;
+  return {p.ordinal,       o.task,       o.category,         o.variant, o.held_out, o.trimmed,  o.generated,
+          o.exact_match,   o.unfinished, o.generated_tokens, o.choices, o.acc,      o.acc_norm, o.target_nll,
+          o.target_tokens, p.record};
+}
+
+Prediction outcome_from_json(const Json& j) {
+  Prediction p;
+  Outcome& o = p.outcome;
+  std::size_t i = 0;
+  const auto next = [&](auto& value) { value = j.at(i++).get<std::decay_t<decltype(value)>>(); };
+  next(p.ordinal), next(o.task), next(o.category), next(o.variant), next(o.held_out), next(o.trimmed);
+  next(o.generated), next(o.exact_match), next(o.unfinished), next(o.generated_tokens), next(o.choices);
+  next(o.acc), next(o.acc_norm), next(o.target_nll), next(o.target_tokens), next(p.record);
+  return p;
+}
+
+/// Every rank's predictions on rank 0. Ranks take turns, so that no rank holds more than one other rank's text.
+std::vector<Prediction> gather(std::vector<Prediction> mine, const Communicator& world) {
+  Json packed = Json::array();
+  for (const auto& p : mine) packed.push_back(outcome_to_json(p));
+  const std::string text = json_text(packed, -1);
+  std::vector<Prediction> all;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    const std::string theirs = world.broadcast(rank == world.rank() ? text : std::string(), rank);
+    if (world.rank() != 0) continue;
+    for (const Json& j : Json::parse(theirs)) all.push_back(outcome_from_json(j));
+  }
+  std::sort(all.begin(), all.end(), [](const Prediction& a, const Prediction& b) { return a.ordinal < b.ordinal; });
+  return all;
+}
+
+}  // namespace
+
+BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& deck) {
+  BatchLimits limits;
+  limits.longest_input = 1;
+  limits.longest_target = deck.max_new_tokens + 1;
+  std::int64_t most_choices = 1;
+  for (const Example& e : task.examples) {
+    limits.longest_input = std::max(limits.longest_input, std::int64_t(e.input.size()) + 1);
+    limits.longest_target = std::max(limits.longest_target, std::int64_t(e.target.size()) + 1);
+    if (!deck.rank) continue;
+    most_choices = std::max(most_choices, std::int64_t(e.choices.size()) + 1);
+    for (const auto& choice : e.choices) {
+      limits.longest_target = std::max(limits.longest_target, std::int64_t(choice.size()) + 1);
+    }
+  }
+  limits.longest_input = std::min(limits.longest_input, task.longest_input);
+  // One input with all its targets must fit; more than that is cut into microbatches.
+  limits.rows = std::max(deck.batch_rows, most_choices);
+  limits.encoder_tokens = deck.batch_rows * limits.longest_input;
+  limits.decoder_tokens = limits.rows * limits.longest_target;
+  return limits;
+}
+
+std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
+                                const Communicator& world) {
+  FLANMOE_EXPECT(
+      std::accumulate(task.rounds.begin(), task.rounds.end(), std::int64_t(0)) == std::int64_t(task.examples.size()) &&
+          task.ordinals.size() == task.examples.size(),
+      "the rounds do not cover the {} examples of this rank", task.examples.size());
+  std::vector<Prediction> mine;
+  const double start = seconds_now();
+  std::size_t first = 0;
+  for (std::size_t round = 0; round < task.rounds.size(); ++round) {
+    const auto count = std::size_t(task.rounds[round]);
+    auto predictions = predict_round(task, deck, predictor, first, count);
+    std::move(predictions.begin(), predictions.end(), std::back_inserter(mine));
+    first += count;
+    const double seconds = seconds_now() - start;
+    const double share = double(round + 1) / double(task.rounds.size());
+    log_progress(
+        fmt::format("evaluate {:3.0f}% of {} examples | {:.1f} examples/s | {:.1f} min left", 100 * share, task.total,
+                    share * double(task.total) / std::max(seconds, 1e-9), seconds * (1 - share) / share / 60),
+        round + 1 == task.rounds.size());
+  }
+  return gather(std::move(mine), world);
+}
+
+}  // namespace flanmoe

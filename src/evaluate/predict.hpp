@@ -1,0 +1,51 @@
+// Runs the model over examples on all ranks and measures each of them.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "data/shard.hpp"
+#include "deck/deck.hpp"
+#include "evaluate/files.hpp"
+#include "evaluate/metrics.hpp"
+#include "model/model.hpp"
+#include "parallel/communicator.hpp"
+
+namespace flanmoe {
+
+/// What is asked of a model. Both are collective over all ranks that share experts: called on every rank the same
+/// number of times, with any number of inputs (0 too).
+struct Predictor {
+  /// Tokens written greedily for each input; without EOS.
+  std::function<std::vector<TokenIds>(const std::vector<TokenIds>& inputs)> generate;
+  /// Log-likelihood of each target of each request, EOS included.
+  std::function<std::vector<std::vector<double>>(const std::vector<ScoreRequest>&)> score;
+};
+
+/// The examples of an evaluation and how their tokens read.
+struct PredictionTask {
+  std::vector<Example> examples;       // of this rank, in the order of `rounds`
+  std::vector<std::int64_t> ordinals;  // global number of each example
+  std::vector<std::int64_t> rounds;    // examples of this rank in each round; the same size on every rank
+  std::int64_t total = 0;              // examples of all ranks, for the progress line
+  std::int64_t longest_input = 0;      // longer ones lose their end
+  std::string held_out;                // patterns of tasks excluded from training
+  std::function<std::string(const TokenIds&)> decode;
+};
+
+struct Prediction {
+  std::int64_t ordinal = 0;
+  Outcome outcome;
+  Json record;  // a line of predictions.jsonl
+};
+
+/// Largest microbatch that the examples of this rank need: `rows` inputs are decoded together.
+BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& deck);
+
+/// Collective over world. On rank 0: every prediction of every rank, by ordinal; on other ranks: empty.
+/// Neither the number of ranks nor the batches decide what is measured on an example.
+std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
+                                const Communicator& world);
+
+}  // namespace flanmoe
