@@ -185,7 +185,7 @@ TEST(Predict, AnExampleWhoseRightChoiceIsNoneIsNamed) {
   PredictionTask task = make_task(world.size(), world.rank(), 4);
   for (auto& e : task.examples) e.choices = {{3}}, e.choice_bytes = {2}, e.gold = 1;
   int calls = 0;
-  if (task.rounds[0] == 0) GTEST_SKIP() << "this rank has no example";
+  ASSERT_GT(task.rounds[0], 0);
   // Thrown before the first collective, on every rank.
   EXPECT_THROW(predict(task, deck, fake_model(world, &calls), world), Error);
   EXPECT_EQ(calls, 0);

@@ -1,0 +1,49 @@
+// flanmoe-report: compares the MoE model and its dense twin of a tutorial folder.
+// Prints the table; writes FOLDER/summary.json and FOLDER/report.svg.
+#include "evaluate/report.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "base/error.hpp"
+
+namespace {
+
+constexpr const char* usage =
+    "usage: flanmoe-report [FOLDER]      (default: runs/tutorial)\n"
+    "Reads FOLDER/{moe,dense}/{pretrain,instruct,finetune_direct,finetune_instructed}/{metrics.jsonl,summary.json} "
+    "and\n"
+    "FOLDER/{moe,dense}/evaluate_{pretrain,instruct,direct,instructed}/evaluation.json; prints the comparison and\n"
+    "writes FOLDER/summary.json and FOLDER/report.svg.\n";
+
+void run(const std::string& folder) {
+  const flanmoe::Report report = flanmoe::read_report(folder);
+  for (const auto& line : flanmoe::report_table(report)) fmt::print("{}\n", line);
+  flanmoe::publish_text_file(folder + "/summary.json", flanmoe::json_text(flanmoe::report_json(report), 2) + "\n");
+  flanmoe::publish_text_file(folder + "/report.svg", flanmoe::report_svg(report));
+  fmt::print("written: {0}/summary.json, {0}/report.svg\n", folder);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string argument = argc > 1 ? argv[1] : "runs/tutorial";
+  if (argument == "--help" || argument == "-h") {
+    fmt::print("{}", usage);
+    return 0;
+  }
+  if (argc > 2 || argument.starts_with("-")) {
+    fmt::print(stderr, "{}", usage);
+    return 2;
+  }
+  try {
+    run(argument);
+    return 0;
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "flanmoe-report: {}\n", e.what());
+    return 1;
+  }
+}
