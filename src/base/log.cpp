@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 
@@ -13,10 +14,16 @@ struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
+/// mpirun gives its ranks a terminal even when its own output is a file, so TERM has a say too.
+bool can_rewrite_lines() {
+  const char* term = std::getenv("TERM");
+  return isatty(STDOUT_FILENO) != 0 && term != nullptr && std::string(term) != "dumb";
+}
+
 struct Log {
   std::mutex mutex;
   int rank = 0;
-  bool terminal = isatty(STDOUT_FILENO) != 0;
+  bool terminal = can_rewrite_lines();
   bool open_progress = false;  // the cursor stands behind an unfinished progress line
   std::unique_ptr<std::FILE, CloseFile> copy;
 };

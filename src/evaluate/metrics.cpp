@@ -12,7 +12,7 @@ namespace flanmoe {
 namespace {
 
 int order_of_variant(const std::string& variant) {
-  constexpr std::array<const char*, 3> first = {"zero_shot", "few_shot", "cot"};
+  constexpr std::array<const char*, 4> first = {"zero_shot", "few_shot", "cot", "cot_few_shot"};
   return int(std::find(first.begin(), first.end(), variant) - first.begin());
 }
 

@@ -56,7 +56,8 @@ struct MeanScore {
 };
 
 /// One score per (task, variant): held-in tasks first, then by name; variants in the order zero_shot, few_shot, cot,
-/// then others by name. Does not depend on the order of the outcomes, except for the rounding of target_nll.
+/// cot_few_shot, then others by name. Does not depend on the order of the outcomes, except for the rounding of
+/// target_nll.
 std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes);
 std::vector<MeanScore> average_scores(const std::vector<TaskScore>& scores);
 

@@ -38,7 +38,7 @@ void check_example(const Example& e, std::int64_t ordinal) {
 void record_generation(Prediction& p, const Example& e, const TokenIds& output, const PredictionTask& task,
                        const EvaluateDeck& deck) {
   const std::string gold_text = e.answer.empty() ? task.decode(e.target) : e.answer;
-  const bool chain_of_thought = e.variant == "cot";
+  const bool chain_of_thought = e.variant.starts_with("cot");
   // Without a stored answer the target itself holds rationale and answer.
   AnswerKind kind = kind_of_answer(gold_text);
   std::string gold = gold_text;

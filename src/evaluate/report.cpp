@@ -131,6 +131,7 @@ std::vector<Comparison> compare(const std::array<Evaluations, 2>& models, const 
       {"held_in_zero_shot", "held-in tasks, zero-shot", "ii", {}},
       {"held_in_few_shot", "held-in tasks, few-shot", "ii", {}},
       {"held_in_cot", "held-in tasks, chain of thought", "ii", {}},
+      {"held_in_cot_few_shot", "held-in tasks, chain of thought, few-shot", "ii", {}},
       {"held_out_zero_shot", "held-out tasks, zero-shot", "ii", {}},
       {"held_out_few_shot", "held-out tasks, few-shot", "ii", {}},
       {"pretrained_only", task + ": pretrained only", "baseline", {}},
@@ -141,11 +142,12 @@ std::vector<Comparison> compare(const std::array<Evaluations, 2>& models, const 
   for (std::size_t m = 0; m < models.size(); ++m) {
     const Evaluations& e = models[m];
     const std::vector<ScoreCell> cells = {
-        e.instruct.average("held_in", "zero_shot"), e.instruct.average("held_in", "few_shot"),
-        e.instruct.average("held_in", "cot"),       e.instruct.average("held_out", "zero_shot"),
-        e.instruct.average("held_out", "few_shot"), e.pretrain.task(task, "zero_shot"),
-        e.direct.task(task, "zero_shot"),           e.instruct.task(task, "zero_shot"),
-        e.instructed.task(task, "zero_shot")};
+        e.instruct.average("held_in", "zero_shot"),  e.instruct.average("held_in", "few_shot"),
+        e.instruct.average("held_in", "cot"),        e.instruct.average("held_in", "cot_few_shot"),
+        e.instruct.average("held_out", "zero_shot"), e.instruct.average("held_out", "few_shot"),
+        e.pretrain.task(task, "zero_shot"),          e.direct.task(task, "zero_shot"),
+        e.instruct.task(task, "zero_shot"),          e.instructed.task(task, "zero_shot"),
+    };
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i].cells[m] = cells[i];
   }
   std::erase_if(rows, [](const Comparison& row) { return !row.cells[0].main() && !row.cells[1].main(); });

@@ -88,7 +88,7 @@ void draw_losses(Svg& svg, const Report& report, double top) {
     p.high_y = std::max(ticks.back(), high);
     draw_axes(svg, p, true);
     for (std::size_t m = 0; m < report_models.size(); ++m) draw_curve(svg, p, report.training[m][stage], m);
-    svg.text({p.x + p.width / 2, top + 10}, titles[stage], 12, "middle");
+    svg.text({p.x + p.width / 2, top + 8}, titles[stage], 12, "middle");
     svg.text({p.x + p.width / 2, p.y + p.height + 34}, "optimizer step", 11, "middle", "fill=\"#555\"");
   }
   svg.upward_text({22, top + 18 + height / 2}, "loss (nats/token)", 12);
@@ -135,7 +135,7 @@ double highest_bar(const Report& report) {
       if (cell.chance) high = std::max(high, 100 * *cell.chance);
     }
   }
-  return std::min(100.0, 10 * std::ceil((high + 5) / 10));
+  return std::min(110.0, 20 * std::ceil((high + 6) / 20));  // room for the figure above a bar
 }
 
 void draw_scores(Svg& svg, const Report& report, double top) {
@@ -213,12 +213,12 @@ void draw_load(Svg& svg, const ExpertLoad& load, double top) {
 }
 
 void draw_legend(Svg& svg) {
-  constexpr std::array<const char*, 2> names = {"mixture of experts", "dense twin, equal work per token"};
-  double x = 640;
+  constexpr std::array<const char*, 2> names = {"mixture of experts", "dense, equal work per token"};
+  double x = 680;
   for (std::size_t m = 0; m < names.size(); ++m) {
     svg.line({x, 30}, {x + 34, 30}, fmt::format("stroke=\"{}\" stroke-width=\"5\"{}", colours[m], dashes[m]));
     svg.text({x + 42, 35}, names[m], 13, "start");
-    x += 210;
+    x += 200;
   }
 }
 
@@ -228,8 +228,7 @@ std::string report_svg(const Report& report) {
   constexpr double losses_top = 86, scores_top = 400, load_top = 790;
   const double height = load_top + cell_height * double(report.load.layers.size()) + 50;
   Svg svg(picture_width, height);
-  svg.text({margin, 36}, "MoE and dense, pretrained, instruction-tuned, finetuned", 19, "start",
-           "font-weight=\"bold\"");
+  svg.text({margin, 36}, "Instruction tuning of an MoE model and its dense twin", 19, "start", "font-weight=\"bold\"");
   draw_legend(svg);
   draw_losses(svg, report, losses_top);
   draw_scores(svg, report, scores_top);

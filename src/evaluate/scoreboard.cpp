@@ -25,7 +25,7 @@ std::string percent_cell(const Json& row, const std::string& name) {
 std::string table_row(const std::string& name, const Json& row, std::size_t width) {
   const Json& chance = row.at("chance");
   std::string line = fmt::format(
-      "{:<{}}  {:<9} {:>5} {} {} {} {:>7}", name, width, row.at("variant").get<std::string>(),
+      "{:<{}}  {:<12} {:>5} {} {} {} {:>7}", name, width, row.at("variant").get<std::string>(),
       row.at("n").get<std::int64_t>(), percent_cell(row, "exact_match"), percent_cell(row, "acc"),
       percent_cell(row, "acc_norm"), chance.is_null() ? "-" : fmt::format("{:.1f}", 100 * chance.get<double>()));
   if (row.contains("nll_per_token")) line += fmt::format(" {:8.3f}", row.at("nll_per_token").get<double>());
@@ -96,7 +96,7 @@ std::vector<std::string> score_table(const Json& evaluation) {
     held_out = held_out || row.at("held_out").get<bool>();
   }
   std::vector<std::string> lines;
-  const std::string head = fmt::format("{:<{}}  {:<9} {:>5} {:>12} {:>12} {:>12} {:>7}", "", width, "variant", "n",
+  const std::string head = fmt::format("{:<{}}  {:<12} {:>5} {:>12} {:>12} {:>12} {:>7}", "", width, "variant", "n",
                                        "exact %", "acc %", "acc_norm %", "chance");
   lines.push_back(head + "  nats/token");
   for (const Json& row : evaluation.at("tasks")) lines.push_back(table_row(name_of_task(row), row, width));

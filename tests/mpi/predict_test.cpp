@@ -33,13 +33,13 @@ Example example(int i) {
 
 std::string decode(const TokenIds& ids) {
   std::string text;
-  for (const auto id : ids) text += (text.empty() ? "w" : " w") + std::to_string(id);
+  for (const auto id : ids) text += fmt::format("{}w{}", text.empty() ? "" : " ", id);
   return text;
 }
 
 std::uint64_t hash_of(const TokenIds& ids, std::uint64_t seed) {
   std::string bytes = std::to_string(seed);
-  for (const auto id : ids) bytes += "," + std::to_string(id);
+  for (const auto id : ids) bytes += fmt::format(",{}", id);
   return hash_name(bytes);
 }
 
