@@ -8,7 +8,7 @@
 #include "data/shard.hpp"
 #include "deck/deck.hpp"
 #include "evaluate/files.hpp"
-#include "evaluate/metrics.hpp"
+#include "evaluate/scores.hpp"
 #include "model/model.hpp"
 #include "parallel/communicator.hpp"
 

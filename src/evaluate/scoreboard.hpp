@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "evaluate/files.hpp"
-#include "evaluate/metrics.hpp"
+#include "evaluate/scores.hpp"
 
 namespace flanmoe {
 

@@ -1,5 +1,5 @@
 // Scores of tasks equal counts made by hand.
-#include "evaluate/metrics.hpp"
+#include "evaluate/scores.hpp"
 
 #include <gtest/gtest.h>
 
@@ -41,7 +41,7 @@ std::vector<Outcome> sample() {
   };
 }
 
-TEST(Metrics, ScoresEqualHandCounts) {
+TEST(Scores, ScoresEqualHandCounts) {
   const auto scores = score_tasks(sample());
   ASSERT_EQ(scores.size(), 4U);
   EXPECT_EQ(scores[0].task, "define");
@@ -69,7 +69,7 @@ TEST(Metrics, ScoresEqualHandCounts) {
   EXPECT_TRUE(scores[3].held_out);
 }
 
-TEST(Metrics, AveragesAreUnweightedOverTasksAndSplitByHeldOut) {
+TEST(Scores, AveragesAreUnweightedOverTasksAndSplitByHeldOut) {
   const auto means = average_scores(score_tasks(sample()));
   ASSERT_EQ(means.size(), 3U);
   EXPECT_FALSE(means[0].held_out);
@@ -89,7 +89,7 @@ TEST(Metrics, AveragesAreUnweightedOverTasksAndSplitByHeldOut) {
   EXPECT_DOUBLE_EQ(means[2].acc->standard_error, 0.0);
 }
 
-TEST(Metrics, OrderOfOutcomesDoesNotMatter) {
+TEST(Scores, OrderOfOutcomesDoesNotMatter) {
   auto reversed = sample();
   std::reverse(reversed.begin(), reversed.end());
   const auto a = score_tasks(sample()), b = score_tasks(reversed);
@@ -101,7 +101,7 @@ TEST(Metrics, OrderOfOutcomesDoesNotMatter) {
   }
 }
 
-TEST(Metrics, NothingGeneratedIsAbsentNotZero) {
+TEST(Scores, NothingGeneratedIsAbsentNotZero) {
   Outcome o = outcome("synonym", "zero_shot", false, false, 2, true, true);
   o.generated = false;
   const auto scores = score_tasks({o});
@@ -110,7 +110,7 @@ TEST(Metrics, NothingGeneratedIsAbsentNotZero) {
   EXPECT_TRUE(scores[0].acc.has_value());
 }
 
-TEST(Metrics, TiesGoToTheFirstChoiceAndBytesDivide) {
+TEST(Scores, TiesGoToTheFirstChoiceAndBytesDivide) {
   EXPECT_EQ(best_choice({-2.0, -1.0, -1.0}), 1);
   EXPECT_THROW(best_choice({}), LogicError);
   // -6/2 = -3 beats -4/1; without division -4 beats -6.
@@ -120,7 +120,7 @@ TEST(Metrics, TiesGoToTheFirstChoiceAndBytesDivide) {
   EXPECT_DOUBLE_EQ(per_byte({-3.0}, {0})[0], -3.0);
 }
 
-TEST(Metrics, ImpossibleCountsAreRefused) {
+TEST(Scores, ImpossibleCountsAreRefused) {
   EXPECT_THROW(make_share(1, 0), LogicError);
   EXPECT_THROW(make_share(3, 2), LogicError);
   EXPECT_DOUBLE_EQ(make_share(0, 5).standard_error, 0.0);

@@ -1,4 +1,4 @@
-#include "evaluate/metrics.hpp"
+#include "evaluate/scores.hpp"
 
 #include <algorithm>
 #include <array>
