@@ -68,6 +68,10 @@ TEST_F(DeckCheck, RouterGroupsMustDivideMicrobatches) {
   deck_.batch.microbatch_rows = 4;
   expect_problem(
       "moe.group_rows = 3 does not divide the rows of a microbatch: 16 rows / 2 ranks / 2 microbatches = 4 rows", 2);
+  deck_.batch.microbatch_rows = 0;
+  deck_.moe.group_rows = 8;
+  EXPECT_EQ(problems(2), "") << "0 means the 8 rows of the rank";
+  deck_.moe.group_rows = 3;
   deck_.moe.router = "none";
   EXPECT_EQ(problems(2), "");
 }
