@@ -26,7 +26,6 @@ Stack::Stack(const Deck& deck, bool encoder, StackTensors<int> tensors, int embe
       tensors_(std::move(tensors)),
       embedding_(embedding),
       dispatcher_(dispatcher),
-      first_moe_layer_(first_moe_layer),
       moe_layers_(moe_layers) {
   for (const auto& layer : tensors_.layers) moe_index_.push_back(layer.sparse ? first_moe_layer++ : -1);
 }

@@ -85,8 +85,8 @@ class Stack {
   StackTensors<int> tensors_;
   int embedding_;
   Dispatcher* dispatcher_;
-  std::int64_t first_moe_layer_, moe_layers_;  // index of this stack's first sparse layer; sparse layers of the model
-  std::vector<std::int64_t> moe_index_;        // per layer: index in StepStatistics::moe, -1 when dense
+  std::int64_t moe_layers_;              // sparse layers of the model
+  std::vector<std::int64_t> moe_index_;  // per layer: index in StepStatistics::moe, -1 when dense
   StackActivations activations_;
 };
 
