@@ -35,6 +35,8 @@ class H5Handle {
     if (id_ >= 0) Close(id_);
     id_ = H5I_INVALID_HID;
   }
+  /// Gives up ownership, for a close whose failure matters.
+  hid_t release() noexcept { return std::exchange(id_, H5I_INVALID_HID); }
 
  private:
   hid_t id_ = H5I_INVALID_HID;

@@ -10,9 +10,9 @@
 namespace flanmoe {
 
 struct CheckpointInfo {
-  std::int64_t step = 0;             // completed optimizer steps
+  std::int64_t step = 0;  // completed optimizer steps
   std::int64_t tokens_seen = 0;
-  std::string deck;                  // print_deck of the run
+  std::string deck;  // print_deck of the run
   std::string tokenizer_fingerprint;
 };
 

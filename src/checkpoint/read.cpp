@@ -1,0 +1,123 @@
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "checkpoint/agree.hpp"
+#include "checkpoint/folder.hpp"
+#include "checkpoint/reader.hpp"
+
+namespace flanmoe {
+
+using detail::CheckpointReader;
+using detail::KindSet;
+using detail::state_kinds;
+
+namespace {
+
+/// What state the parameters have of which this rank owns a matrix.
+std::map<int, KindSet> kinds_of_owned(const Optimizer& optimizer) {
+  std::map<int, KindSet> kinds;
+  optimizer.visit_state([&](const StateTensor& state) {
+    for (std::size_t k = 0; k < state_kinds.size(); ++k) {
+      if (std::string(state.kind) == state_kinds[k]) kinds[state.parameter][k] = true;
+    }
+  });
+  return kinds;
+}
+
+}  // namespace
+
+std::optional<std::string> newest_checkpoint(const std::string& run_dir) {
+  const auto published = detail::published_checkpoints(run_dir);
+  if (published.empty()) return std::nullopt;
+  return published.back().second.string();
+}
+
+CheckpointInfo read_checkpoint_info(const std::string& checkpoint_dir) {
+  const std::scoped_lock lock(hdf5_mutex());
+  return CheckpointReader(checkpoint_dir).info();
+}
+
+CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const ParameterStore& store, Optimizer& optimizer,
+                               const Communicator& world, bool weights_only) {
+  const std::scoped_lock lock(hdf5_mutex());
+  CheckpointInfo info;
+  detail::on_every_rank(world, [&] {
+    const CheckpointReader reader(checkpoint_dir);
+    info = reader.info();
+    if (world.rank() == 0) reader.refuse_other_weights(store.specs());
+    if (!weights_only) {
+      for (const auto& [parameter, kinds] : kinds_of_owned(optimizer)) {
+        reader.require_kinds(store.specs()[std::size_t(parameter)], kinds);
+      }
+    }
+    optimizer.visit_state([&](const StateTensor& state) {
+      if (weights_only && std::string(state.kind) != "master") return;
+      reader.read_matrix(store.specs()[std::size_t(state.parameter)], state.kind,
+                         store.first_expert(state.parameter) + state.expert, state.tensor);
+    });
+  });
+  return info;
+}
+
+namespace {
+
+/// Dense weights: each read by one rank, which passes it on; so the file is read once, whatever the number of ranks.
+/// Returns this rank's error; all ranks stop at the same tensor.
+std::string read_dense_weights(const CheckpointReader& reader, const ParameterStore& store, KernelContext& context,
+                               const Kernels& kernels, const Communicator& world, std::vector<char>& staging) {
+  const DType dtype = accumulate_dtype(store.compute());
+  for (std::size_t p = 0; p < store.specs().size(); ++p) {
+    const ParameterSpec& spec = store.specs()[p];
+    if (spec.placement != Placement::dense) continue;
+    const int source = int(p) % world.size();
+    for (std::int64_t e = 0; e < spec.experts; ++e) {
+      const Tensor matrix{staging.data(), dtype, 1, spec.rows, spec.cols, spec.cols};
+      std::string error;
+      if (world.rank() == source) error = detail::error_of([&] { reader.read_matrix(spec, "master", e, matrix); });
+      std::int32_t failed = error.empty() ? 0 : 1;
+      world.broadcast(std::span(&failed, 1), source);
+      if (failed != 0) return error;
+      world.broadcast(std::span(staging.data(), matrix.bytes()), source);
+      kernels.elementwise.convert(context, store.weight(int(p)).matrix(e), matrix);
+    }
+  }
+  return "";
+}
+
+/// Expert weights: every rank reads the experts it holds.
+void read_expert_weights(const CheckpointReader& reader, const ParameterStore& store, KernelContext& context,
+                         const Kernels& kernels, std::vector<char>& staging) {
+  for (std::size_t p = 0; p < store.specs().size(); ++p) {
+    const ParameterSpec& spec = store.specs()[p];
+    if (spec.placement != Placement::expert) continue;
+    for (std::int64_t e = 0; e < store.local_experts(int(p)); ++e) {
+      const Tensor matrix{staging.data(), accumulate_dtype(store.compute()), 1, spec.rows, spec.cols, spec.cols};
+      reader.read_matrix(spec, "master", store.first_expert(int(p)) + e, matrix);
+      kernels.elementwise.convert(context, store.weight(int(p)).matrix(e), matrix);
+    }
+  }
+}
+
+}  // namespace
+
+CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& store, KernelContext& context,
+                            const Kernels& kernels, const Communicator& world) {
+  const std::scoped_lock lock(hdf5_mutex());
+  CheckpointInfo info;
+  std::optional<CheckpointReader> reader;
+  std::int64_t largest = 0;
+  for (const ParameterSpec& spec : store.specs()) largest = std::max(largest, spec.matrix_size());
+  std::vector<char> staging(std::size_t(largest) * size_of(accumulate_dtype(store.compute())));
+
+  detail::on_every_rank(world, [&] {
+    reader.emplace(checkpoint_dir);
+    info = reader->info();
+    if (world.rank() == 0) reader->refuse_other_weights(store.specs());
+  });
+  detail::agree(world, read_dense_weights(*reader, store, context, kernels, world, staging));
+  detail::on_every_rank(world, [&] { read_expert_weights(*reader, store, context, kernels, staging); });
+  return info;
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,32 @@
+// A checkpoint file opened by one rank on its own, for reading. Private to this folder.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/format.hpp"
+
+namespace flanmoe::detail {
+
+/// Every message names the file and, where there is one, the tensor.
+class CheckpointReader {
+ public:
+  explicit CheckpointReader(const std::string& checkpoint_dir);
+
+  CheckpointInfo info() const;
+  /// Throws when the file has weights that are not in `specs`.
+  void refuse_other_weights(const std::vector<ParameterSpec>& specs) const;
+  /// Throws unless the file holds exactly these kinds of state for the parameter.
+  void require_kinds(const ParameterSpec& spec, const KindSet& kinds) const;
+  /// Fills `matrix` (contiguous, of the file's type) after checking presence, type, shape and checksum.
+  void read_matrix(const ParameterSpec& spec, const std::string& kind, std::int64_t global_expert,
+                   const Tensor& matrix) const;
+
+ private:
+  bool has(const std::string& path) const;
+  void read(const DatasetPlan& plan, std::int64_t global_expert, void* data) const;
+  std::string path_;
+  H5File file_;
+};
+
+}  // namespace flanmoe::detail
