@@ -23,6 +23,10 @@ add_library(flanmoe_options INTERFACE)
 # -fno-math-errno and -fno-trapping-math let loops vectorise without changing any result.
 target_compile_options(flanmoe_options INTERFACE -Wall -Wextra -Werror -march=${FLANMOE_ARCH} -fno-math-errno
                                                  -fno-trapping-math)
+# Compilers shy away from 512-bit vectors by default; the loops of kernels/cpu are long enough to gain from them.
+include(CheckCXXCompilerFlag)
+check_cxx_compiler_flag(-mprefer-vector-width=512 FLANMOE_WIDE_VECTORS)
+
 if(FLANMOE_SANITIZE)
   target_compile_options(flanmoe_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
                                                    -fno-omit-frame-pointer)

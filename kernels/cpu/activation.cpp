@@ -12,7 +12,7 @@ void relu(C* y, const C* x, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float value = widen(x[i]);
-    y[i] = C(value > 0 ? value : 0.0F);
+    store(y[i], value < 0 ? 0.0F : value);
   }
 }
 
@@ -21,7 +21,7 @@ void relu_gradient(C* dx, const C* dy, const C* y, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float gradient = widen(dy[i]);
-    dx[i] = C(widen(y[i]) > 0 ? gradient : 0.0F);
+    store(dx[i], widen(y[i]) > 0 ? gradient : 0.0F);
   }
 }
 
@@ -30,26 +30,25 @@ void gated_gelu(C* y, const C* gate, const C* up, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float x = widen(gate[i]);
-    y[i] = C(x * gelu_sigmoid(x) * widen(up[i]));
+    const float e = Gelu::decay(x);
+    store(y[i], (x < 0 ? x * e : x) * widen(up[i]) / (1.0F + e));
   }
 }
 
-/// With s = sigmoid(2u): gelu' = s + x s (1 - s) 2u', 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2). The smaller one of s
-/// and 1 - s comes from e^-|2u|, since the difference would cancel.
+/// gelu' = s + x s (1 - s) 2u', 2u' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2).
 template <class C>
 void gated_gelu_gradient(C* dgate, C* dup, const C* dy, const C* gate, const C* up, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
     const float x = widen(gate[i]);
     const float gradient = widen(dy[i]);
-    const float u = gelu_argument(x);
-    const float e = fast_exp(-std::abs(u));
+    const float e = Gelu::decay(x);
     const float larger = 1.0F / (1.0F + e);
     const float smaller = e * larger;
-    const float s = u < 0 ? smaller : larger;
-    const float du = GeluConstants::two_root * (1.0F + 3 * GeluConstants::cubic * x * x);
-    dgate[i] = C(gradient * widen(up[i]) * (s + x * larger * smaller * du));
-    dup[i] = C(gradient * x * s);
+    const float sigmoid = x < 0 ? smaller : larger;
+    const float du = Gelu::two_root + 3 * Gelu::two_root * Gelu::cubic * (x * x);
+    store(dgate[i], gradient * widen(up[i]) * (sigmoid + x * du * (larger * smaller)));
+    store(dup[i], gradient * (x * sigmoid));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/cpu/partition.hpp"
+#include "kernels/cpu/vector_math.hpp"
 #include "kernels/dispatch.hpp"
 #include "kernels/elementwise.hpp"
 
@@ -98,7 +99,7 @@ inline float masked(float x, std::uint32_t keep) {
 template <class C>
 void apply_tile(C* y, const C* x, float factor, const std::uint32_t* keep, std::int64_t n) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] = C(masked(widen(x[i]) * factor, keep[i]));
+  for (std::int64_t i = 0; i < n; ++i) store(y[i], masked(widen(x[i]) * factor, keep[i]));
 }
 
 template <class C>

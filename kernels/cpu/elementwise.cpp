@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cpu/partition.hpp"
+#include "kernels/cpu/vector_math.hpp"
 #include "kernels/dispatch.hpp"
 
 namespace flanmoe::cpu {
@@ -22,7 +23,7 @@ void convert_in(const Tensor& y_tensor, const Tensor& x_tensor) {
                Y* to = y + r * y_tensor.stride + first;
                const X* from = x + r * x_tensor.stride + first;
 #pragma omp simd
-               for (std::int64_t i = 0; i < n; ++i) to[i] = Y(widen(from[i]));
+               for (std::int64_t i = 0; i < n; ++i) store(to[i], widen(from[i]));
              });
 }
 
@@ -46,7 +47,7 @@ void add(KernelContext& /*context*/, const Tensor& y_tensor, const Tensor& x_ten
                  Y* to = y + r * y_tensor.stride + first;
                  const X* from = x + r * x_tensor.stride + first;
 #pragma omp simd
-                 for (std::int64_t i = 0; i < n; ++i) to[i] = Y(widen(to[i]) + widen(from[i]));
+                 for (std::int64_t i = 0; i < n; ++i) store(to[i], widen(to[i]) + widen(from[i]));
                });
   };
   with_type<float, bf16>(y_tensor, "y", [&]<class Y>(std::type_identity<Y>) {
@@ -63,7 +64,7 @@ void scale(KernelContext& /*context*/, const Tensor& tensor, double factor) {
                [&](std::int64_t r, std::int64_t first, std::int64_t n) {
                  C* at = x + r * tensor.stride + first;
 #pragma omp simd
-                 for (std::int64_t i = 0; i < n; ++i) at[i] = C(widen(at[i]) * by);
+                 for (std::int64_t i = 0; i < n; ++i) store(at[i], widen(at[i]) * by);
                });
   });
 }

@@ -15,7 +15,7 @@ float forward_row(C* y, const float* x, const float* scale, std::int64_t D, floa
   const float sum = lane_sum<float>(D, [=](std::int64_t c) { return x[c] * x[c]; });
   const float rstd = 1.0F / std::sqrt(sum / float(D) + epsilon);
 #pragma omp simd
-  for (std::int64_t c = 0; c < D; ++c) y[c] = C(x[c] * rstd * scale[c]);
+  for (std::int64_t c = 0; c < D; ++c) store(y[c], x[c] * rstd * scale[c]);
   return rstd;
 }
 

@@ -53,9 +53,9 @@ void add_row(float* sum, const C* row, std::int64_t n) {
   for (std::int64_t c = 0; c < n; ++c) sum[c] += widen(row[c]);
 }
 template <class C>
-void store(C* y, const float* sum, std::int64_t n) {
+void store_row(C* y, const float* sum, std::int64_t n) {
 #pragma omp simd
-  for (std::int64_t c = 0; c < n; ++c) y[c] = C(sum[c]);
+  for (std::int64_t c = 0; c < n; ++c) store(y[c], sum[c]);
 }
 
 /// y[t] = the tile sums that `gather_tile(sum, t, first, count)` leaves in `sum`, which starts at 0.
@@ -69,7 +69,7 @@ void for_summed_tiles(const Tensor& y_TD, F&& gather_tile) {
         const std::int64_t n = std::min(kTile, y_TD.cols - first);
         std::fill(sum.begin(), sum.begin() + n, 0.0F);
         gather_tile(sum.data(), t, first, n);
-        store(y + t * y_TD.stride + first, sum.data(), n);
+        store_row(y + t * y_TD.stride + first, sum.data(), n);
       }
     }
   });
@@ -96,7 +96,7 @@ void combine_forward(KernelContext& /*context*/, const Tensor& y_TD, const Tenso
 template <class C>
 float weigh_and_dot(C* drow, const C* dy, const C* row, float weight, std::int64_t D) {
 #pragma omp simd
-  for (std::int64_t c = 0; c < D; ++c) drow[c] = C(weight * widen(dy[c]));
+  for (std::int64_t c = 0; c < D; ++c) store(drow[c], weight * widen(dy[c]));
   return lane_sum<float>(D, [=](std::int64_t c) { return widen(dy[c]) * widen(row[c]); });
 }
 

@@ -35,7 +35,7 @@ float softmax(float* p, const float* logit, std::int64_t E) {
   const float largest = largest_of(logit, E);
 #pragma omp simd
   for (std::int64_t e = 0; e < E; ++e) p[e] = fast_exp(logit[e] - largest);
-  const float sum = lane_sum<float>(E, [=](std::int64_t e) { return p[e]; });
+  const float sum = lane_sum<float, 16>(E, [=](std::int64_t e) { return p[e]; });
 #pragma omp simd
   for (std::int64_t e = 0; e < E; ++e) p[e] /= sum;
   return largest + std::log(sum);
@@ -184,7 +184,7 @@ void backward_token(float* dlogit, const float* dweight, const float* p, const s
     for (std::int64_t j = 0; j < k; ++j) shared += dweight[j] * p[choice[j]] / sum;
   }
   for (std::int64_t j = 0; j < k; ++j) dlogit[choice[j]] += (dweight[j] - shared) / sum;
-  const float mean = lane_sum<float>(E, [=](std::int64_t e) { return p[e] * dlogit[e]; });
+  const float mean = lane_sum<float, 16>(E, [=](std::int64_t e) { return p[e] * dlogit[e]; });
 #pragma omp simd
   for (std::int64_t e = 0; e < E; ++e) dlogit[e] = p[e] * (dlogit[e] - mean + z);
 }

@@ -2,58 +2,84 @@
 // loops, and sums whose order is fixed by the source, not by the width of the vectors.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 
+#include "tensor/dtype.hpp"
+
 namespace flanmoe::cpu {
 
-/// e^x to within 2 units in the last place (relative 2.4e-7) on all of fp32, where the result is a normal number;
-/// below that (x < -87.3) it fades to 0 with an absolute error under 2e-45. e^inf = inf, e^-inf = 0, NaN stays NaN.
-/// x = n ln2 + r with |r| <= ln2/2; e^r by its power series up to r^7 (remainder 5e-9); 2^n in two steps, since n
-/// reaches beyond the exponents of normal numbers at both ends.
+/// to = x, rounded to the type of `to`. Loops store through this function: an assignment of a bf16 object, which is
+/// a structure, keeps gcc from using vectors.
+inline void store(float& to, float x) { to = x; }
+inline void store(double& to, double x) { to = x; }
+inline void store(bf16& to, float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t rounded = u + 0x7fffU + ((u >> 16) & 1U);
+  to.bits = std::uint16_t((x != x ? u | 0x400000U : rounded) >> 16);  // NaN stays NaN
+}
+
+/// e^x: relative error below 1.2e-7 for x in [-87.3, 88.3]; inf from 88.4 on, 0 below -87.7, NaN stays NaN.
+/// x = n ln2 + r with |r| <= ln2/2; e^r by the polynomial of degree 6 that is 1 at 0 and has the smallest greatest
+/// relative error (2.6e-9). 2^n is made from its exponent, which ends at 0 and infinity by itself.
 inline float fast_exp(float x) {
   constexpr float kRoundToInteger = 0x1.8p23F;  // adding it leaves the nearest integer in the low bits of the sum
   constexpr float kLog2e = 1.44269504088896341F;
-  constexpr float kLn2High = 0x1.62ep-1F;  // 12 bits, so that n * kLn2High is exact
+  constexpr float kLn2High = 0x1.62ep-1F;  // 13 bits, so that n * kLn2High is exact
   constexpr float kLn2Low = 0x1.0bfbe8p-15F;
-  x = x > 88.8F ? 88.8F : x;
-  x = x < -104.0F ? -104.0F : x;
+  x = x > 90.0F ? 90.0F : x;
+  x = x < -90.0F ? -90.0F : x;
   const float shifted = x * kLog2e + kRoundToInteger;
   const float n = shifted - kRoundToInteger;
   const float r = (x - n * kLn2High) - n * kLn2Low;
-  float series = 1.0F / 5040;
-  series = series * r + 1.0F / 720;
-  series = series * r + 1.0F / 120;
-  series = series * r + 1.0F / 24;
-  series = series * r + 1.0F / 6;
-  series = series * r + 1.0F / 2;
-  series = series * r + 1.0F;
-  series = series * r + 1.0F;
-  const std::int32_t power = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(kRoundToInteger);
-  const std::int32_t half = power >> 1;
-  const float scale1 = std::bit_cast<float>(std::uint32_t(half + 127) << 23);
-  const float scale2 = std::bit_cast<float>(std::uint32_t(power - half + 127) << 23);
-  return series * scale1 * scale2;
+  float p = 1.406160403906075e-3F;
+  p = p * r + 8.379106940604387e-3F;
+  p = p * r + 4.166476934100688e-2F;
+  p = p * r + 1.666636417504786e-1F;
+  p = p * r + 5.000000437117265e-1F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  std::int32_t exponent = std::bit_cast<std::int32_t>(shifted) - (std::bit_cast<std::int32_t>(kRoundToInteger) - 127);
+  exponent = std::min(std::max(exponent, 0), 255);
+  return p * std::bit_cast<float>(std::uint32_t(exponent) << 23);
 }
 
-/// 1 / (1 + e^-x), relative error below 4e-7 where the result is a normal number.
-inline float fast_sigmoid(float x) { return 1.0F / (1.0F + fast_exp(-x)); }
+/// 2^-a for a in [0, 126], relative error below 1.2e-7; built like fast_exp, without what smaller a need not.
+inline float exp2_of_minus(float a) {
+  constexpr float kRoundToInteger = 0x1.8p23F + 127;  // leaves the biased exponent in the low bits
+  const float shifted = kRoundToInteger - a;
+  const float r = (kRoundToInteger - shifted) - a;
+  float p = 1.55946775971113e-4F;
+  p = p * r + 1.3406643906346029e-3F;
+  p = p * r + 9.61769297472829e-3F;
+  p = p * r + 5.5503105509916405e-2F;
+  p = p * r + 2.4022652782877282e-1F;
+  p = p * r + 6.931472149680422e-1F;
+  p = p * r + 1.0F;
+  return p * std::bit_cast<float>(std::bit_cast<std::uint32_t>(shifted) << 23);
+}
 
-/// gelu in its tanh form, x/2 (1 + tanh(u)) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3). The sigmoid does
-/// not cancel for negative x as 1 + tanh does.
-struct GeluConstants {
+/// gelu in its tanh form: x/2 (1 + tanh(u)) = x s with s = 1 / (1 + e^-2u) and u = sqrt(2/pi) (x + 0.044715 x^3).
+/// With e = e^-|2u|, one of s and 1 - s is 1/(1+e) and the other one e/(1+e): neither cancels anywhere.
+struct Gelu {
   static constexpr float two_root = 1.59576912160573071F;  // 2 sqrt(2/pi)
   static constexpr float cubic = 0.044715F;
+
+  static float decay(float x) {  // e^-|2u|, not below 2^-126
+    constexpr float scale = two_root * 1.44269504088896341F;
+    const float exponent = x * (scale + scale * cubic * (x * x));
+    // As integers, since NaN and floats that are not negative order like their bits.
+    const std::int32_t magnitude = std::bit_cast<std::int32_t>(exponent) & 0x7fffffff;
+    return exp2_of_minus(std::bit_cast<float>(std::min(magnitude, std::bit_cast<std::int32_t>(126.0F))));
+  }
 };
-inline float gelu_argument(float x) { return GeluConstants::two_root * x * (1.0F + GeluConstants::cubic * x * x); }
-inline float gelu_sigmoid(float x) { return fast_sigmoid(gelu_argument(x)); }
 
 /// The sum of f(i) for i in [0, n): `lanes` interleaved partial sums, then a tree over them. A fixed order, which
 /// vector units of any width can follow.
-template <class A, class F>
+template <class A, std::int64_t lanes = 256 / sizeof(A), class F>
 inline A lane_sum(std::int64_t n, F&& f) {
-  constexpr std::int64_t lanes = 256 / sizeof(A);
   A partial[lanes] = {};
   std::int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {

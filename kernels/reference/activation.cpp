@@ -19,7 +19,7 @@ void relu_forward(KernelContext& /*context*/, const Tensor& y_TF, const Tensor& 
   with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
     for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
       const C x = x_TF.row<C>(t)[c];
-      y_TF.row<C>(t)[c] = widen(x) > 0 ? x : C(0);
+      y_TF.row<C>(t)[c] = widen(x) < 0 ? C(0) : x;
     });
   });
 }

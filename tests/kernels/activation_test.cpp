@@ -135,6 +135,22 @@ TEST(Activation, WorksInPlaceWhereItSaysSo) {
   }
 }
 
+TEST(Activation, NotANumberPassesThrough) {
+  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+    for (const DType c : {DType::f32, DType::bf16}) {
+      Problem p(c, 2, 40, 0);
+      p.gate.set(41, std::numeric_limits<double>::quiet_NaN());
+      p.gelu(device.kernels);
+      for (std::int64_t i = 0; i < 80; ++i) {
+        EXPECT_EQ(std::isnan(p.y.get(i)), i == 41) << device.device << " " << i;
+        EXPECT_EQ(std::isnan(p.dgate.get(i)), i == 41) << device.device << " " << i;
+      }
+      device.kernels.relu_forward(p.context, p.y, p.gate);
+      EXPECT_TRUE(std::isnan(p.y.get(41))) << device.device;
+    }
+  }
+}
+
 TEST(Activation, BitsDoNotDependOnThreads) {
   test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
     Problem p(DType::f32, 67, 1031, 0);
