@@ -1,0 +1,69 @@
+#include "train/flops.hpp"
+
+namespace flanmoe {
+
+std::array<double, WorkCounts::kNumbers> WorkCounts::pack() const {
+  return {encoder_tokens, decoder_tokens, encoder_pairs, decoder_pairs, cross_pairs, routed_copies};
+}
+
+WorkCounts WorkCounts::unpack(const double* numbers) {
+  return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]};
+}
+
+WorkCounts count_work(const PackedBatch& batch) {
+  WorkCounts work;
+  work.encoder_tokens = double(batch.encoder.tokens());
+  work.decoder_tokens = double(batch.decoder.tokens());
+  for (std::size_t s = 0; s < batch.encoder.segment_count_S.size(); ++s) {
+    const double inputs = batch.encoder.segment_count_S[s], targets = batch.decoder.segment_count_S[s];
+    work.encoder_pairs += inputs * inputs;
+    work.decoder_pairs += targets * (targets + 1) / 2;
+    work.cross_pairs += targets * inputs;
+  }
+  return work;
+}
+
+WorkCounts full_row(const Deck& deck) {
+  const double inputs = double(deck.batch.input_length), targets = double(deck.batch.target_length);
+  const MoeDeck& moe = deck.moe;
+  WorkCounts work{inputs, targets, inputs * inputs, targets * (targets + 1) / 2, targets * inputs, 0};
+  work.routed_copies =
+      double(moe.top_k) * (inputs * double(sparse_layers(moe, moe.encoder, deck.model.encoder_layers)) +
+                           targets * double(sparse_layers(moe, moe.decoder, deck.model.decoder_layers)));
+  return work;
+}
+
+std::int64_t sparse_layers(const MoeDeck& moe, bool enabled, std::int64_t layers) {
+  return moe.router != "none" && enabled ? layers / moe.every : 0;
+}
+
+TrainingFlops training_flops(const ModelDeck& model, const MoeDeck& moe, const WorkCounts& work) {
+  constexpr double kPerMultiplyAdd = 2, kForwardAndBackward = 3;
+  const auto D = double(model.width), F = double(model.hidden), Q = double(model.heads * model.head_width);
+  const auto E = double(moe.experts), V = double(model.vocabulary);
+  const auto layers_enc = double(model.encoder_layers), layers_dec = double(model.decoder_layers);
+  const auto sparse_enc = double(sparse_layers(moe, moe.encoder, model.encoder_layers));
+  const auto sparse_dec = double(sparse_layers(moe, moe.decoder, model.decoder_layers));
+
+  const double feed_forward = (model.activation == "gated_gelu" ? 3 : 2) * D * F;
+  const double self_attention = 4 * D * Q;  // query, key, value, output
+  const double cross_of_token = 2 * D * Q;  // query, output
+  const double cross_of_input = 2 * D * Q;  // key, value: once per encoder token and decoder layer
+  const double router = D * E;
+
+  TrainingFlops flops;
+  flops.encoder = work.encoder_tokens *
+                  (layers_enc * self_attention + (layers_enc - sparse_enc) * feed_forward + sparse_enc * router);
+  flops.decoder = work.decoder_tokens * (layers_dec * (self_attention + cross_of_token) +
+                                         (layers_dec - sparse_dec) * feed_forward + sparse_dec * router) +
+                  work.encoder_tokens * layers_dec * cross_of_input;
+  flops.experts = work.routed_copies * feed_forward;
+  flops.attention = 2 * Q * (layers_enc * work.encoder_pairs + layers_dec * (work.decoder_pairs + work.cross_pairs));
+  flops.logits = work.decoder_tokens * D * V;
+  for (double* part : {&flops.encoder, &flops.decoder, &flops.experts, &flops.attention, &flops.logits}) {
+    *part *= kPerMultiplyAdd * kForwardAndBackward;
+  }
+  return flops;
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,98 @@
+#include "train/metrics.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.hpp"
+
+namespace flanmoe {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+/// Bytes of the lines that are whole and not later than last_step.
+std::uintmax_t kept_bytes(const std::string& path, std::int64_t last_step) {
+  std::ifstream in(path, std::ios::binary);
+  std::uintmax_t bytes = 0;
+  for (std::string line; std::getline(in, line) && !in.eof();) {  // at eof the line has no newline: unfinished
+    const json record = json::parse(line, nullptr, false);
+    if (!record.is_object() || record.value("step", std::int64_t{0}) > last_step || !record.contains("step")) break;
+    bytes += line.size() + 1;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::string to_json_line(const StepRecord& record) {
+  ordered_json line;
+  line["step"] = record.step;
+  line["loss"] = record.loss;
+  line["grad_norm"] = record.grad_norm;
+  line["learning_rate"] = record.learning_rate;
+  line["tokens"] = record.tokens;
+  line["tokens_per_second"] = record.tokens_per_second();
+  line["step_seconds"] = record.step_seconds;
+  line["tokens_seen"] = record.tokens_seen;
+  line["accuracy"] = record.accuracy;
+  line["z_loss"] = record.z_loss;
+  line["moe"] = ordered_json::object();
+  for (const MoeLayerRecord& layer : record.moe) {
+    line["moe"][layer.layer] = {{"load", layer.load_E},
+                                {"drop_fraction", layer.drop_fraction},
+                                {"balance_loss", layer.balance_loss},
+                                {"z_loss", layer.z_loss},
+                                {"router_entropy", layer.router_entropy}};
+  }
+  return line.dump();
+}
+
+MetricsFile::MetricsFile(const std::string& path, std::int64_t last_step) : path_(path) {
+  if (std::filesystem::exists(path)) std::filesystem::resize_file(path, kept_bytes(path, last_step));
+  file_.reset(std::fopen(path.c_str(), "ab"));
+  check(file_ != nullptr, "open");
+}
+
+void MetricsFile::check(bool ok, const char* operation) const {
+  if (!ok) fail("{}: cannot {}: {}", path_, operation, std::strerror(errno));
+}
+
+void MetricsFile::append(const StepRecord& record) {
+  const std::string line = to_json_line(record) + "\n";
+  check(std::fwrite(line.data(), 1, line.size(), file_.get()) == line.size() && std::fflush(file_.get()) == 0, "write");
+}
+
+void MetricsFile::flush_to_disk() { check(fsync(fileno(file_.get())) == 0, "flush"); }
+
+RunTotals read_totals(const std::string& path) {
+  std::vector<double> losses, accuracies;
+  RunTotals totals;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    const json record = json::parse(line, nullptr, false);
+    if (!record.is_object()) fail("{}:{}: expected one JSON object, found \"{}\"", path, losses.size() + 1, line);
+    losses.push_back(record.at("loss"));
+    accuracies.push_back(record.at("accuracy"));
+    totals.steps = record.at("step");
+    totals.tokens += record.at("tokens").get<std::int64_t>();
+    totals.seconds += record.at("step_seconds").get<double>();
+  }
+  if (losses.empty()) return totals;
+  const std::size_t tenth = std::max<std::size_t>(1, losses.size() / 10);
+  for (std::size_t i = losses.size() - tenth; i < losses.size(); ++i) {
+    totals.mean_loss_last_tenth += losses[i] / double(tenth);
+    totals.mean_accuracy_last_tenth += accuracies[i] / double(tenth);
+  }
+  totals.first_loss = losses.front();
+  totals.final_loss = losses.back();
+  return totals;
+}
+
+}  // namespace flanmoe

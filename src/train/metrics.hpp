@@ -1,0 +1,68 @@
+// metrics.jsonl: what every step did, one JSON object a line.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace flanmoe {
+
+/// One sparse layer in one step, over the whole batch.
+struct MoeLayerRecord {
+  std::string layer;
+  std::vector<double> load_E;           // share of the choices per expert, before capacity; sums to 1
+  double drop_fraction = 0;             // choices that found no slot
+  double balance_loss = 0, z_loss = 0;  // before their coefficients
+  double router_entropy = 0;            // nats per token
+};
+
+struct StepRecord {
+  std::int64_t step = 0;  // optimizer steps completed, this one included
+  double loss = 0;        // nats per target token, without auxiliary losses
+  double z_loss = 0;      // mean over target tokens of (log Z)^2, before its coefficient
+  double accuracy = 0;    // share of target tokens that were the most likely ones
+  double grad_norm = 0;   // before clipping
+  double learning_rate = 0;
+  std::int64_t tokens = 0;       // of this step: encoder and target tokens
+  std::int64_t tokens_seen = 0;  // since step 1
+  double step_seconds = 0;
+  std::vector<MoeLayerRecord> moe;
+
+  double tokens_per_second() const { return double(tokens) / step_seconds; }
+};
+
+/// The record as one line of JSON; every number reads back to the same bits.
+std::string to_json_line(const StepRecord& record);
+
+/// The file of one run; rank 0 only.
+class MetricsFile {
+ public:
+  /// Opens for appending after the line of step `last_step`: later lines, and a line that a killed run left unfinished,
+  /// are cut, so that no step appears twice.
+  MetricsFile(const std::string& path, std::int64_t last_step);
+  /// Adds a line and hands it to the operating system at once.
+  void append(const StepRecord& record);
+  /// Waits until all lines are on the disk.
+  void flush_to_disk();
+
+ private:
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  void check(bool ok, const char* operation) const;
+  std::string path_;
+  std::unique_ptr<std::FILE, CloseFile> file_;
+};
+
+/// A whole run, over all its restarts.
+struct RunTotals {
+  std::int64_t steps = 0, tokens = 0;
+  double first_loss = 0, final_loss = 0;
+  double mean_loss_last_tenth = 0, mean_accuracy_last_tenth = 0;  // of the last 10% of the steps, one at least
+  double seconds = 0;                                             // sum of step_seconds
+};
+RunTotals read_totals(const std::string& path);
+
+}  // namespace flanmoe
