@@ -1,0 +1,89 @@
+#include "train/summary.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include "base/log.hpp"
+#include "train/resources.hpp"
+#include "train/run_folder.hpp"
+
+namespace flanmoe {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr int kParts = int(Part::count);
+
+ordered_json speed_json(const Deck& deck, const SessionFacts& facts) {
+  const TrainingFlops flops = training_flops(deck.model, deck.moe, facts.work);
+  const double per_second = facts.step_seconds > 0 ? flops.total() / facts.step_seconds : 0;
+  ordered_json speed;
+  speed["steps"] = facts.steps;
+  speed["seconds"] = facts.step_seconds;
+  speed["tokens_per_second"] = facts.step_seconds > 0 ? double(facts.tokens) / facts.step_seconds : 0;
+  speed["flops_per_token"] = facts.tokens > 0 ? flops.total() / double(facts.tokens) : 0;
+  speed["flops_per_second"] = per_second;
+  if (facts.roof_flops_per_second > 0) {
+    speed["roof_flops_per_second"] = facts.roof_flops_per_second;
+    speed["share_of_roof"] = per_second / facts.roof_flops_per_second;
+  }
+  for (const auto& [name, part] : {std::pair{"encoder", flops.encoder},
+                                   {"decoder", flops.decoder},
+                                   {"experts", flops.experts},
+                                   {"attention", flops.attention},
+                                   {"logits", flops.logits}}) {
+    speed["share_of_flops"][name] = flops.total() > 0 ? part / flops.total() : 0;
+  }
+  return speed;
+}
+
+}  // namespace
+
+void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
+                   const SessionFacts& facts, const Communicator& world) {
+  std::array<double, kParts> parts = part_seconds();
+  world.sum_tree(parts);
+  const std::vector<std::uint64_t> announced = world.all_gather(std::uint64_t(facts.announced_bytes));
+  const std::vector<std::uint64_t> peak = world.all_gather(std::uint64_t(peak_resident_bytes()));
+  if (world.rank() != 0) return;
+
+  const RunTotals totals = read_totals(metrics_path);
+  ordered_json summary;
+  summary["stage"] = deck.run.stage;
+  summary["steps"] = totals.steps;
+  summary["first_loss"] = totals.first_loss;
+  summary["final_loss"] = totals.final_loss;
+  summary["mean_loss_last_tenth"] = totals.mean_loss_last_tenth;
+  summary["mean_accuracy_last_tenth"] = totals.mean_accuracy_last_tenth;
+  summary["tokens"] = totals.tokens;
+  summary["seconds"] = totals.seconds;
+  summary["tokens_per_second"] = totals.seconds > 0 ? double(totals.tokens) / totals.seconds : 0;
+  summary["parameters"] = facts.parameters;
+  const ordered_json speed = speed_json(deck, facts);
+  for (const char* key : {"flops_per_token", "flops_per_second", "roof_flops_per_second", "share_of_roof"}) {
+    if (speed.contains(key)) summary[key] = speed[key];
+  }
+  summary["ranks"] = world.size();
+  summary["threads_per_rank"] = facts.threads;
+  summary["expert_ranks"] = deck.parallel.expert;
+  summary["precision"] = deck.run.precision;
+  summary["device"] = deck.run.device;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    summary["memory"]["announced_mib_per_rank"].push_back(to_mib(announced[std::size_t(rank)]));
+    summary["memory"]["peak_resident_mib_per_rank"].push_back(to_mib(peak[std::size_t(rank)]));
+  }
+  summary["last_session"] = speed;  // since the newest (re)start; the figures above it cover the whole run
+  for (int part = 0; part < kParts; ++part) {
+    summary["last_session"]["part_seconds"][name_of(Part(part))] = parts[std::size_t(part)] / world.size();
+  }
+  write_file(path, summary.dump(2) + "\n");
+
+  log_info("done: {} steps, {} tokens, loss {:.4f} -> {:.4f} (mean of the last 10%: {:.4f}), {:.0f} tokens/s{}",
+           totals.steps, totals.tokens, totals.first_loss, totals.final_loss, totals.mean_loss_last_tenth,
+           summary["tokens_per_second"].get<double>(),
+           speed.contains("share_of_roof")
+               ? fmt::format(", {:.1f}% of the matrix-product roof", 100 * speed["share_of_roof"].get<double>())
+               : "");
+  log_info("summary: {}", path);
+}
+
+}  // namespace flanmoe

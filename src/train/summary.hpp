@@ -1,0 +1,31 @@
+// What a finished run was: RUN/summary.json.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "base/timer.hpp"
+#include "deck/deck.hpp"
+#include "parallel/communicator.hpp"
+#include "train/flops.hpp"
+#include "train/metrics.hpp"
+
+namespace flanmoe {
+
+/// What this process knows about its own part of the run: from its first step to its end.
+struct SessionFacts {
+  std::int64_t steps = 0, tokens = 0;
+  double step_seconds = 0;
+  WorkCounts work;
+  double roof_flops_per_second = 0;  // 0: not measured
+  std::int64_t parameters = 0;       // of the whole model
+  std::size_t announced_bytes = 0;   // of this rank
+  int threads = 0;
+};
+
+/// Gathers what ranks must add, and on rank 0 writes the file and logs the main figures. Collective.
+void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
+                   const SessionFacts& facts, const Communicator& world);
+
+}  // namespace flanmoe

@@ -1,0 +1,287 @@
+#include "train/train.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "base/log.hpp"
+#include "base/timer.hpp"
+#include "train/resources.hpp"
+#include "train/roof.hpp"
+#include "train/run_folder.hpp"
+#include "train/stop.hpp"
+#include "train/summary.hpp"
+#include "train/together.hpp"
+#include "train/trainer.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Where the weights before the next step come from.
+struct Start {
+  std::string checkpoint;  // of this run; empty: none yet
+  std::int64_t steps = 0;  // completed
+  bool complete = false;   // nothing is left to do
+};
+
+std::string duration(double seconds) {
+  const auto s = std::int64_t(seconds + 0.5);
+  return s < 3600 ? fmt::format("{}:{:02}", s / 60, s % 60)
+                  : fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+}
+
+class Loop {
+ public:
+  Loop(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
+      : deck_(deck), grid_(grid), world_(communicators.world), communicators_(communicators), paths_{deck.run.dir} {}
+
+  Outcome run(bool needs_pairs);
+
+ private:
+  // Set-up, in order; everything that can refuse comes before anything is written.
+  void open_data(bool needs_pairs);
+  void find_initial_weights();
+  void prepare_memory();
+  void enter_folder();
+  Start decide_start();
+  void load(const Start& start);
+  void announce() const;
+  // The steps.
+  Outcome steps_from(std::int64_t first);
+  Trainer::StepOutcome one_step(Prefetcher& prefetcher, std::int64_t step);
+  bool wants_to_stop() const;
+  void report(const StepRecord& record);
+  void checkpoint(std::int64_t steps);
+
+  const Deck& deck_;
+  const ProcessGrid& grid_;
+  const Communicator& world_;
+  const Communicators& communicators_;
+  RunPaths paths_;
+  double started_ = seconds_now();
+  StopSignals signals_;
+  std::shared_ptr<BatchSource> source_;
+  std::string initial_weights_;  // checkpoint folder; empty: from the seed
+  std::optional<Trainer> trainer_;
+  std::size_t base_bytes_ = 0;  // resident before the arenas
+  SessionFacts session_;
+  std::optional<RunFolder> folder_;     // rank 0
+  std::optional<MetricsFile> metrics_;  // rank 0
+  std::int64_t tokens_seen_ = 0;
+  double reported_at_ = 0;  // progress line: time and tokens of the previous one
+  std::int64_t reported_step_ = 0, tokens_since_report_ = 0;
+};
+
+void Loop::open_data(bool needs_pairs) {
+  together(world_, [&] { source_ = std::make_shared<BatchSource>(deck_, deck_.model.vocabulary); });
+  (void)needs_pairs;
+}
+
+void Loop::find_initial_weights() {
+  const std::string& from = deck_.run.init_from;
+  if (from.empty()) return;
+  on_root(world_, [&] {
+    initial_weights_ = from;
+    if (!std::filesystem::exists(from + "/checkpoint.h5")) {
+      const auto newest = newest_checkpoint(from);
+      if (!newest) usage_fail("run.init_from: {} is neither a checkpoint folder nor a run folder that has one", from);
+      initial_weights_ = *newest;
+    }
+    const CheckpointInfo info = read_checkpoint_info(initial_weights_);
+    if (info.tokenizer_fingerprint != source_->tokenizer_fingerprint()) {
+      usage_fail("run.init_from: {} was trained with tokenizer {}, data.train is written with tokenizer {}",
+                 initial_weights_, info.tokenizer_fingerprint, source_->tokenizer_fingerprint());
+    }
+  });
+  initial_weights_ = world_.broadcast(initial_weights_, 0);
+}
+
+void Loop::prepare_memory() {
+  session_.threads = omp_get_max_threads();
+  trainer_.emplace(deck_, grid_, communicators_);
+  for (const ParameterSpec& spec : trainer_->store().specs()) session_.parameters += spec.global_size();
+  if (deck_.run.device == "cpu") {
+    session_.roof_flops_per_second = measure_roof(trainer_->kernels(), compute_type(deck_.run), world_);
+  }
+  base_bytes_ = resident_bytes();
+  session_.announced_bytes = base_bytes_ + trainer_->arena_bytes();
+}
+
+void Loop::enter_folder() {
+  on_root(world_, [&] {
+    folder_.emplace(deck_.run.dir);
+    configure_log(0, paths_.log());
+  });
+}
+
+Start Loop::decide_start() {
+  Start start;
+  on_root(world_, [&] {
+    const std::optional<std::string> newest = newest_checkpoint(deck_.run.dir);
+    if (!newest) return;
+    const CheckpointInfo info = read_checkpoint_info(*newest);
+    const std::vector<std::string> differences = training_differences(info.deck, print_deck(deck_));
+    if (!differences.empty()) {
+      usage_fail(
+          "run.dir: {} holds a run of {} steps that was trained with another deck; go on with that deck or choose "
+          "another folder. What differs:\n  {}",
+          deck_.run.dir, info.step, fmt::join(differences, "\n  "));
+    }
+    start = {*newest, info.step, info.step >= deck_.run.steps};
+  });
+  start.checkpoint = world_.broadcast(start.checkpoint, 0);
+  std::array<std::int64_t, 2> numbers = {start.steps, start.complete ? 1 : 0};
+  world_.broadcast(std::span<std::int64_t>(numbers), 0);
+  start.steps = numbers[0];
+  start.complete = numbers[1] != 0;
+  return start;
+}
+
+void Loop::announce() const {
+  std::array<double, 2> most = {to_mib(session_.announced_bytes), to_mib(base_bytes_)};
+  world_.all_reduce(std::span<double>(most), ReduceOp::max);
+  std::string parts;
+  for (Arena* arena : const_cast<Loop*>(this)->trainer_->arenas()) {
+    parts += fmt::format("{} {:.1f} + ", arena->name(), world_.all_reduce(to_mib(arena->measured()), ReduceOp::max));
+  }
+  log_info("{}: {} parameters, {} ranks ({} data x {} expert), {} threads each, {} {}", deck_.run.stage,
+           session_.parameters, grid_.world_size(), grid_.data_size(), grid_.expert_size(), session_.threads,
+           deck_.run.device, deck_.run.precision);
+  log_info("memory: {}program {:.1f} = {:.1f} MiB per rank", parts, most[1], most[0]);
+  const WorkCounts row = full_row(deck_);
+  log_info("work: {:.4g} GFLOP per token in full rows{}",
+           training_flops(deck_.model, deck_.moe, row).total() / (row.encoder_tokens + row.decoder_tokens) / 1e9,
+           session_.roof_flops_per_second > 0
+               ? fmt::format("; matrix products here reach {:.1f} GFLOP/s on all ranks together",
+                             session_.roof_flops_per_second / 1e9)
+               : "");
+  for (const MixtureEntry& task : source_->mixture()) {
+    log_info("task {}: {} examples, {:.3g}% of draws", task.task, task.examples, 100 * task.rate);
+  }
+}
+
+void Loop::load(const Start& start) {
+  trainer_->commit_memory();
+  CheckpointInfo info;
+  if (!start.checkpoint.empty()) {
+    info = trainer_->go_on_from(start.checkpoint);
+    tokens_seen_ = info.tokens_seen;
+    log_info("going on from {} ({} steps, {} tokens)", start.checkpoint, start.steps, info.tokens_seen);
+  } else if (!initial_weights_.empty()) {
+    info = trainer_->start_from_weights(initial_weights_);
+    log_info("weights from {} ({} steps, {} tokens)", initial_weights_, info.step, info.tokens_seen);
+  } else {
+    trainer_->start_from_seed();
+    log_info("weights from seed {}", deck_.run.seed);
+  }
+  on_root(world_, [&] {
+    write_file(paths_.deck(), print_deck(deck_));
+    metrics_.emplace(paths_.metrics(), start.steps);
+  });
+}
+
+bool Loop::wants_to_stop() const {
+  if (signals_.received() != nullptr) return true;
+  const double limit = deck_.run.stop_after_minutes * 60;
+  return limit > 0 && seconds_now() - started_ > limit;
+}
+
+Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
+  const double start = seconds_now();
+  std::vector<PackedBatch> microbatches;
+  {
+    const PartScope part(Part::data);
+    microbatches = prefetcher.next();
+  }
+  Trainer::StepOutcome outcome = trainer_->step(step, microbatches, wants_to_stop());
+  StepRecord& record = outcome.record;
+  record.step_seconds = seconds_now() - start;
+  tokens_seen_ += record.tokens;
+  record.tokens_seen = tokens_seen_;
+  session_.steps += 1;
+  session_.tokens += record.tokens;
+  session_.step_seconds += record.step_seconds;
+  const auto so_far = session_.work.pack(), more = outcome.work.pack();
+  std::array<double, WorkCounts::kNumbers> sum{};
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = so_far[i] + more[i];
+  session_.work = WorkCounts::unpack(sum.data());
+  return outcome;
+}
+
+void Loop::report(const StepRecord& record) {
+  if (world_.rank() != 0) return;
+  metrics_->append(record);
+  tokens_since_report_ += record.tokens;
+  const bool last = record.step == deck_.run.steps;
+  if (record.step % deck_.run.log_every != 0 && !last) return;
+  const double now = seconds_now(), seconds = now - reported_at_;
+  const double left = seconds / double(record.step - reported_step_) * double(deck_.run.steps - record.step);
+  log_progress(fmt::format("step {}/{}  loss {:.4f}  accuracy {:.3f}  grad norm {:.3g}  {:.0f} tokens/s  {} left",
+                           record.step, deck_.run.steps, record.loss, record.accuracy, record.grad_norm,
+                           double(tokens_since_report_) / seconds, duration(left)),
+               last);
+  reported_at_ = now;
+  reported_step_ = record.step;
+  tokens_since_report_ = 0;
+}
+
+void Loop::checkpoint(std::int64_t steps) {
+  if (metrics_) metrics_->flush_to_disk();  // a published checkpoint never knows more than the metrics
+  const CheckpointInfo info{.step = steps,
+                            .tokens_seen = tokens_seen_,
+                            .deck = print_deck(deck_),
+                            .tokenizer_fingerprint = source_->tokenizer_fingerprint()};
+  trainer_->save(deck_.run.dir, info, deck_.checkpoint.keep);
+}
+
+Outcome Loop::steps_from(std::int64_t first) {
+  const RankRows rows = RankRows::of(deck_.batch, grid_);
+  Prefetcher prefetcher(source_, first, deck_.run.steps, rows.first, rows.rows, rows.microbatch, deck_.data.prefetch);
+  reset_part_seconds();
+  reported_at_ = seconds_now();
+  reported_step_ = first;
+  const std::int64_t every = deck_.checkpoint.every;
+  for (std::int64_t step = first; step < deck_.run.steps; ++step) {
+    const Trainer::StepOutcome outcome = one_step(prefetcher, step);
+    report(outcome.record);
+    const std::int64_t done = step + 1;
+    const bool last = done == deck_.run.steps;
+    if (last ? deck_.checkpoint.final : outcome.stop_asked || (every > 0 && done % every == 0)) checkpoint(done);
+    if (outcome.stop_asked && !last) {
+      log_info("stopped early after step {} of {} with a checkpoint; run the same command again to go on", done,
+               deck_.run.steps);
+      return Outcome::stopped;
+    }
+  }
+  return Outcome::done;
+}
+
+Outcome Loop::run(bool needs_pairs) {
+  open_data(needs_pairs);
+  find_initial_weights();
+  prepare_memory();
+  enter_folder();
+  const Start start = decide_start();
+  if (start.complete && std::filesystem::exists(paths_.summary())) {
+    log_info("the run in {} is complete: {} steps of {} are done", deck_.run.dir, start.steps, deck_.run.steps);
+    return Outcome::done;
+  }
+  announce();
+  load(start);
+  const Outcome outcome = steps_from(start.steps);
+  if (outcome == Outcome::done) {
+    write_summary(paths_.summary(), paths_.metrics(), deck_, session_, world_);
+  }
+  return outcome;
+}
+
+}  // namespace
+
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, bool needs_pairs) {
+  return Loop(deck, grid, communicators).run(needs_pairs);
+}
+
+}  // namespace flanmoe

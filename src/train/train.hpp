@@ -1,0 +1,19 @@
+// The training loop that pretraining, instruction tuning and finetuning share.
+#pragma once
+
+#include "deck/deck.hpp"
+#include "parallel/communicator.hpp"
+#include "parallel/process_grid.hpp"
+
+namespace flanmoe {
+
+enum class Outcome {
+  done,     // all steps
+  stopped,  // ended early with a checkpoint; the same command goes on
+};
+
+/// Trains up to deck.run.steps in deck.run.dir, from the newest checkpoint there, else from run.init_from, else from
+/// the seed. `needs_pairs`: every example must have a target of its own. Collective.
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, bool needs_pairs);
+
+}  // namespace flanmoe

@@ -1,0 +1,165 @@
+#include "train/trainer.hpp"
+
+#include <cmath>
+#include <numeric>
+
+#include "base/timer.hpp"
+
+namespace flanmoe {
+namespace {
+
+BatchLimits limits_of(const BatchDeck& batch, std::int64_t rows) {
+  return {.rows = rows,
+          .encoder_tokens = rows * batch.input_length,
+          .decoder_tokens = rows * batch.target_length,
+          .longest_input = batch.input_length,
+          .longest_target = batch.target_length};
+}
+
+MoeLayerRecord layer_record(const MoeLayerStatistics& layer) {
+  MoeLayerRecord record{.layer = layer.layer, .load_E = layer.load_E};
+  const double choices = std::accumulate(layer.load_E.begin(), layer.load_E.end(), 0.0);
+  if (choices > 0) {
+    for (double& load : record.load_E) load /= choices;
+    record.drop_fraction = layer.dropped / choices;
+    record.router_entropy = layer.entropy / layer.tokens;
+  }
+  record.balance_loss = layer.balance;
+  record.z_loss = layer.z;
+  return record;
+}
+
+/// Copies that reached an expert, over all sparse layers.
+double kept_copies(const StepStatistics& statistics) {
+  double kept = 0;
+  for (const MoeLayerStatistics& layer : statistics.moe) {
+    kept += std::accumulate(layer.load_E.begin(), layer.load_E.end(), 0.0) - layer.dropped;
+  }
+  return kept;
+}
+
+}  // namespace
+
+DType compute_type(const RunDeck& run) { return run.precision == "bf16" ? DType::bf16 : DType::f32; }
+
+RankRows RankRows::of(const BatchDeck& batch, const ProcessGrid& grid) {
+  const std::int64_t rows = batch.rows / grid.world_size();
+  return {.first = rows * grid.world_rank(),
+          .rows = rows,
+          .microbatch = batch.microbatch_rows == 0 ? rows : batch.microbatch_rows};
+}
+
+Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
+    : deck_(deck),
+      communicators_(communicators),
+      kernels_(kernels_for(deck.run.device)),
+      limits_(limits_of(deck.batch, RankRows::of(deck.batch, grid).microbatch)),
+      store_(model_parameters(deck.model, deck.moe), grid.coordinates(), compute_type(deck.run)),
+      model_(deck, store_, communicators, kernels_),
+      optimizer_(deck.optimizer, store_, communicators, kernels_) {
+  lay();
+}
+
+void Trainer::lay() {
+  store_.lay(weights_, &gradients_);
+  optimizer_.lay(optimizer_state_);
+  model_.lay(activations_, scratch_, limits_, /*training=*/true);
+}
+
+void Trainer::commit_memory() {
+  for (Arena* arena : arenas_) {
+    arena->commit();
+    arena->rewind();
+  }
+  lay();
+}
+
+std::size_t Trainer::arena_bytes() const {
+  std::size_t bytes = 0;
+  for (const Arena* arena : arenas_) bytes += arena->measured();
+  return bytes;
+}
+
+void Trainer::start_from_seed() { optimizer_.initialize(context_, std::uint64_t(deck_.run.seed)); }
+
+CheckpointInfo Trainer::start_from_weights(const std::string& checkpoint) {
+  CheckpointInfo info = read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/true);
+  optimizer_.publish_weights(context_);
+  return info;
+}
+
+CheckpointInfo Trainer::go_on_from(const std::string& checkpoint) {
+  CheckpointInfo info = read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/false);
+  optimizer_.publish_weights(context_);
+  return info;
+}
+
+std::string Trainer::save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep) {
+  return write_checkpoint(run_dir, info, store_, optimizer_, communicators_.world, keep);
+}
+
+bool Trainer::sum_over_ranks(WorkCounts& work, bool stop_asked) {
+  std::vector<double> numbers = statistics_.pack();
+  const std::size_t statistics = numbers.size();
+  const auto counts = work.pack();
+  numbers.insert(numbers.end(), counts.begin(), counts.end());
+  numbers.push_back(stop_asked ? 1.0 : 0.0);
+  communicators_.world.sum_tree(numbers);
+  work = WorkCounts::unpack(numbers.data() + statistics);
+  const bool anyone = numbers.back() > 0;
+  numbers.resize(statistics);
+  statistics_.unpack(numbers);
+  return anyone;
+}
+
+void Trainer::expect_finite_loss(std::int64_t step, double nll_of_rank) const {
+  if (std::isfinite(statistics_.nll) && std::isfinite(statistics_.z)) return;
+  // The sum is the same everywhere, so every rank comes here and the collective is safe.
+  const std::vector<double> parts = communicators_.world.all_gather(nll_of_rank);
+  std::size_t rank = 0;
+  while (rank + 1 < parts.size() && std::isfinite(parts[rank])) ++rank;
+  fail("step {}: the loss is not finite (sum over ranks {}, first bad part {} on rank {}); stopped before the update",
+       step + 1, statistics_.nll, parts[rank], rank);
+}
+
+Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked) {
+  // 1. Gradients and sums of this rank.
+  statistics_.reset();
+  WorkCounts work;
+  for (const PackedBatch& batch : microbatches) {
+    model_.forward_backward(context_, batch, statistics_);
+    const auto so_far = work.pack(), more = count_work(batch).pack();
+    std::array<double, WorkCounts::kNumbers> sum{};
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = so_far[i] + more[i];
+    work = WorkCounts::unpack(sum.data());
+  }
+  work.routed_copies = kept_copies(statistics_);
+
+  // 2. Over all ranks; nothing is updated when the loss is not finite.
+  const double nll_of_rank = statistics_.nll;
+  StepOutcome outcome;
+  outcome.stop_asked = sum_over_ranks(work, stop_asked);
+  outcome.work = work;
+  expect_finite_loss(step, nll_of_rank);
+
+  // 3. Update.
+  StepRecord& record = outcome.record;
+  record.learning_rate = learning_rate(deck_.optimizer, step, deck_.run.steps);
+  const Optimizer::StepResult result = optimizer_.step(context_, step, record.learning_rate);
+  if (!result.finite) {
+    fail("step {}: the gradient norm is not finite ({}); stopped before the update", step + 1, result.gradient_norm);
+  }
+
+  // 4. What it did.
+  const PackedBatch& batch = microbatches.front();
+  record.step = step + 1;
+  record.loss = statistics_.nll / statistics_.targets;
+  record.z_loss = statistics_.z / statistics_.targets;
+  record.accuracy = statistics_.hits / statistics_.targets;
+  record.grad_norm = result.gradient_norm;
+  record.tokens = batch.step_encoder_tokens + batch.step_target_tokens;
+  for (const MoeLayerStatistics& layer : statistics_.moe) record.moe.push_back(layer_record(layer));
+  return outcome;
+}
+
+}  // namespace flanmoe

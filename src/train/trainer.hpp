@@ -1,0 +1,81 @@
+// One rank's memory, model and optimizer, and one optimizer step over them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.hpp"
+#include "data/batch.hpp"
+#include "deck/deck.hpp"
+#include "kernels/kernels.hpp"
+#include "model/model.hpp"
+#include "optimizer/optimizer.hpp"
+#include "parallel/communicator.hpp"
+#include "parallel/process_grid.hpp"
+#include "tensor/arena.hpp"
+#include "train/flops.hpp"
+#include "train/metrics.hpp"
+
+namespace flanmoe {
+
+/// Rows of the global batch that one rank works on.
+struct RankRows {
+  std::int64_t first = 0, rows = 0, microbatch = 0;
+  static RankRows of(const BatchDeck& batch, const ProcessGrid& grid);
+};
+
+class Trainer {
+ public:
+  /// Builds everything and measures its memory; takes none yet.
+  Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators);
+
+  /// Takes the memory of all arenas, touched: after this the steady state allocates nothing.
+  void commit_memory();
+  const std::vector<Arena*>& arenas() { return arenas_; }
+  std::size_t arena_bytes() const;
+
+  /// Weights before the first step: from the seed, or the weights of a checkpoint with a fresh optimizer.
+  void start_from_seed();
+  CheckpointInfo start_from_weights(const std::string& checkpoint);
+  /// Weights and optimizer state of a checkpoint of this run.
+  CheckpointInfo go_on_from(const std::string& checkpoint);
+  std::string save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep);
+
+  struct StepOutcome {
+    StepRecord record;
+    WorkCounts work;          // of the whole batch
+    bool stop_asked = false;  // by any rank
+  };
+  /// Optimizer step `step` (from 0) over this rank's microbatches. `stop_asked`: this rank wants to end after the step.
+  /// Throws Error on every rank, before anything is updated, when the loss or the gradient norm is not finite.
+  /// Collective.
+  StepOutcome step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked);
+
+  const ParameterStore& store() const { return store_; }
+  const Kernels& kernels() const { return kernels_; }
+
+ private:
+  void lay();
+  /// Sums over ranks of statistics_, work and the wish to stop, in one collective.
+  bool sum_over_ranks(WorkCounts& work, bool stop_asked);
+  void expect_finite_loss(std::int64_t step, double nll_of_rank) const;
+
+  const Deck& deck_;
+  const Communicators& communicators_;
+  const Kernels& kernels_;
+  BatchLimits limits_;
+  Arena weights_{"weights"}, gradients_{"gradients"}, activations_{"activations"}, scratch_{"scratch"},
+      optimizer_state_{"optimizer state"};
+  std::vector<Arena*> arenas_{&weights_, &gradients_, &activations_, &scratch_, &optimizer_state_};
+  KernelContext context_{.scratch = &scratch_};
+  ParameterStore store_;
+  Model model_;
+  Optimizer optimizer_;
+  StepStatistics statistics_;
+};
+
+/// The compute type of run.precision.
+DType compute_type(const RunDeck& run);
+
+}  // namespace flanmoe
