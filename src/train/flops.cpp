@@ -6,6 +6,13 @@ std::array<double, WorkCounts::kNumbers> WorkCounts::pack() const {
   return {encoder_tokens, decoder_tokens, encoder_pairs, decoder_pairs, cross_pairs, routed_copies};
 }
 
+WorkCounts& WorkCounts::operator+=(const WorkCounts& other) {
+  auto sum = pack();
+  const auto more = other.pack();
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
+  return *this = unpack(sum.data());
+}
+
 WorkCounts WorkCounts::unpack(const double* numbers) {
   return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]};
 }

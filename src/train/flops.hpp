@@ -16,6 +16,7 @@ struct WorkCounts {
   double cross_pairs = 0;    // sum of n_decoder*n_encoder
   double routed_copies = 0;  // token copies that experts computed, summed over the sparse layers
 
+  WorkCounts& operator+=(const WorkCounts& other);
   static constexpr std::size_t kNumbers = 6;
   std::array<double, kNumbers> pack() const;
   static WorkCounts unpack(const double* numbers);

@@ -86,4 +86,9 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   log_info("summary: {}", path);
 }
 
+std::int64_t steps_of_summary(const std::string& path) {
+  const auto summary = nlohmann::json::parse(read_file(path), nullptr, false);
+  return summary.is_object() ? summary.value("steps", std::int64_t{0}) : 0;
+}
+
 }  // namespace flanmoe

@@ -28,4 +28,7 @@ struct SessionFacts {
 void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
                    const SessionFacts& facts, const Communicator& world);
 
+/// Steps of the finished run that a summary describes; 0 when there is none.
+std::int64_t steps_of_summary(const std::string& path);
+
 }  // namespace flanmoe

@@ -38,11 +38,11 @@ class Loop {
   Loop(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
       : deck_(deck), grid_(grid), world_(communicators.world), communicators_(communicators), paths_{deck.run.dir} {}
 
-  Outcome run(bool needs_pairs);
+  Outcome run(Examples examples);
 
  private:
   // Set-up, in order; everything that can refuse comes before anything is written.
-  void open_data(bool needs_pairs);
+  void open_data(Examples examples);
   void find_initial_weights();
   void prepare_memory();
   void enter_folder();
@@ -75,9 +75,9 @@ class Loop {
   std::int64_t reported_step_ = 0, tokens_since_report_ = 0;
 };
 
-void Loop::open_data(bool needs_pairs) {
+void Loop::open_data(Examples examples) {
   together(world_, [&] { source_ = std::make_shared<BatchSource>(deck_, deck_.model.vocabulary); });
-  (void)needs_pairs;
+  (void)examples;
 }
 
 void Loop::find_initial_weights() {
@@ -120,9 +120,17 @@ void Loop::enter_folder() {
 Start Loop::decide_start() {
   Start start;
   on_root(world_, [&] {
+    const std::int64_t summarised = steps_of_summary(paths_.summary());
     const std::optional<std::string> newest = newest_checkpoint(deck_.run.dir);
-    if (!newest) return;
-    const CheckpointInfo info = read_checkpoint_info(*newest);
+    CheckpointInfo info;
+    if (newest) {
+      info = read_checkpoint_info(*newest);
+    } else if (summarised > 0) {  // a complete run that was to leave no checkpoint
+      info.step = summarised;
+      info.deck = read_file(paths_.deck());
+    } else {
+      return;
+    }
     const std::vector<std::string> differences = training_differences(info.deck, print_deck(deck_));
     if (!differences.empty()) {
       usage_fail(
@@ -130,7 +138,8 @@ Start Loop::decide_start() {
           "another folder. What differs:\n  {}",
           deck_.run.dir, info.step, fmt::join(differences, "\n  "));
     }
-    start = {*newest, info.step, info.step >= deck_.run.steps};
+    start.complete = summarised >= deck_.run.steps;
+    if (newest) start = {*newest, info.step, start.complete};
   });
   start.checkpoint = world_.broadcast(start.checkpoint, 0);
   std::array<std::int64_t, 2> numbers = {start.steps, start.complete ? 1 : 0};
@@ -144,7 +153,7 @@ void Loop::announce() const {
   std::array<double, 2> most = {to_mib(session_.announced_bytes), to_mib(base_bytes_)};
   world_.all_reduce(std::span<double>(most), ReduceOp::max);
   std::string parts;
-  for (Arena* arena : const_cast<Loop*>(this)->trainer_->arenas()) {
+  for (const Arena* arena : trainer_->arenas()) {
     parts += fmt::format("{} {:.1f} + ", arena->name(), world_.all_reduce(to_mib(arena->measured()), ReduceOp::max));
   }
   log_info("{}: {} parameters, {} ranks ({} data x {} expert), {} threads each, {} {}", deck_.run.stage,
@@ -204,10 +213,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   session_.steps += 1;
   session_.tokens += record.tokens;
   session_.step_seconds += record.step_seconds;
-  const auto so_far = session_.work.pack(), more = outcome.work.pack();
-  std::array<double, WorkCounts::kNumbers> sum{};
-  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = so_far[i] + more[i];
-  session_.work = WorkCounts::unpack(sum.data());
+  session_.work += outcome.work;
   return outcome;
 }
 
@@ -259,14 +265,14 @@ Outcome Loop::steps_from(std::int64_t first) {
   return Outcome::done;
 }
 
-Outcome Loop::run(bool needs_pairs) {
-  open_data(needs_pairs);
+Outcome Loop::run(Examples examples) {
+  open_data(examples);
   find_initial_weights();
   prepare_memory();
   enter_folder();
   const Start start = decide_start();
-  if (start.complete && std::filesystem::exists(paths_.summary())) {
-    log_info("the run in {} is complete: {} steps of {} are done", deck_.run.dir, start.steps, deck_.run.steps);
+  if (start.complete) {
+    log_info("the run in {} is complete: all {} steps are done", deck_.run.dir, deck_.run.steps);
     return Outcome::done;
   }
   announce();
@@ -280,8 +286,8 @@ Outcome Loop::run(bool needs_pairs) {
 
 }  // namespace
 
-Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, bool needs_pairs) {
-  return Loop(deck, grid, communicators).run(needs_pairs);
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, Examples examples) {
+  return Loop(deck, grid, communicators).run(examples);
 }
 
 }  // namespace flanmoe

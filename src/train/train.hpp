@@ -7,6 +7,8 @@
 
 namespace flanmoe {
 
+enum class Examples { text_or_pairs, pairs };
+
 enum class Outcome {
   done,     // all steps
   stopped,  // ended early with a checkpoint; the same command goes on

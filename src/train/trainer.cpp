@@ -128,10 +128,7 @@ Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBa
   WorkCounts work;
   for (const PackedBatch& batch : microbatches) {
     model_.forward_backward(context_, batch, statistics_);
-    const auto so_far = work.pack(), more = count_work(batch).pack();
-    std::array<double, WorkCounts::kNumbers> sum{};
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = so_far[i] + more[i];
-    work = WorkCounts::unpack(sum.data());
+    work += count_work(batch);
   }
   work.routed_copies = kept_copies(statistics_);
 

@@ -32,7 +32,7 @@ class Trainer {
 
   /// Takes the memory of all arenas, touched: after this the steady state allocates nothing.
   void commit_memory();
-  const std::vector<Arena*>& arenas() { return arenas_; }
+  std::vector<const Arena*> arenas() const { return {arenas_.begin(), arenas_.end()}; }
   std::size_t arena_bytes() const;
 
   /// Weights before the first step: from the seed, or the weights of a checkpoint with a fresh optimizer.

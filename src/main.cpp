@@ -1,0 +1,66 @@
+// flanmoe: pretrains, instruction-tunes, finetunes and evaluates dense and Mixture-of-Experts language models.
+#include <chrono>
+#include <optional>
+
+#include "base/error.hpp"
+#include "base/hdf5.hpp"
+#include "base/log.hpp"
+#include "parallel/communicator.hpp"
+#include "parallel/process_grid.hpp"
+#include "parallel/watchdog.hpp"
+#include "stage/arguments.hpp"
+#include "stage/stage.hpp"
+#include "stage/start.hpp"
+#include "train/resources.hpp"
+
+namespace {
+
+enum ExitCode : int { kDone = 0, kError = 1, kUsage = 2, kStoppedEarly = 75 };
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace flanmoe;
+  const Launch launch = launch_of_environment();
+  std::optional<MpiEnvironment> mpi;  // outlives the catch, which must be able to end the other ranks
+  try {
+    // 1. What is asked for; some answers need no ranks.
+    silence_hdf5();
+    const Arguments arguments = parse_arguments(argc, argv);
+    if (arguments.action != Action::run) {
+      const std::string text = answer(arguments, launch);
+      if (launch.rank == 0) fmt::print("{}", text);
+      return kDone;
+    }
+
+    // 2. MPI.
+    mpi.emplace(&argc, &argv);
+    const Communicator world = Communicator::world();
+    configure_log(world.rank(), "");
+    expect_ranks_of_slurm(world.size());
+
+    // 3. The deck, the same on every rank.
+    const Deck deck = agree_on_deck(arguments, world);
+    const Watchdog watchdog{std::chrono::seconds(deck.run.watchdog_seconds)};
+    set_threads(deck.run.threads, world);
+
+    // 4. Who does what.
+    const ProcessGrid grid(world.size(), world.rank(), int(deck.parallel.expert));
+    const Communicators communicators = Communicators::make(world, grid);
+
+    // 5. The stage.
+    const Outcome outcome = run_stage(deck, grid, communicators);
+
+    // 6. The end, together.
+    world.barrier();
+    return outcome == Outcome::stopped ? kStoppedEarly : kDone;
+  } catch (const UsageError& error) {  // on every rank, before anything is written
+    const int rank = mpi ? MpiEnvironment::world_rank() : launch.rank;
+    if (rank == 0) fmt::print(stderr, "flanmoe: {}\n", error.what());
+    return kUsage;
+  } catch (const std::exception& error) {
+    const int rank = mpi ? MpiEnvironment::world_rank() : launch.rank;
+    fmt::print(stderr, "flanmoe: rank {} on host {}: {}\n", rank, host_name(), error.what());
+    MpiEnvironment::abort(kError);
+  }
+}

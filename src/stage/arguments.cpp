@@ -1,0 +1,92 @@
+#include "stage/arguments.hpp"
+
+#include <array>
+#include <cstdlib>
+
+#include "base/error.hpp"
+#include "stage/version.hpp"
+
+namespace flanmoe {
+namespace {
+
+constexpr const char* kUsage =
+    "flanmoe DECK [--section.key=value ...]   run the stage of the deck; start it with mpirun or srun for several "
+    "ranks\n"
+    "flanmoe DECK [...] --check               say whether the deck is right, without running\n"
+    "flanmoe DECK [...] --print               print the deck with every default, preset and override filled in\n"
+    "flanmoe --help [KEY]                     this text and all keys, or one key\n"
+    "flanmoe --version                        what this program was built with\n"
+    "\n"
+    "Exit codes: 0 done, 1 error, 2 wrong deck or usage, 75 stopped early with a checkpoint (the same command goes "
+    "on).\n"
+    "SIGUSR1 or SIGTERM to any rank ends a training run after its step, with a checkpoint.\n";
+
+std::optional<int> integer_of(const char* variable) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr || *text == '\0') return std::nullopt;
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (*end != '\0') return std::nullopt;
+  return int(value);
+}
+
+std::optional<Action> flag_of(const std::string& argument) {
+  if (argument == "--check") return Action::check;
+  if (argument == "--print") return Action::print;
+  if (argument == "--help" || argument == "-h") return Action::help;
+  if (argument == "--version") return Action::version;
+  return std::nullopt;
+}
+
+}  // namespace
+
+Arguments parse_arguments(int argc, const char* const* argv) {
+  Arguments arguments;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (const auto action = flag_of(argument)) {
+      if (arguments.action != Action::run && arguments.action != *action) {
+        usage_fail("{}: expected one of --check, --print, --help and --version, found two", argument);
+      }
+      arguments.action = *action;
+    } else if (argument.starts_with("-")) {
+      arguments.overrides.push_back(argument);
+    } else if (arguments.action == Action::help && arguments.help_key.empty()) {
+      arguments.help_key = argument;
+    } else if (arguments.deck.empty()) {
+      arguments.deck = argument;
+    } else {
+      usage_fail("{}: expected one deck, found {} before; an override is written --section.key=value", argument,
+                 arguments.deck);
+    }
+  }
+  const bool needs_deck = arguments.action != Action::help && arguments.action != Action::version;
+  if (needs_deck && arguments.deck.empty()) usage_fail("expected a deck\n\n{}", kUsage);
+  return arguments;
+}
+
+Launch launch_of_environment() {
+  for (const auto& [size, rank] :
+       std::array<std::array<const char*, 2>, 3>{{{"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
+                                                  {"PMI_SIZE", "PMI_RANK"},
+                                                  {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"}}}) {
+    const auto ranks = integer_of(size), own = integer_of(rank);
+    if (ranks && own) return {.rank = *own, .size = *ranks};
+  }
+  return {};
+}
+
+std::string answer(const Arguments& arguments, const Launch& launch) {
+  if (arguments.action == Action::version) return version_text();
+  if (arguments.action == Action::help) {
+    return arguments.help_key.empty() ? kUsage + ("\n" + describe_keys("")) : describe_keys(arguments.help_key);
+  }
+  const Deck deck = parse_deck(arguments.deck, arguments.overrides);
+  if (arguments.action == Action::print) return print_deck(deck);
+  check_deck(deck, launch.size);
+  return fmt::format("{}: right{}\n", arguments.deck,
+                     launch.size > 0 ? fmt::format(" for {} ranks", launch.size)
+                                     : "; start the check with mpirun -n RANKS to check the layout too");
+}
+
+}  // namespace flanmoe

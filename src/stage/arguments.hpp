@@ -1,0 +1,35 @@
+// The command line, and the questions that it answers without ranks.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "deck/deck.hpp"
+
+namespace flanmoe {
+
+enum class Action { run, check, print, help, version };
+
+struct Arguments {
+  Action action = Action::run;
+  std::string deck;                    // path
+  std::vector<std::string> overrides;  // "--section.key=value"
+  std::string help_key;                // of --help KEY; may be empty
+};
+
+/// Throws UsageError on what is no flag, deck or override.
+Arguments parse_arguments(int argc, const char* const* argv);
+
+/// What the launcher says about this process, before MPI starts.
+struct Launch {
+  int rank = 0;
+  int size = 0;  // 0: started without a launcher
+};
+Launch launch_of_environment();
+
+/// The text that answers --help, --version, --check (with the launcher's rank count, where there is one) and --print.
+/// Writes nothing. Throws UsageError.
+std::string answer(const Arguments& arguments, const Launch& launch);
+
+}  // namespace flanmoe
