@@ -79,7 +79,8 @@ Launch launch_of_environment() {
 std::string answer(const Arguments& arguments, const Launch& launch) {
   if (arguments.action == Action::version) return version_text();
   if (arguments.action == Action::help) {
-    return arguments.help_key.empty() ? kUsage + ("\n" + describe_keys("")) : describe_keys(arguments.help_key);
+    return arguments.help_key.empty() ? fmt::format("{}\n{}", kUsage, describe_keys(""))
+                                      : describe_keys(arguments.help_key);
   }
   const Deck deck = parse_deck(arguments.deck, arguments.overrides);
   if (arguments.action == Action::print) return print_deck(deck);
