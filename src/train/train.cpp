@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 
+#include "base/hdf5.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "train/resources.hpp"
@@ -240,6 +242,7 @@ void Loop::checkpoint(std::int64_t steps) {
                             .tokens_seen = tokens_seen_,
                             .deck = print_deck(deck_),
                             .tokenizer_fingerprint = source_->tokenizer_fingerprint()};
+  const std::lock_guard lock(hdf5_mutex());  // batches are being read ahead
   trainer_->save(deck_.run.dir, info, deck_.checkpoint.keep);
 }
 
