@@ -13,6 +13,13 @@
 namespace flanmoe {
 namespace {
 
+Arguments arguments_of(const std::string& deck, const std::vector<std::string>& overrides) {
+  Arguments arguments;
+  arguments.deck = deck;
+  arguments.overrides = overrides;
+  return arguments;
+}
+
 /// A deck file that all ranks see.
 class Start : public testing::Test {
  protected:
@@ -45,22 +52,22 @@ class Start : public testing::Test {
 };
 
 TEST_F(Start, EveryRankGetsTheSameDeck) {
-  const Deck deck = agree_on_deck({.deck = path_, .overrides = {"--run.seed=5"}}, world_);
+  const Deck deck = agree_on_deck(arguments_of(path_, {"--run.seed=5"}), world_);
 
   EXPECT_EQ(deck.batch.rows, 12);
   EXPECT_EQ(deck.run.seed, 5);
 }
 
 TEST_F(Start, WrongDeckIsAUsageErrorOnEveryRank) {
-  EXPECT_NE(error_of({.deck = path_, .overrides = {"--run.seed=-5"}}).find("usage: "), std::string::npos);
-  EXPECT_NE(error_of({.deck = path_ + "missing", .overrides = {}}).find("usage: "), std::string::npos);
+  EXPECT_NE(error_of(arguments_of(path_, {"--run.seed=-5"})).find("usage: "), std::string::npos);
+  EXPECT_NE(error_of(arguments_of(path_ + "missing", {})).find("usage: "), std::string::npos);
 }
 
 TEST_F(Start, RanksWithDifferentDecksAreFound) {
   const int last = world_.size() - 1;
   const std::string seed = world_.rank() == last && last > 0 ? "--run.seed=2" : "--run.seed=1";
 
-  const std::string error = error_of({.deck = path_, .overrides = {seed}});
+  const std::string error = error_of(arguments_of(path_, {seed}));
 
   if (last == 0) {
     EXPECT_EQ(error, "");
