@@ -91,7 +91,7 @@ BatchSource::State::State(const Deck& deck, std::int64_t vocabulary)
   const std::int64_t most = only_text ? batch.rows : std::numeric_limits<std::int64_t>::max();
   for (const MixtureTask& task : tasks) {
     orders.emplace_back(seed, task, draws, most);
-    mixture.push_back({task.name, task.items, task.rate});
+    mixture.push_back({task.name, task.items, task.rate, task.is_text});
   }
 }
 

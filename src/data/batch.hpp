@@ -14,8 +14,8 @@ namespace flanmoe {
 /// packed example; every segment exists on both sides, in the same order.
 struct RaggedSide {
   std::vector<std::int32_t> token_T;
-  std::vector<std::int64_t> row_first;             // rows+1 offsets into token_T
-  std::vector<std::int32_t> segment_begin_S;       // first token
+  std::vector<std::int64_t> row_first;        // rows+1 offsets into token_T
+  std::vector<std::int32_t> segment_begin_S;  // first token
   std::vector<std::int32_t> segment_count_S;
   std::int64_t tokens() const { return std::int64_t(token_T.size()); }
 };
@@ -25,10 +25,10 @@ struct RaggedSide {
 /// loss weight 1.
 struct PackedBatch {
   std::int64_t step = 0, first_row = 0, rows = 0;
-  RaggedSide encoder, decoder;                     // decoder.token_T: decoder inputs
-  std::vector<std::int32_t> target_T;              // like decoder.token_T
-  std::vector<std::int32_t> segment_row_S;         // row (from 0, local) of each segment
-  std::vector<std::int32_t> segment_task_S;        // index into task_names of the mixture
+  RaggedSide encoder, decoder;               // decoder.token_T: decoder inputs
+  std::vector<std::int32_t> target_T;        // like decoder.token_T
+  std::vector<std::int32_t> segment_row_S;   // row (from 0, local) of each segment
+  std::vector<std::int32_t> segment_task_S;  // index into task_names of the mixture
   // Of the whole step, the same on every rank, known before any token is read:
   std::int64_t step_rows = 0, step_encoder_tokens = 0, step_target_tokens = 0, step_segments = 0;
 };
@@ -37,7 +37,8 @@ struct PackedBatch {
 struct MixtureEntry {
   std::string task;
   std::int64_t examples = 0;
-  double rate = 0;  // probability of a draw
+  double rate = 0;    // probability of a draw
+  bool text = false;  // pieces of raw documents; otherwise pairs
 };
 
 /// Opens the shards of deck.data, builds the mixture, and makes batches. Throws UsageError when no example matches, a

@@ -17,8 +17,9 @@ constexpr int kWindows = 4;  // the fastest counts: others may have lost time to
 
 double measure_roof(const Kernels& kernels, DType compute, const Communicator& world) {
   Arena memory("roof"), scratch("roof scratch");
-  for (Arena* arena : {&memory, &scratch}) {  // measure
-    for (int i = 0; i < 3; ++i) arena->allocate(DType::f32, kSide, kSide);
+  for (int i = 0; i < 3; ++i) memory.allocate(compute, kSide, kSide);
+  scratch.allocate(DType::f32, 1, std::int64_t(kernels.matmul.scratch_bytes() / sizeof(float)));
+  for (Arena* arena : {&memory, &scratch}) {
     arena->commit();
     arena->rewind();
   }

@@ -79,7 +79,12 @@ class Loop {
 
 void Loop::open_data(Examples examples) {
   together(world_, [&] { source_ = std::make_shared<BatchSource>(deck_, deck_.model.vocabulary); });
-  (void)examples;
+  if (examples == Examples::text_or_pairs) return;
+  for (const MixtureEntry& task : source_->mixture()) {
+    if (!task.text) continue;
+    usage_fail("data.train: task {} is raw text; the {} stage needs inputs with targets (choose tasks by data.tasks)",
+               task.task, deck_.run.stage);
+  }
 }
 
 void Loop::find_initial_weights() {
@@ -170,7 +175,8 @@ void Loop::announce() const {
                              session_.roof_flops_per_second / 1e9)
                : "");
   for (const MixtureEntry& task : source_->mixture()) {
-    log_info("task {}: {} examples, {:.3g}% of draws", task.task, task.examples, 100 * task.rate);
+    log_info("task {}: {} {}, {:.3g}% of draws", task.task, task.examples, task.text ? "pieces of text" : "examples",
+             100 * task.rate);
   }
 }
 
