@@ -34,7 +34,8 @@ std::vector<int> allowed_cores() {
 
 std::size_t resident_bytes() {
   std::size_t total_pages = 0, resident_pages = 0;
-  std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
+  std::ifstream statm("/proc/self/statm");
+  if (!(statm >> total_pages >> resident_pages)) return peak_resident_bytes();  // a machine without /proc
   return resident_pages * std::size_t(sysconf(_SC_PAGESIZE));
 }
 

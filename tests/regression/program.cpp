@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,7 +11,6 @@
 #include <fstream>
 #include <map>
 #include <sstream>
-#include <thread>
 
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
@@ -21,7 +21,6 @@ namespace flanmoe::regression {
 namespace {
 
 namespace fs = std::filesystem;
-using std::chrono::milliseconds;
 
 std::vector<std::string> words_of(const std::string& text) {
   std::istringstream in(text);
@@ -51,43 +50,6 @@ std::vector<char*> pointers_to(std::vector<std::string>& words) {
   for (std::string& word : words) pointers.push_back(word.data());
   pointers.push_back(nullptr);
   return pointers;
-}
-
-struct ProcessInfo {
-  std::string name;
-  pid_t parent = 0;
-};
-
-/// From /proc/PID/stat: "pid (name) state parent ...".
-ProcessInfo info_of(const fs::path& folder) {
-  const std::string stat = text_of((folder / "stat").string());
-  const auto open = stat.find('('), close = stat.rfind(')');
-  if (open == std::string::npos || close == std::string::npos) return {};
-  std::istringstream rest(stat.substr(close + 1));
-  ProcessInfo info{.name = stat.substr(open + 1, close - open - 1)};
-  char state = 0;
-  rest >> state >> info.parent;
-  return info;
-}
-
-std::vector<pid_t> programs_under(pid_t launcher) {
-  std::vector<pid_t> found;
-  for (const auto& entry : fs::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (!std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; })) continue;
-    const ProcessInfo info = info_of(entry.path());
-    if (info.parent == launcher && info.name == "flanmoe") found.push_back(pid_t(std::stol(name)));
-  }
-  return found;
-}
-
-int rank_of_process(pid_t process) {
-  std::istringstream variables(text_of(fmt::format("/proc/{}/environ", process)));
-  const std::string key = "OMPI_COMM_WORLD_RANK=";
-  for (std::string variable; std::getline(variables, variable, '\0');) {
-    if (variable.starts_with(key)) return std::stoi(variable.substr(key.size()));
-  }
-  return -1;
 }
 
 herr_t collect_dataset(hid_t, const char* name, const H5O_info_t* info, void* out) {
@@ -139,11 +101,15 @@ Program::Program(int ranks, const Words& words, const Words& environment) : rank
   output_path_ = (fs::temp_directory_path() / "flanmoe_output_XXXXXX").string();
   const int file = mkstemp(output_path_.data());
   std::vector<std::string> command = ranks > 0 ? words_of(FLANMOE_LAUNCHER) : Words{};
-  if (ranks > 0) command.insert(command.end(), {"-n", std::to_string(ranks)});
+  if (ranks > 0) {  // each rank leaves its process number in a file and then becomes the program
+    command.insert(command.end(), {"-n", std::to_string(ranks), "sh", "-c",
+                                   "echo $$ >\"$0.$OMPI_COMM_WORLD_RANK\"; exec \"$@\"", output_path_});
+  }
   command.emplace_back(FLANMOE_PROGRAM);
   command.insert(command.end(), words.begin(), words.end());
   std::vector<std::string> variables = environment_of_program(environment);
   const std::vector<char*> arguments = pointers_to(command), environment_pointers = pointers_to(variables);
+  prctl(PR_SET_CHILD_SUBREAPER, 1);  // ranks that outlive their launcher become children of this process
   process_ = fork();
   if (process_ == 0) {
     dup2(file, STDOUT_FILENO);
@@ -157,6 +123,7 @@ Program::Program(int ranks, const Words& words, const Words& environment) : rank
 Program::~Program() {
   if (running()) kill_all();
   fs::remove(output_path_);
+  for (int rank = 0; rank < ranks_; ++rank) fs::remove(fmt::format("{}.{}", output_path_, rank));
 }
 
 bool Program::running() {
@@ -172,22 +139,19 @@ int Program::wait() {
 std::string Program::output() const { return text_of(output_path_); }
 
 pid_t Program::process_of_rank(int rank) const {
-  if (ranks_ == 0) return process_;
-  for (const pid_t process : programs_under(process_)) {
-    if (rank_of_process(process) == rank) return process;
-  }
-  return 0;
+  pid_t process = 0;
+  std::ifstream(fmt::format("{}.{}", output_path_, rank)) >> process;
+  return process;
 }
 
 void Program::kill_all() {
-  const std::vector<pid_t> ranks = programs_under(process_);
-  for (const pid_t rank : ranks) kill(rank, SIGKILL);
   kill(process_, SIGKILL);
+  for (int rank = 0; rank < ranks_; ++rank) {
+    if (const pid_t process = process_of_rank(rank); process > 0) kill(process, SIGKILL);
+  }
   wait();
-  for (const pid_t rank : ranks) {
-    while (info_of(fmt::format("/proc/{}", rank)).name == "flanmoe" && kill(rank, 0) == 0) {
-      std::this_thread::sleep_for(milliseconds(1));
-    }
+  for (int rank = 0; rank < ranks_; ++rank) {
+    if (const pid_t process = process_of_rank(rank); process > 0) waitpid(process, nullptr, 0);
   }
 }
 
