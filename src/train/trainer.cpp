@@ -62,7 +62,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
 
 void Trainer::lay() {
   store_.lay(weights_, &gradients_);
-  optimizer_.lay(optimizer_state_);
+  optimizer_.lay(optimizer_state_, scratch_);
   model_.lay(activations_, scratch_, limits_, /*training=*/true);
 }
 

@@ -43,7 +43,12 @@ TEST_F(RunFolderTest, LockEndsWithItsHolderHoweverThatEnds) {
   EXPECT_NO_THROW(RunFolder{dir_});
 }
 
-TEST_F(RunFolderTest, FolderThatCannotBeMadeIsAWrongDeck) { EXPECT_THROW(RunFolder{"/proc/flanmoe/run"}, UsageError); }
+TEST_F(RunFolderTest, FolderThatCannotBeMadeIsAWrongDeck) {
+  std::filesystem::create_directories(dir_);
+  write_file(dir_ + "/a", "a file, no folder");
+
+  EXPECT_THROW(RunFolder{dir_ + "/a/run"}, UsageError);
+}
 
 TEST_F(RunFolderTest, FilesAreReplacedWhole) {
   std::filesystem::create_directories(dir_);
