@@ -36,7 +36,8 @@ void together(const Communicator& world, const std::function<void()>& f) {
   if (first == failures.end()) return;
   const int rank = int(first - failures.begin());
   const bool all = std::count(failures.begin(), failures.end(), 0) == 0;
-  if (rank == world.rank() && !all) {
+  // What rank 0 finds is usually what any rank would find; elsewhere the place matters.
+  if (rank == world.rank() && !all && (rank > 0 || outcome.failure == Failure::error)) {
     outcome.message += fmt::format(" (on rank {}, host {})", rank, host_name());
   }
   const std::string message = world.broadcast(outcome.message, rank);

@@ -7,6 +7,7 @@
 
 namespace flanmoe {
 
+/// What a stage trains on: raw text becomes pairs on the fly, or is refused.
 enum class Examples { text_or_pairs, pairs };
 
 enum class Outcome {
@@ -15,7 +16,7 @@ enum class Outcome {
 };
 
 /// Trains up to deck.run.steps in deck.run.dir, from the newest checkpoint there, else from run.init_from, else from
-/// the seed. `needs_pairs`: every example must have a target of its own. Collective.
-Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, bool needs_pairs);
+/// the seed. Collective.
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, Examples examples);
 
 }  // namespace flanmoe

@@ -196,7 +196,8 @@ std::string write_text(const Workplace& workplace) {
 }
 
 Words smoke(const std::string& shard, const std::string& run_dir, const Words& more) {
-  Words words = {FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=120"};
+  Words words = {FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=120",
+                 "--run.threads=1"};
   words.insert(words.end(), more.begin(), more.end());
   return words;
 }

@@ -28,7 +28,7 @@ TEST_F(Training, LossFallsFarOnATaskThatCanBeLearnt) {
   const auto metrics = metrics_of(dir);
   ASSERT_EQ(metrics.size(), 150U);
   // Fresh weights know nothing of 256 tokens; the targets are a function of the first input token.
-  EXPECT_NEAR(summary["first_loss"].get<double>(), std::log(256.0), 1.0);
+  EXPECT_NEAR(summary["first_loss"].get<double>(), std::log(256.0), 1.5);
   EXPECT_LT(summary["mean_loss_last_tenth"].get<double>(), 0.5);
   EXPECT_GT(summary["mean_accuracy_last_tenth"].get<double>(), 0.8);
   EXPECT_EQ(summary["final_loss"], metrics.back()["loss"]);
@@ -40,7 +40,7 @@ TEST_F(Training, LossFallsFarOnATaskThatCanBeLearnt) {
 TEST_F(Training, NextStageStartsFromTheWeightsOfTheLast) {
   const std::string shard = write_pairs(workplace_);
   const Words adamw = {"--optimizer.name=adamw", "--optimizer.schedule=constant", "--optimizer.learning_rate=0.01",
-                       "--optimizer.warmup_steps=1", "--run.steps=40"};
+                       "--optimizer.warmup_steps=1"};
   const auto stage = [&](const std::string& name, const std::string& from, const Words& more) {
     Words words = smoke(shard, workplace_.path(name), adamw);
     if (!from.empty()) words.push_back("--run.init_from=" + from);
@@ -48,10 +48,11 @@ TEST_F(Training, NextStageStartsFromTheWeightsOfTheLast) {
     const Ended ended = run(2, words);
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
   };
-  stage("first", "", {"--run.stage=instruct"});
+  stage("first", "", {"--run.stage=instruct", "--run.steps=40"});
   const double reached = summary_of(workplace_.path("first"))["final_loss"];
 
-  stage("second", workplace_.path("first"), {"--run.stage=finetune", "--parallel.expert=2", "--data.tasks=odd"});
+  stage("second", workplace_.path("first"),
+        {"--run.stage=finetune", "--run.steps=5", "--parallel.expert=2", "--data.tasks=odd"});
   stage("third", newest_of(workplace_.path("first")), {"--run.stage=finetune", "--run.steps=1"});
 
   const double fresh = summary_of(workplace_.path("first"))["first_loss"];
