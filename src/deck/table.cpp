@@ -179,7 +179,8 @@ void add_data(std::vector<Parameter>& table) {
   using S = DataDeck;
   rows.text("train", &S::train, "Training shards: paths or patterns such as data/*.h5, separated by spaces.");
   rows.text("tasks", &S::tasks, "Tasks to train on: name patterns, separated by spaces.");
-  rows.text("exclude_tasks", &S::exclude_tasks, "Tasks held out from training: name patterns, separated by spaces.");
+  rows.text("exclude_tasks", &S::exclude_tasks,
+            "Tasks held out from training, and averaged apart by an evaluation: name patterns, separated by spaces.");
   rows.text("weights", &S::weights, "pattern=weight, separated by spaces: multiplies the rate of matching tasks.");
   rows.number("cap", &S::cap, at_least(0), "examples",
               "A task counts at most this many examples towards its rate; 0: no cap.");
