@@ -28,7 +28,8 @@ build: configure  ## build the programs, without the tests
 	@cmake --build $(BUILD) --parallel $(JOBS) --target programs
 
 run: build  ## train and evaluate a small MoE model and its dense twin on real text (about 10 minutes)
-	@jobs/tutorial.sh $(ARGS)
+	@tools/setup --lists run
+	@BUILD=$(BUILD) jobs/tutorial.sh $(ARGS)
 
 test: configure  ## build and run all tests
 	@cmake --build $(BUILD) --parallel $(JOBS)
