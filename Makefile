@@ -1,5 +1,5 @@
 # Front door of flanmoe; thin over CMake. `make help` lists what there is.
-# Settings: JOBS=n compilers at a time, PRESET=release|debug|asan|clang, ARGS="--section.key=value ..." for run.
+# Settings: JOBS=n compilers at a time, PRESET=release|debug|asan|clang, ARGS="..." for run (overrides) and bench.
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PRESET ?= release
@@ -37,7 +37,7 @@ test: configure  ## build and run all tests
 
 bench: configure  ## measure operations and a training step against the machine's matrix-product peak
 	@cmake --build $(BUILD) --parallel $(JOBS) --target flanmoe-bench
-	@$(BUILD)/flanmoe-bench
+	@$(BUILD)/flanmoe-bench --json $(BUILD)/bench.json $(ARGS)
 
 format:  ## lay out the sources
 	@tools/setup style

@@ -20,5 +20,9 @@ struct ActivationKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const ActivationKernels activation_kernels; }
-namespace flanmoe::cpu { extern const ActivationKernels activation_kernels; }
+namespace flanmoe::reference {
+extern const ActivationKernels activation_kernels;
+}
+namespace flanmoe::cpu {
+extern const ActivationKernels activation_kernels;
+}

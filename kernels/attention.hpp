@@ -45,5 +45,9 @@ struct AttentionKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const AttentionKernels attention_kernels; }
-namespace flanmoe::cpu { extern const AttentionKernels attention_kernels; }
+namespace flanmoe::reference {
+extern const AttentionKernels attention_kernels;
+}
+namespace flanmoe::cpu {
+extern const AttentionKernels attention_kernels;
+}

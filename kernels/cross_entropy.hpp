@@ -31,5 +31,9 @@ struct CrossEntropyKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const CrossEntropyKernels cross_entropy_kernels; }
-namespace flanmoe::cpu { extern const CrossEntropyKernels cross_entropy_kernels; }
+namespace flanmoe::reference {
+extern const CrossEntropyKernels cross_entropy_kernels;
+}
+namespace flanmoe::cpu {
+extern const CrossEntropyKernels cross_entropy_kernels;
+}

@@ -32,5 +32,9 @@ struct DropoutKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const DropoutKernels dropout_kernels; }
-namespace flanmoe::cpu { extern const DropoutKernels dropout_kernels; }
+namespace flanmoe::reference {
+extern const DropoutKernels dropout_kernels;
+}
+namespace flanmoe::cpu {
+extern const DropoutKernels dropout_kernels;
+}

@@ -19,5 +19,9 @@ struct ElementwiseKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const ElementwiseKernels elementwise_kernels; }
-namespace flanmoe::cpu { extern const ElementwiseKernels elementwise_kernels; }
+namespace flanmoe::reference {
+extern const ElementwiseKernels elementwise_kernels;
+}
+namespace flanmoe::cpu {
+extern const ElementwiseKernels elementwise_kernels;
+}

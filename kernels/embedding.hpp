@@ -15,5 +15,9 @@ struct EmbeddingKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const EmbeddingKernels embedding_kernels; }
-namespace flanmoe::cpu { extern const EmbeddingKernels embedding_kernels; }
+namespace flanmoe::reference {
+extern const EmbeddingKernels embedding_kernels;
+}
+namespace flanmoe::cpu {
+extern const EmbeddingKernels embedding_kernels;
+}

@@ -34,5 +34,9 @@ struct MatmulKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const MatmulKernels matmul_kernels; }
-namespace flanmoe::cpu { extern const MatmulKernels matmul_kernels; }
+namespace flanmoe::reference {
+extern const MatmulKernels matmul_kernels;
+}
+namespace flanmoe::cpu {
+extern const MatmulKernels matmul_kernels;
+}

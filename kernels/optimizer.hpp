@@ -39,5 +39,9 @@ struct OptimizerKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const OptimizerKernels optimizer_kernels; }
-namespace flanmoe::cpu { extern const OptimizerKernels optimizer_kernels; }
+namespace flanmoe::reference {
+extern const OptimizerKernels optimizer_kernels;
+}
+namespace flanmoe::cpu {
+extern const OptimizerKernels optimizer_kernels;
+}

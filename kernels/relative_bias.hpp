@@ -22,5 +22,9 @@ struct RelativeBiasKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const RelativeBiasKernels relative_bias_kernels; }
-namespace flanmoe::cpu { extern const RelativeBiasKernels relative_bias_kernels; }
+namespace flanmoe::reference {
+extern const RelativeBiasKernels relative_bias_kernels;
+}
+namespace flanmoe::cpu {
+extern const RelativeBiasKernels relative_bias_kernels;
+}

@@ -30,17 +30,16 @@ struct RouterKernels {
                  std::span<const std::int64_t> capacity, SlotPriority priority);
 
   /// Rows for the experts: histogram, exclusive scan, row map. count_E (i32, 1 x E) = kept copies per expert.
-  /// slot_Tk (i32) = row of copy (t, j) in expert order, -1 when dropped; rows of an expert are ordered by token, and by
-  /// choice inside a token. token_N (i32, N x 1, N = T*k) = token of each row; entries past the last row are -1.
+  /// slot_Tk (i32) = row of copy (t, j) in expert order, -1 when dropped; rows of an expert are ordered by token, and
+  /// by choice inside a token. token_N (i32, N x 1, N = T*k) = token of each row; entries past the last row are -1.
   /// Returns the number of rows.
   std::int64_t (*row_map)(KernelContext&, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
                           const Tensor& choice_Tk, const Tensor& kept_Tk);
 
   /// dlogits_TE (written). dweight_Tk: gradient of the loss by the (renormalised) combine weights, 0 where dropped.
-  /// dp_GE (G x E): the gradient of the balance loss by p of every token of group g and expert e (the fraction chosen is
-  /// a constant). z_scale: gradient of the router z-loss is z_scale * 2 * log_z * p.
-  /// dlogit_j = p_j (g_j - sum_e p_e g_e) + 2 z_scale log_z p_j, with g = dweight carried through the renormalisation
-  /// to the chosen p, plus dp_GE.
+  /// dp_GE (G x E): the gradient of the balance loss by p of every token of group g and expert e (the fraction chosen
+  /// is a constant). z_scale: gradient of the router z-loss is z_scale * 2 * log_z * p. dlogit_j = p_j (g_j - sum_e p_e
+  /// g_e) + 2 z_scale log_z p_j, with g = dweight carried through the renormalisation to the chosen p, plus dp_GE.
   void (*backward)(KernelContext&, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
                    double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
                    std::span<const std::int64_t> first_token, bool renormalize);
@@ -50,5 +49,9 @@ struct RouterKernels {
 
 }  // namespace flanmoe
 
-namespace flanmoe::reference { extern const RouterKernels router_kernels; }
-namespace flanmoe::cpu { extern const RouterKernels router_kernels; }
+namespace flanmoe::reference {
+extern const RouterKernels router_kernels;
+}
+namespace flanmoe::cpu {
+extern const RouterKernels router_kernels;
+}

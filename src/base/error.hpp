@@ -44,9 +44,9 @@ template <class... Args>
 }  // namespace flanmoe
 
 /// Precondition of a function inside flanmoe; always checked, in release builds too. The message is an fmt format.
-#define FLANMOE_EXPECT(condition, ...)                                                                      \
-  do {                                                                                                      \
-    if (!(condition)) {                                                                                     \
-      ::flanmoe::detail::throw_logic_error(#condition, __FILE__, __LINE__, ::fmt::format(__VA_ARGS__));     \
-    }                                                                                                       \
+#define FLANMOE_EXPECT(condition, ...)                                                                  \
+  do {                                                                                                  \
+    if (!(condition)) {                                                                                 \
+      ::flanmoe::detail::throw_logic_error(#condition, __FILE__, __LINE__, ::fmt::format(__VA_ARGS__)); \
+    }                                                                                                   \
   } while (false)

@@ -34,9 +34,7 @@ ModelDeck base_1_1() {
   return model;
 }
 
-TEST(ModelParameters, T5BaseHas248Million) {
-  EXPECT_EQ(std::llround(double(count(base_1_1(), {})) * 1e-6), 248);
-}
+TEST(ModelParameters, T5BaseHas248Million) { EXPECT_EQ(std::llround(double(count(base_1_1(), {})) * 1e-6), 248); }
 
 TEST(ModelParameters, T5BaseOfVersion10Has223Million) {
   ModelDeck model = base_1_1();
@@ -81,9 +79,9 @@ TEST(ModelTensors, IndicesNameTheirSpecifications) {
 
 TEST(Capacity, RoundsHalfToEvenAndKeepsTheMinimum) {
   EXPECT_EQ(expert_capacity(1.25, 512, 8, 4), 80);
-  EXPECT_EQ(expert_capacity(1.0, 20, 8, 1), 2);    // 2.5 -> 2
-  EXPECT_EQ(expert_capacity(1.0, 28, 8, 1), 4);    // 3.5 -> 4
-  EXPECT_EQ(expert_capacity(1.25, 8, 8, 4), 4);    // 1.25 -> minimum
+  EXPECT_EQ(expert_capacity(1.0, 20, 8, 1), 2);  // 2.5 -> 2
+  EXPECT_EQ(expert_capacity(1.0, 28, 8, 1), 4);  // 3.5 -> 4
+  EXPECT_EQ(expert_capacity(1.25, 8, 8, 4), 4);  // 1.25 -> minimum
   EXPECT_EQ(expert_capacity(0.0, 8, 8, 4), std::numeric_limits<std::int64_t>::max());
 }
 
