@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::int64_t kSharedBytes = std::int64_t{8} << 20;  // for each of a and b, packed for all threads
 constexpr std::int64_t kTemporaryBytes = std::int64_t{8} << 20;
-constexpr std::int64_t kTaskRows = 1024;  // most rows that one task multiplies by one packed b
+constexpr std::int64_t kStripsOfTask = 4;
+constexpr std::int64_t kTaskRows = 512;  // most rows that one task multiplies by one packed b
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
@@ -27,13 +28,13 @@ std::int64_t kernel_depth(DType dtype, std::int64_t depth, bool ragged) {
   return round_up(depth, coarse);
 }
 
-/// Memory of one thread: a product tile, a few rows of a, a packed b.
+/// Memory of one thread: the tiles of a few rows side by side, a few rows of a, a packed b.
 struct Workspace {
   float* c;
   char* a;
   char* b;
 };
-constexpr std::int64_t kTileBytes = kTileRows * kTileCols * std::int64_t(sizeof(float));
+constexpr std::int64_t kTileBytes = std::int64_t{256} << 10;
 constexpr std::int64_t kRowsBytes = kTileRows * kTileDepthBytes;
 constexpr std::int64_t kThreadBytes = kTileBytes + kRowsBytes + kPackedBytes;
 
@@ -59,17 +60,17 @@ struct Slice {
   const Product* product;
   DType dtype;
   std::int64_t k, depth, padded_depth;  // depth range [k, k + depth)
-  std::int64_t tile_cols;
-  bool first;  // the first slice writes y unless the product accumulates; later ones add
+  std::int64_t strip_rows, panel_cols;  // of a tile: its packed b stays in the second-level cache
+  bool first;                           // the first slice writes y unless the product accumulates; later ones add
 
   std::int64_t element() const { return std::int64_t(size_of(dtype)); }
-  std::int64_t cols_at(std::int64_t n) const { return std::min(tile_cols, product->size.cols - n); }
+  std::int64_t cols_at(std::int64_t n) const { return std::min(panel_cols, product->size.cols - n); }
   std::int64_t padded_cols_at(std::int64_t n) const { return round_up(cols_at(n), kTileColStep); }
   const TileKernel& kernel(std::int64_t rows, std::int64_t n) const {
     return TileKernel::get(dtype, round_up(rows, kTileRowStep), padded_depth, padded_cols_at(n));
   }
   const PackedLayout& layout(std::int64_t n) const {
-    return kernel(std::min(kTileRows, product->size.rows), n).layout();
+    return kernel(std::min(strip_rows, product->size.rows), n).layout();
   }
   Window window_a(std::int64_t m, std::int64_t rows) const {
     return {&product->a, product->transpose_a, m, rows, k, depth};
@@ -87,64 +88,72 @@ std::int64_t slice_count(const Product& p) { return ceil_div(p.size.inner, max_d
 
 Slice slice_of(const Product& p, std::int64_t index) {
   // Slices of equal depth, so that none is a small remainder.
-  const std::int64_t step = depth_step(p.a.dtype);
-  const std::int64_t share = round_up(ceil_div(p.size.inner, slice_count(p)), step);
+  const DType dtype = p.a.dtype;
+  const std::int64_t share = round_up(ceil_div(p.size.inner, slice_count(p)), depth_step(dtype));
   const std::int64_t k = std::min(index * share, p.size.inner);
   const std::int64_t depth = std::min(share, p.size.inner - k);
-  const std::int64_t padded = kernel_depth(p.a.dtype, depth, p.transpose_a);
-  const std::int64_t widest = kernel_depth(p.a.dtype, share, p.transpose_a);
-  return {&p, p.a.dtype, k, depth, padded, tile_cols_for(p.a.dtype, widest), index == 0};
+  const std::int64_t widest = kernel_depth(dtype, share, p.transpose_a);
+  const std::int64_t strip = p.accumulate ? kTileRows / 2 : kTileRows;
+  // Panels of about equal width, as wide as the cache allows: rows of b are read, and rows of y written, in runs of
+  // this length.
+  const std::int64_t fit = std::min(kPackedBytes / (widest * std::int64_t(size_of(dtype))),
+                                    kTileBytes / (strip * std::int64_t(sizeof(float))));
+  const std::int64_t panels = ceil_div(p.size.cols, fit / kTileColStep * kTileColStep);
+  const std::int64_t panel_cols = round_up(ceil_div(p.size.cols, panels), kTileColStep);
+  return {&p, dtype, k, depth, kernel_depth(dtype, depth, p.transpose_a), strip, panel_cols, index == 0};
 }
 
-/// y(m.., n..) from a finished tile.
-void write_tile(const Slice& slice, const float* c, std::int64_t ld, std::int64_t m, std::int64_t rows,
-                std::int64_t n) {
+/// Columns [n, n + cols) of row i of y from a row of a tile.
+void write_row(const Slice& slice, const float* c, std::int64_t i, std::int64_t n, std::int64_t cols) {
   const Product& p = *slice.product;
-  const std::int64_t cols = slice.cols_at(n);
-  const bool add = p.accumulate || !slice.first;
   const float alpha = p.alpha;
-  for (std::int64_t i = 0; i < rows; ++i, c += ld) {
-    if (p.y.dtype == DType::bf16) {
-      bf16* y = p.y.row<bf16>(m + i) + n;
-      for (std::int64_t j = 0; j < cols; ++j) y[j] = bf16(alpha * c[j]);
-    } else if (add) {
-      float* y = p.y.row<float>(m + i) + n;
-      for (std::int64_t j = 0; j < cols; ++j) y[j] += alpha * c[j];
-    } else {
-      float* y = p.y.row<float>(m + i) + n;
-      for (std::int64_t j = 0; j < cols; ++j) y[j] = alpha * c[j];
-    }
+  if (p.y.dtype == DType::bf16) {
+    bf16* y = p.y.row<bf16>(i) + n;
+    for (std::int64_t j = 0; j < cols; ++j) y[j] = bf16(alpha * c[j]);
+  } else if (p.accumulate || !slice.first) {
+    float* y = p.y.row<float>(i) + n;
+    for (std::int64_t j = 0; j < cols; ++j) y[j] += alpha * c[j];
+  } else {
+    float* y = p.y.row<float>(i) + n;
+    for (std::int64_t j = 0; j < cols; ++j) y[j] = alpha * c[j];
   }
 }
 
-/// Rows [m, m_end) times one packed b. `packed_a`: rows from m on, packed, or null to read a itself.
-void multiply_rows(const Slice& slice, const Workspace& mine, std::int64_t m, std::int64_t m_end, std::int64_t n,
-                   const char* packed_a, const void* packed_b) {
+/// A rectangle of y.
+struct Panel {
+  std::int64_t m0, m1, n0, n1;
+};
+
+/// A panel of at most panel_cols columns. `packed_a`: its rows, packed, or null to read a itself.
+void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& mine, const char* packed_a,
+                    const char* packed_b) {
   const bool ready = slice.a_is_ready();
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
-  for (; m < m_end; m += kTileRows) {
-    const std::int64_t rows = std::min(kTileRows, m_end - m);
+  const std::int64_t ld = slice.padded_cols_at(panel.n0);
+  for (std::int64_t m = panel.m0; m < panel.m1; m += slice.strip_rows) {
+    const std::int64_t rows = std::min(slice.strip_rows, panel.m1 - m);
+    const std::int64_t padded_rows = round_up(rows, kTileRowStep);
     const void* a = packed_a;
     if (packed_a != nullptr) {
-      packed_a += kTileRows * row_bytes;
-    } else if (ready && rows % kTileRowStep == 0) {
+      packed_a += slice.strip_rows * row_bytes;
+    } else if (ready && rows == padded_rows) {
       a = static_cast<const char*>(slice.product->a.data) + m * row_bytes;
     } else {
-      pack_a(mine.a, slice.window_a(m, rows), round_up(rows, kTileRowStep), slice.padded_depth);
+      pack_a(mine.a, slice.window_a(m, rows), padded_rows, slice.padded_depth);
       a = mine.a;
     }
-    slice.kernel(rows, n)(mine.c, a, packed_b);
-    write_tile(slice, mine.c, slice.padded_cols_at(n), m, rows, n);
+    slice.kernel(rows, panel.n0)(mine.c, a, packed_b);
+    for (std::int64_t i = 0; i < rows; ++i) write_row(slice, mine.c + i * ld, m + i, panel.n0, panel.n1 - panel.n0);
   }
 }
 
 /// Makes the kernels of a slice now: a failure inside a parallel region could not be reported.
 void make_kernels(const Slice& slice) {
   const ProductSize& size = slice.product->size;
-  const std::int64_t last_n = (size.cols - 1) / slice.tile_cols * slice.tile_cols;
+  const std::int64_t last_n = (size.cols - 1) / slice.panel_cols * slice.panel_cols;
   for (const std::int64_t n : {std::int64_t{0}, last_n}) {
-    slice.kernel(std::min(kTileRows, size.rows), n);
-    if (size.rows % kTileRows != 0) slice.kernel(size.rows % kTileRows, n);
+    slice.kernel(std::min(slice.strip_rows, size.rows), n);
+    if (size.rows % slice.strip_rows != 0) slice.kernel(size.rows % slice.strip_rows, n);
   }
 }
 
@@ -170,48 +179,43 @@ bool prepare(const Product& p) {
   return true;
 }
 
-/// The part [m0, m1) x [n0, n1) of a slice, by all threads of the enclosing parallel region, from shared packed
-/// operands. Ends with a barrier.
-struct Panel {
-  std::int64_t m0, m1, n0, n1;
-};
-
-void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& mine, char* shared_a, char* shared_b) {
+/// All of `area`, by all threads of the enclosing parallel region, from shared packed operands. Ends with a barrier.
+void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine, char* shared_a, char* shared_b) {
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
-  const bool pack = !slice.a_is_ready() || panel.m1 % kTileRowStep != 0;
+  const bool pack = !slice.a_is_ready() || area.m1 % kTileRowStep != 0;
+  const std::int64_t group = std::max(kTileRows, slice.strip_rows * kStripsOfTask);
 #pragma omp for schedule(dynamic) nowait
-  for (std::int64_t n = panel.n0; n < panel.n1; n += slice.tile_cols) {
-    pack_b(shared_b + (n - panel.n0) * row_bytes, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n),
+  for (std::int64_t n = area.n0; n < area.n1; n += slice.panel_cols) {
+    pack_b(shared_b + (n - area.n0) * row_bytes, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n),
            slice.layout(n));
   }
   if (pack) {
 #pragma omp for schedule(dynamic) nowait
-    for (std::int64_t m = panel.m0; m < panel.m1; m += kTileRows) {
-      const std::int64_t rows = std::min(kTileRows, panel.m1 - m);
-      pack_a(shared_a + (m - panel.m0) * row_bytes, slice.window_a(m, rows), round_up(rows, kTileRowStep),
+    for (std::int64_t m = area.m0; m < area.m1; m += group) {
+      const std::int64_t rows = std::min(group, area.m1 - m);
+      pack_a(shared_a + (m - area.m0) * row_bytes, slice.window_a(m, rows), round_up(rows, kTileRowStep),
              slice.padded_depth);
     }
   }
 #pragma omp barrier
-  const std::int64_t strip = 4 * kTileRows;
 #pragma omp for collapse(2) schedule(dynamic)
-  for (std::int64_t n = panel.n0; n < panel.n1; n += slice.tile_cols) {
-    for (std::int64_t m = panel.m0; m < panel.m1; m += strip) {
-      multiply_rows(slice, mine, m, std::min(m + strip, panel.m1), n,
-                    pack ? shared_a + (m - panel.m0) * row_bytes : nullptr, shared_b + (n - panel.n0) * row_bytes);
+  for (std::int64_t n = area.n0; n < area.n1; n += slice.panel_cols) {
+    for (std::int64_t m = area.m0; m < area.m1; m += group) {
+      multiply_panel(slice, {m, std::min(m + group, area.m1), n, std::min(n + slice.panel_cols, area.n1)}, mine,
+                     pack ? shared_a + (m - area.m0) * row_bytes : nullptr, shared_b + (n - area.n0) * row_bytes);
     }
   }
 }
 
 void multiply_slice(const Slice& slice, const Workspace& mine, char* shared_a, char* shared_b) {
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
-  const std::int64_t panel_rows = kSharedBytes / row_bytes / kTileRows * kTileRows;
-  const std::int64_t panel_cols = kSharedBytes / row_bytes / slice.tile_cols * slice.tile_cols;
+  const std::int64_t most_rows = kSharedBytes / row_bytes / kTileRows * kTileRows;
+  const std::int64_t most_cols = kSharedBytes / row_bytes / slice.panel_cols * slice.panel_cols;
   const ProductSize& size = slice.product->size;
-  for (std::int64_t n = 0; n < size.cols; n += panel_cols) {
-    for (std::int64_t m = 0; m < size.rows; m += panel_rows) {
-      multiply_panel(slice, {m, std::min(m + panel_rows, size.rows), n, std::min(n + panel_cols, size.cols)}, mine,
-                     shared_a, shared_b);
+  for (std::int64_t n = 0; n < size.cols; n += most_cols) {
+    for (std::int64_t m = 0; m < size.rows; m += most_rows) {
+      multiply_area(slice, {m, std::min(m + most_rows, size.rows), n, std::min(n + most_cols, size.cols)}, mine,
+                    shared_a, shared_b);
     }
   }
 }
@@ -274,14 +278,15 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count, const Pro
       const Product p = product(g);
       if (p.size.rows == 0 || p.size.cols == 0 || p.size.inner == 0) continue;
       // Tasks split rows and columns, never the depth: the slices of one piece of y follow each other in one thread.
-      const std::int64_t tile_cols = slice_of(p, 0).tile_cols;
+      const std::int64_t panel_cols = slice_of(p, 0).panel_cols;
 #pragma omp for collapse(2) schedule(dynamic) nowait
-      for (std::int64_t n = 0; n < p.size.cols; n += tile_cols) {
+      for (std::int64_t n = 0; n < p.size.cols; n += panel_cols) {
         for (std::int64_t m = 0; m < p.size.rows; m += kTaskRows) {
+          const Panel panel{m, std::min(m + kTaskRows, p.size.rows), n, std::min(n + panel_cols, p.size.cols)};
           for (std::int64_t s = 0; s < slice_count(p); ++s) {
             const Slice slice = slice_of(p, s);
             pack_b(mine.b, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n), slice.layout(n));
-            multiply_rows(slice, mine, m, std::min(m + kTaskRows, p.size.rows), n, nullptr, mine.b);
+            multiply_panel(slice, panel, mine, nullptr, mine.b);
           }
         }
       }

@@ -19,7 +19,7 @@ inline constexpr std::int64_t kTileCols = 256;
 /// One row of a, and one column of b, takes at most this many bytes; deeper products are sums of several.
 inline constexpr std::int64_t kTileDepthBytes = 8192;
 /// A packed b takes at most this much, so that it stays in a core's second-level cache.
-inline constexpr std::int64_t kPackedBytes = std::int64_t{1} << 20;
+inline constexpr std::int64_t kPackedBytes = std::int64_t{1280} << 10;
 
 /// Depth of a tile is a multiple of this: one AMX tile holds 32 bf16 (16 fp32) of a row.
 constexpr std::int64_t depth_step(DType dtype) { return dtype == DType::bf16 ? 32 : 16; }

@@ -1,0 +1,121 @@
+// The feed-forward of the experts of one MoE layer, forward and backward, with the row counts of a fresh router.
+#include <algorithm>
+
+#include "kernels/bench/bench.hpp"
+
+namespace flanmoe::bench {
+namespace {
+
+constexpr std::int64_t kTokens = 2048;
+constexpr std::int64_t kWidth = 768;
+constexpr std::int64_t kHidden = 2048;
+
+/// Rows of each expert: random tokens that share a mean, as embedded text does, through a random router.
+std::vector<std::int64_t> routed_boundaries(const Kernels& k, std::int64_t experts, int top_k) {
+  Workbench bench(k.matmul.scratch_bytes());
+  const Tensor x = bench.tensor(DType::f32, kTokens, kWidth, 1, 1.0);
+  const Tensor mean = bench.tensor(DType::f32, 1, kWidth, 1, 0.5);
+  for (std::int64_t t = 0; t < kTokens; ++t) {
+    for (std::int64_t d = 0; d < kWidth; ++d) x.row<float>(t)[d] += mean.row<float>(0)[d];
+  }
+  const Tensor router = bench.tensor(DType::f32, kWidth, experts, 1, 0.036);
+  const Tensor logits = bench.tensor(DType::f32, kTokens, experts);
+  const Tensor p = bench.tensor(DType::f32, kTokens, experts);
+  const Tensor log_z = bench.tensor(DType::f32, kTokens, 1);
+  const Tensor choice = bench.indices(kTokens, top_k, 1);
+  const Tensor weight = bench.tensor(DType::f32, kTokens, top_k);
+  k.matmul.product(bench.context(), logits, x, Transpose::no, router, Transpose::no, 0);
+  k.router.top_k(bench.context(), p, log_z, choice, weight, logits, top_k > 1);
+  std::vector<std::int64_t> first(std::size_t(experts) + 1, 0);
+  for (const std::int32_t e : choice.flat<std::int32_t>()) ++first[std::size_t(e) + 1];
+  for (std::size_t e = 0; e < std::size_t(experts); ++e) first[e + 1] += first[e];
+  return first;
+}
+
+/// Weights, gradients and activations of E experts with ReLU, and one forward and backward.
+struct Experts {
+  Experts(const Kernels& kernels, Workbench& bench, DType dtype, const std::vector<std::int64_t>& boundaries)
+      : k(kernels),
+        context(bench.context()),
+        first(boundaries),
+        w_in_eDF(bench.tensor(dtype, kWidth, kHidden, count())),
+        w_out_eFD(bench.tensor(dtype, kHidden, kWidth, count())),
+        dw_in_eDF(bench.tensor(DType::f32, kWidth, kHidden, count())),
+        dw_out_eFD(bench.tensor(DType::f32, kHidden, kWidth, count())),
+        x_RD(bench.tensor(dtype, rows(), kWidth)),
+        y_RD(bench.tensor(dtype, rows(), kWidth)),
+        h_RF(bench.tensor(dtype, rows(), kHidden)),
+        dx_RD(bench.tensor(dtype, rows(), kWidth)),
+        dy_RD(bench.tensor(dtype, rows(), kWidth)),
+        dh_RF(bench.tensor(dtype, rows(), kHidden)) {
+    for (std::int64_t e = 0; e < count(); ++e) {
+      dw_in.push_back(dw_in_eDF.matrix(e));
+      dw_out.push_back(dw_out_eFD.matrix(e));
+    }
+  }
+  std::int64_t count() const { return std::int64_t(first.size()) - 1; }
+  std::int64_t rows() const { return first.back(); }
+  double flops_of_one_product() const { return 2.0 * double(rows()) * kWidth * kHidden; }
+
+  void forward() {
+    k.matmul.grouped(context, h_RF, x_RD, w_in_eDF, Transpose::no, first);
+    k.activation.relu_forward(context, h_RF, h_RF);
+    k.matmul.grouped(context, y_RD, h_RF, w_out_eFD, Transpose::no, first);
+  }
+  void backward_inputs() {
+    k.matmul.grouped(context, dh_RF, dy_RD, w_out_eFD, Transpose::yes, first);
+    k.activation.relu_backward(context, dh_RF, dh_RF, h_RF);
+    k.matmul.grouped(context, dx_RD, dh_RF, w_in_eDF, Transpose::yes, first);
+  }
+  void backward_weights() {
+    k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, first);
+    k.matmul.grouped_weight_gradient(context, dw_in, x_RD, dh_RF, first);
+  }
+
+  const Kernels& k;
+  KernelContext& context;
+  std::vector<std::int64_t> first;
+  Tensor w_in_eDF, w_out_eFD, dw_in_eDF, dw_out_eFD, x_RD, y_RD, h_RF, dx_RD, dy_RD, dh_RF;
+  std::vector<Tensor> dw_in, dw_out;
+};
+
+void measure(const Kernels& k, DType dtype, std::int64_t count, int top_k, std::vector<Measurement>& results) {
+  const std::vector<std::int64_t> first = routed_boundaries(k, count, top_k);
+  std::int64_t largest = 0, smallest = first.back();
+  for (std::size_t e = 0; e + 1 < first.size(); ++e) {
+    largest = std::max(largest, first[e + 1] - first[e]);
+    smallest = std::min(smallest, first[e + 1] - first[e]);
+  }
+  const std::string shape = fmt::format("E={} top-{}, {} to {} rows each", count, top_k, smallest, largest);
+  Workbench bench(k.matmul.scratch_bytes());
+  Experts experts(k, bench, dtype, first);
+  const double product = experts.flops_of_one_product();
+  const auto add = [&](const char* name, double products, const std::function<void()>& run) {
+    Measurement m{name, name_of(dtype), shape, best_seconds(run), products * product, 0, {}};
+    m.more["experts"] = count;
+    m.more["top_k"] = top_k;
+    results.push_back(m);
+  };
+  add("expert FFN forward", 2, [&] { experts.forward(); });
+  add("expert FFN backward, inputs", 2, [&] { experts.backward_inputs(); });
+  add("expert FFN backward, weights", 2, [&] { experts.backward_weights(); });
+  add("expert FFN forward + backward", 6, [&] {
+    experts.forward();
+    experts.backward_inputs();
+    experts.backward_weights();
+  });
+}
+
+const Registration registration({"operations", "experts: feed-forward of width 768, hidden 2048, 2048 tokens",
+                                 [](const Kernels& k) {
+                                   std::vector<Measurement> results;
+                                   for (const DType dtype : {DType::f32, DType::bf16}) {
+                                     for (const std::int64_t count : {8, 32}) {
+                                       for (const int top_k : {1, 2}) measure(k, dtype, count, top_k, results);
+                                     }
+                                   }
+                                   return results;
+                                 }});
+
+}  // namespace
+}  // namespace flanmoe::bench

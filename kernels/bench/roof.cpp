@@ -1,0 +1,104 @@
+// What oneDNN and the memory do at their best.
+#include <omp.h>
+
+#include <cstring>
+#include <dnnl.hpp>
+
+#include "kernels/bench/bench.hpp"
+
+namespace flanmoe::bench {
+namespace {
+
+struct Shape {
+  std::int64_t m, k, n;
+  bool transposed;  // the second operand is stored n x k
+};
+constexpr Shape kShapes[] = {{2048, 2048, 2048, false}, {2048, 2048, 2048, true}, {4096, 768, 2048, false},
+                             {4096, 768, 2048, true},   {1024, 1024, 4096, true}, {512, 768, 2048, true}};
+
+using Descriptor = dnnl::memory::desc;
+using Tag = dnnl::memory::format_tag;
+
+/// Operations per second of one large product by all threads; `packed`: weights in the layout that oneDNN prefers.
+double product_rate(Workbench& bench, DType dtype, const Shape& shape, bool packed) {
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  dnnl::stream stream(engine);
+  const auto type = dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  const Tag weights = packed ? Tag::any : shape.transposed ? Tag::ba : Tag::ab;
+  const dnnl::matmul::primitive_desc pd(
+      {Descriptor({shape.m, shape.k}, type, Tag::ab), Descriptor({shape.k, shape.n}, type, weights),
+       Descriptor({shape.m, shape.n}, type, Tag::ab)},
+      engine);
+  const dnnl::matmul product(pd);
+  const Tensor a = bench.tensor(dtype, shape.m, shape.k);
+  const Tensor b = bench.tensor(dtype, shape.n, shape.k);
+  const Tensor c = bench.tensor(dtype, shape.m, shape.n);
+  FLANMOE_EXPECT(pd.weights_desc().get_size() <= b.bytes(), "packed weights take {} bytes",
+                 pd.weights_desc().get_size());
+  const dnnl::memory src(pd.src_desc(), engine, a.data);
+  const dnnl::memory wei(pd.weights_desc(), engine, b.data);
+  const dnnl::memory dst(pd.dst_desc(), engine, c.data);
+  const double seconds = best_seconds([&] {
+    product.execute(stream, {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, wei}, {DNNL_ARG_DST, dst}});
+    stream.wait();
+  });
+  const double rate = 2.0 * double(shape.m) * double(shape.k) * double(shape.n) / seconds;
+  fmt::print("  {:<5} {} x {} x {}{:<12} {:8.1f} GFLOP/s\n", name_of(dtype), shape.m, shape.k, shape.n,
+             packed             ? ", packed"
+             : shape.transposed ? ", transposed"
+                                : "",
+             rate * 1e-9);
+  return rate;
+}
+
+double copy_rate() {
+  constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+  Workbench bench(64);
+  const Tensor from = bench.tensor(DType::f32, 1, kBytes / 4);
+  const Tensor to = bench.tensor(DType::f32, 1, kBytes / 4);
+  const double seconds = best_seconds([&] {
+#pragma omp parallel
+    {
+      const std::int64_t share = kBytes / omp_get_num_threads();
+      const std::int64_t begin = omp_get_thread_num() * share;
+      std::memcpy(static_cast<char*>(to.data) + begin, static_cast<const char*>(from.data) + begin, std::size_t(share));
+    }
+  });
+  return 2.0 * double(kBytes) / seconds;
+}
+
+double best_product(DType dtype, bool packed) {
+  double best = 0;
+  for (const Shape& shape : kShapes) {
+    if (packed && shape.transposed) continue;  // packed is packed
+    Workbench bench(64);
+    best = std::max(best, product_rate(bench, dtype, shape, packed));
+  }
+  return best;
+}
+
+}  // namespace
+
+Roof measure_roof() {
+  fmt::print("Roof: large products by oneDNN, {} threads\n", omp_get_max_threads());
+  Roof roof;
+  roof.f32_flops = best_product(DType::f32, false);
+  roof.f32_packed_flops = best_product(DType::f32, true);
+  roof.bf16_flops = best_product(DType::bf16, false);
+  roof.bf16_packed_flops = best_product(DType::bf16, true);
+  roof.bytes_per_second = copy_rate();
+  fmt::print("  fp32 {:.1f} GFLOP/s ({:.1f} packed), bf16 {:.1f} GFLOP/s ({:.1f} packed), memory {:.1f} GB/s\n",
+             roof.f32_flops * 1e-9, roof.f32_packed_flops * 1e-9, roof.bf16_flops * 1e-9, roof.bf16_packed_flops * 1e-9,
+             roof.bytes_per_second * 1e-9);
+  return roof;
+}
+
+nlohmann::ordered_json roof_report(const Roof& roof) {
+  return {{"f32_flops_per_second", roof.f32_flops},
+          {"bf16_flops_per_second", roof.bf16_flops},
+          {"f32_packed_flops_per_second", roof.f32_packed_flops},
+          {"bf16_packed_flops_per_second", roof.bf16_packed_flops},
+          {"memory_bytes_per_second", roof.bytes_per_second}};
+}
+
+}  // namespace flanmoe::bench
