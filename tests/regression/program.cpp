@@ -195,11 +195,19 @@ std::string write_text(const Workplace& workplace) {
   return path;
 }
 
-Words smoke(const std::string& shard, const std::string& run_dir, const Words& more) {
-  Words words = {FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=120",
-                 "--run.threads=1"};
-  words.insert(words.end(), more.begin(), more.end());
+Words with(Words words, const Words& more) {
+  for (const std::string& word : more) {
+    const std::string key = word.substr(0, word.find('=') + 1);
+    std::erase_if(words, [&](const std::string& earlier) { return !key.empty() && earlier.starts_with(key); });
+    words.push_back(word);
+  }
   return words;
+}
+
+Words smoke(const std::string& shard, const std::string& run_dir, const Words& more) {
+  return with({FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=120",
+               "--run.threads=1"},
+              more);
 }
 
 std::vector<nlohmann::json> metrics_of(const std::string& run_dir) {

@@ -63,6 +63,8 @@ std::string write_pairs(const Workplace& workplace);
 /// Shard of raw text: runs of neighbouring tokens, so that a gap can be filled from what stands around it.
 std::string write_text(const Workplace& workplace);
 
+/// Words with more overrides, which replace those of the same key.
+Words with(Words words, const Words& more);
 /// The smoke deck on this shard in this run folder.
 Words smoke(const std::string& shard, const std::string& run_dir, const Words& more = {});
 

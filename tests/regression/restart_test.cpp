@@ -32,11 +32,10 @@ class Restart : public testing::Test {
 
   static std::string dir(const std::string& name) { return workplace_->path(name); }
   static Words command(const std::string& name, const Words& more = {}) {
-    Words words = smoke(shard_, dir(name),
-                        {fmt::format("--run.steps={}", kSteps), "--checkpoint.every=1", "--checkpoint.keep=2",
-                         "--parallel.expert=2", "--model.dropout=0.1", "--batch.microbatch_rows=3"});
-    words.insert(words.end(), more.begin(), more.end());
-    return words;
+    const Words words = smoke(shard_, dir(name),
+                              {fmt::format("--run.steps={}", kSteps), "--checkpoint.every=1", "--checkpoint.keep=2",
+                               "--parallel.expert=2", "--model.dropout=0.1", "--batch.microbatch_rows=3"});
+    return with(words, more);
   }
   /// Goes on with the run and compares its end with the undisturbed one.
   static void expect_same_end(const std::string& name) {
