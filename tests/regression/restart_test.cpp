@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 using std::chrono::microseconds;
 
 constexpr int kRanks = 2;
-constexpr int kSteps = 30;
+constexpr int kSteps = 16;
 
 class Restart : public testing::Test {
  protected:
