@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -14,10 +15,19 @@ struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-/// mpirun gives its ranks a terminal even when its own output is a file, so TERM has a say too.
+/// mpirun gives rank 0 a terminal of its own even when mpirun's output is a file, so ask about the launcher's output
+/// too. Where that cannot be seen (another host, no /proc) lines are plain.
+bool launcher_has_terminal() {
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr && std::getenv("PMIX_RANK") == nullptr) return true;
+  std::string target(256, '\0');
+  const std::string link = fmt::format("/proc/{}/fd/1", getppid());
+  target.resize(std::size_t(std::max<ssize_t>(0, readlink(link.c_str(), target.data(), target.size()))));
+  return target.starts_with("/dev/pts/") || target.starts_with("/dev/tty");
+}
+
 bool can_rewrite_lines() {
   const char* term = std::getenv("TERM");
-  return isatty(STDOUT_FILENO) != 0 && term != nullptr && std::string(term) != "dumb";
+  return isatty(STDOUT_FILENO) != 0 && term != nullptr && std::string(term) != "dumb" && launcher_has_terminal();
 }
 
 struct Log {
