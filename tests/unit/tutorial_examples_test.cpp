@@ -81,7 +81,7 @@ class MadeExamples : public ::testing::Test {
     model_ = fs::temp_directory_path() / ("flanmoe_examples_" + std::to_string(getpid()) + ".model");
     std::size_t at = 0;
     TokenizerTraining training;
-    training.vocabulary = 340;
+    training.vocabulary = 400;
     train_tokenizer(
         [&](std::string& sentence) {
           if (at == 3000) return false;

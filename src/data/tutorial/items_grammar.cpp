@@ -78,7 +78,7 @@ std::map<std::string, std::string> plurals(const Sources& sources) {
   return plural_of;
 }
 
-/// Wrong forms that look right: three that differ from the answer and from each other.
+/// The first three of `forms` that differ from the answer and from each other.
 std::vector<std::string> wrong_forms(const std::vector<std::string>& forms, const std::string& answer) {
   std::vector<std::string> wrong;
   for (const auto& form : forms) {
@@ -112,8 +112,10 @@ Items plural(const Sources& sources) {
   Random random("plural", 0);
   for (const auto& [word, form] : plurals(sources)) {
     const std::string stem = word.substr(0, word.size() - 1);
+    std::vector<std::string> forms = {word + "s", word + "es", stem + "ies", stem + "i", word + "en"};
+    if (!form.ends_with("s")) forms.erase(forms.begin());  // "dogmas" is as good as "dogmata"
     Item item{word, {{"word", word}}, form, {}};
-    set_choices(item, wrong_forms({word + "s", word + "es", stem + "ies", stem + "i", word + "en"}, form), random);
+    set_choices(item, wrong_forms(forms, form), random);
     items.push_back(std::move(item));
   }
   return limited(std::move(items), kMostItems);
@@ -135,10 +137,12 @@ Items past_tense(const Sources& sources) {
   Random random("past_tense", 0);
   for (const auto& [word, form] : past_forms(sources.gcide)) {
     if (!is_verb(sources.wordnet, word) || word == form) continue;
-    const std::string stem = word.substr(0, word.size() - 1), last = word.substr(word.size() - 1);
+    const std::string last = word.substr(word.size() - 1);
+    std::vector<std::string> forms = {word + "ed", word + "d", word + "t", word + "en"};
+    // "gambolled" is as good as "gamboled".
+    if (last != "e" && last != "l") forms.insert(forms.begin() + 1, word + last + "ed");
     Item item{word, {{"word", word}}, form, {}};
-    set_choices(item, wrong_forms({word + "ed", stem + "ied", word + last + "ed", word + "t", stem + "en"}, form),
-                random);
+    set_choices(item, wrong_forms(forms, form), random);
     items.push_back(std::move(item));
   }
   return limited(std::move(items), kMostItems);

@@ -227,7 +227,7 @@ Items kind_of(const Sources& sources) {
     Item item;
     item.key = kind.entry.word;
     item.answer = kind.parent_name;
-    item.fields = {{"word", kind.entry.word}, {"a_word", with_article(kind.entry.word)}};
+    item.fields = {{"word", kind.entry.word}};
     std::set<std::string> ancestors;
     collect_ancestors(sources.wordnet, kind.entry.synset, ancestors);
     draw_choices(item, pool, 3, random, [&](const std::string& text) { return ancestors.contains(text); });
@@ -250,10 +250,7 @@ Items is_kind_of(const Sources& sources) {
     item.key = kind.entry.word;
     item.answer = yes ? "yes" : "no";
     item.choices = {"yes", "no"};
-    item.fields = {{"word", kind.entry.word},
-                   {"a_word", with_article(kind.entry.word)},
-                   {"other", other},
-                   {"a_other", with_article(other)}};
+    item.fields = {{"word", kind.entry.word}, {"other", other}};
     items.push_back(std::move(item));
   }
   return balanced(std::move(items), kMostItems / 2);

@@ -1,0 +1,91 @@
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.hpp"
+#include "data/tutorial/manifest.hpp"
+
+namespace flanmoe::tutorial {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Manifests : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / fmt::format("flanmoe_manifest_{}", getpid());
+    fs::create_directories(folder_);
+    write("data.h5", "0123456789");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  void write(const std::string& name, const std::string& text) const { std::ofstream(folder_ / name) << text; }
+  fs::path folder_;
+};
+
+TEST_F(Manifests, AStepIsDoneOnlyWithTheSameInputsAndItsWholeFile) {
+  {
+    Manifest manifest(folder_);
+    EXPECT_FALSE(manifest.is_done("step", "inputs"));
+    manifest.record("step", "inputs", "data.h5", {{"tokens", 7}});
+  }
+  const Manifest manifest(folder_);  // as the next run reads it
+  EXPECT_TRUE(manifest.is_done("step", "inputs"));
+  EXPECT_FALSE(manifest.is_done("step", "other inputs"));
+  EXPECT_FALSE(manifest.is_done("other step", "inputs"));
+  EXPECT_EQ(manifest.facts("step").at("tokens"), 7);
+  write("data.h5", "01234");
+  EXPECT_FALSE(manifest.is_done("step", "inputs"));
+  fs::remove(folder_ / "data.h5");
+  EXPECT_FALSE(manifest.is_done("step", "inputs"));
+}
+
+TEST_F(Manifests, ADamagedOneCountsAsAbsent) {
+  for (const char* text :
+       {"{\"format\": 1, \"ste", "{\"format\": 99, \"steps\": {}}", "[]", "{\"format\": 1, \"steps\": 3}"}) {
+    write("manifest.json", text);
+    Manifest manifest(folder_);
+    EXPECT_FALSE(manifest.is_done("step", "inputs")) << text;
+    manifest.record("step", "inputs", "data.h5", {});
+    EXPECT_TRUE(Manifest(folder_).is_done("step", "inputs")) << text;
+  }
+}
+
+TEST_F(Manifests, FilesOfStepsThatAreGoneAreRemoved) {
+  write("kept.h5", "1");
+  Manifest manifest(folder_);
+  manifest.record("gone", "inputs", "data.h5", {});
+  manifest.record("kept", "inputs", "kept.h5", {});
+
+  manifest.keep_only({{"kept", "kept.h5"}});
+
+  EXPECT_FALSE(fs::exists(folder_ / "data.h5"));
+  EXPECT_TRUE(fs::exists(folder_ / "kept.h5"));
+  EXPECT_TRUE(Manifest(folder_).is_done("kept", "inputs"));
+  EXPECT_FALSE(Manifest(folder_).is_done("gone", "inputs"));
+}
+
+TEST(TaskSummaries, SurviveTheManifest) {
+  TaskSummary summary;
+  summary.task = "plural";
+  summary.category = "grammar";
+  summary.held_out = true;
+  summary.train = {{"zero_shot", 3}, {"few_shot", 2}};
+  summary.test = {{"zero_shot", 1}};
+  summary.items = 9;
+  summary.mean_input_tokens = 20.5;
+
+  const TaskSummary same = summary_from_json(to_json(summary));
+
+  EXPECT_EQ(same.task, "plural");
+  EXPECT_TRUE(same.held_out);
+  EXPECT_FALSE(same.finetune);
+  EXPECT_EQ(same.train, summary.train);
+  EXPECT_EQ(same.test, summary.test);
+  EXPECT_EQ(same.items, 9);
+  EXPECT_EQ(same.mean_input_tokens, 20.5);
+}
+
+}  // namespace
+}  // namespace flanmoe::tutorial
