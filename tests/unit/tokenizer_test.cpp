@@ -34,7 +34,7 @@ class Tokenizers : public ::testing::Test {
     std::vector<std::string> sentences;
     for (int i = 0; i < 3000; ++i) {
       sentences.push_back(std::string("the ") + starts[i % 10] + "er " + middles[i % 9] + ends[i % 7] + " on day " +
-                          std::to_string(i * 37 % 1000) + " near \u00e9t\u00e9");
+                          std::to_string(i * 37 % 1000) + " near \u00e9t\u00e9 in 1999");
     }
     std::size_t at = 0;
     TokenizerTraining training;
@@ -99,8 +99,8 @@ TEST_F(Tokenizers, AsciiAndAccentedLettersAreKnownAndDigitsStandAlone) {
 
   EXPECT_EQ(tokenizer.decode(tokenizer.encode(ascii)), ascii);
   EXPECT_EQ(tokenizer.decode(tokenizer.encode("vo\u00fbte H\u00f6gskolan")), "vo\u00fbte H\u00f6gskolan");
-  // "on day 128" occurs in training and would otherwise become a piece.
-  EXPECT_EQ(tokenizer.encode("day 999").size(), tokenizer.encode("day 9").size() + 2);
+  // "in 1999" ends every sentence of the training text and would otherwise be one piece.
+  EXPECT_EQ(tokenizer.encode("in 1999").size(), tokenizer.encode("in 1").size() + 3);
 }
 
 TEST_F(Tokenizers, SameSentencesGiveTheSameModel) {

@@ -77,7 +77,8 @@ class MadeExamples : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     const Sources none;
-    const Items problems = word_problem(none), numbers = larger_number(none);
+    const Items problems = word_problem(none);
+    numbers_ = std::make_unique<Items>(larger_number(none));
     model_ = fs::temp_directory_path() / ("flanmoe_examples_" + std::to_string(getpid()) + ".model");
     std::size_t at = 0;
     TokenizerTraining training;
@@ -98,9 +99,12 @@ class MadeExamples : public ::testing::Test {
     limits.few_shot_tokens = 400;
     limits.zero_shot_tokens = 120;
     examples_ = make("word_problem", problems, limits);
-    more_ = make("larger_number", numbers, limits);
+    more_ = make("larger_number", *numbers_, limits);
   }
-  static void TearDownTestSuite() { tokenizer_.reset(); }
+  static void TearDownTestSuite() {
+    tokenizer_.reset();
+    numbers_.reset();
+  }
 
   static std::vector<Example> make(const std::string& task, const Items& items, const ExampleLimits& limits) {
     const std::string path = std::string(FLANMOE_SOURCE_DIR "/input/templates/") + task + ".txt";
@@ -115,6 +119,7 @@ class MadeExamples : public ::testing::Test {
 
   static inline fs::path model_;
   static inline std::unique_ptr<Tokenizer> tokenizer_;
+  static inline std::unique_ptr<Items> numbers_;
   static inline std::vector<Example> examples_, more_;
 };
 
@@ -205,6 +210,22 @@ TEST_F(MadeExamples, NumbersAreComparedRightly) {
     ASSERT_EQ(numbers.size(), 2U);
     EXPECT_EQ(example.answer, std::to_string(std::max(numbers[0], numbers[1])));
   }
+}
+
+TEST_F(MadeExamples, AnItemAskedAgainIsAskedThroughAnotherTemplate) {
+  const Items few(numbers_->begin(), numbers_->begin() + 40);
+  ExampleLimits limits;
+  limits.train_examples = 1000;
+  limits.test_examples = 10;
+  std::set<std::string> inputs;
+  std::map<std::string, int> asked;
+  for (const auto& example : make("larger_number", few, limits)) {
+    if (example.split != "train" || example.variant != "zero_shot") continue;
+    EXPECT_TRUE(inputs.insert(tokenizer_->decode(example.input)).second);
+    ++asked[example.template_name];
+  }
+  EXPECT_EQ(inputs.size(), 120U);  // 30 items, 4 templates
+  for (const auto& [name, count] : asked) EXPECT_EQ(count, 30) << name;
 }
 
 TEST_F(MadeExamples, ExamplesOverTheLimitsAreLeftOutAndCounted) {

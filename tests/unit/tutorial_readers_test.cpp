@@ -23,7 +23,7 @@ std::string message_of(Run run) {
 
 TEST(WordNetReader, ReadsWordsRelationsGlossAndExamples) {
   const Synset synset = parse_synset(
-      "00404222 30 s 02 land_line 0 galore(ip) 1 002 @ 00404642 n 0000 ! 05726345 r 020a 02 + 08 00 + 11 00 | give a "
+      "00404222 30 s 02 land_line 0 galore(ip) 1 002 @ 00404642 n 0000 ! 05726345 r 021c 02 + 08 00 + 11 00 | give a "
       "structure to; or form; \"I need to structure my days\"; \"so\" ",
       WordClass::adjective, "data.adj:7");
 
@@ -36,7 +36,7 @@ TEST(WordNetReader, ReadsWordsRelationsGlossAndExamples) {
   EXPECT_EQ(synset.relations[0].source, 0);
   EXPECT_EQ(synset.relations[1].offset, 5726345);
   EXPECT_EQ(synset.relations[1].source, 2);
-  EXPECT_EQ(synset.relations[1].target, 10);
+  EXPECT_EQ(synset.relations[1].target, 28);
   EXPECT_EQ(synset.gloss, "give a structure to; or form");
   EXPECT_EQ(synset.examples, (std::vector<std::string>{"I need to structure my days", "so"}));
 }
@@ -88,6 +88,12 @@ TEST(DictionaryReader, StrayBytesAreReadAsWindows1252AndCounted) {
 
   EXPECT_EQ(repaired_utf8("market\x92s caf\xe9 \xc3\xa9t\xc3\xa9", repaired), "market's caf\u00e9 \u00e9t\u00e9");
   EXPECT_EQ(repaired, 2);
+  // Half a surrogate pair, an overlong form and a cut sequence are no UTF-8 either.
+  for (const char* bad : {"\xed\xa0\x80", "\xe0\x80\xaf", "\xe2\x82"}) {
+    repaired = 0;
+    repaired_utf8(bad, repaired);
+    EXPECT_EQ(repaired, std::int64_t(std::string(bad).size()));
+  }
 }
 
 TEST(DictionaryReader, TranslationsKeepTheFirstOne) {
