@@ -5,6 +5,7 @@
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "checkpoint/checkpoint.hpp"
+#include "data/patterns.hpp"
 #include "data/tokenizer.hpp"
 #include "evaluate/examples.hpp"
 #include "evaluate/predict.hpp"
@@ -52,7 +53,7 @@ PredictionTask make_task(const Deck& deck, const EvaluationExamples& examples, c
   PredictionTask task;
   task.total = examples.size();
   task.longest_input = deck.batch.input_length;
-  task.held_out = deck.data.exclude_tasks;
+  task.held_out = split_words(deck.data.exclude_tasks);
   task.decode = [&tokenizer](const TokenIds& ids) { return tokenizer.decode(ids); };
   for (const auto& round : plan_rounds(lengths, world.size(), world.rank(), deck.evaluate.batch_rows)) {
     task.rounds.push_back(std::int64_t(round.size()));

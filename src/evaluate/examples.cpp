@@ -1,26 +1,16 @@
 #include "evaluate/examples.hpp"
 
-#include <fnmatch.h>
-#include <glob.h>
-
 #include <algorithm>
 #include <map>
 #include <numeric>
 #include <set>
-#include <sstream>
 
 #include "base/error.hpp"
+#include "data/patterns.hpp"
 #include "tensor/philox.hpp"
 
 namespace flanmoe {
 namespace {
-
-std::vector<std::string> words_of(const std::string& text) {
-  std::istringstream stream(text);
-  std::vector<std::string> words;
-  for (std::string word; stream >> word;) words.push_back(word);
-  return words;
-}
 
 std::string joined(const std::set<std::string>& names) {
   std::string text;
@@ -29,25 +19,6 @@ std::string joined(const std::set<std::string>& names) {
 }
 
 }  // namespace
-
-bool matches_any(const std::string& name, const std::string& patterns) {
-  const auto words = words_of(patterns);
-  return std::any_of(words.begin(), words.end(),
-                     [&](const std::string& p) { return fnmatch(p.c_str(), name.c_str(), 0) == 0; });
-}
-
-std::vector<std::string> expand_files(const std::string& patterns, const std::string& key) {
-  std::set<std::string> files;
-  for (const auto& pattern : words_of(patterns)) {
-    glob_t found{};
-    const int status = glob(pattern.c_str(), 0, nullptr, &found);
-    if (status == 0) files.insert(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-    globfree(&found);
-    if (status != 0) usage_fail("{}: no file matches {}", key, pattern);
-  }
-  if (files.empty()) usage_fail("{}: no file is named", key);
-  return {files.begin(), files.end()};
-}
 
 std::vector<std::int64_t> keyed_subset(std::int64_t n, std::int64_t limit, std::uint64_t key) {
   const bool all = limit <= 0 || limit >= n;
@@ -61,9 +32,10 @@ std::vector<std::int64_t> keyed_subset(std::int64_t n, std::int64_t limit, std::
 }
 
 EvaluationExamples::EvaluationExamples(const Deck& deck)
-    : files_(expand_files(deck.evaluate.shards, "evaluate.shards")) {
+    : files_(expand_paths("evaluate.shards", deck.evaluate.shards)) {
   std::map<std::pair<std::string, std::string>, std::vector<Place>> by_task;  // (task, variant)
   std::set<std::string> tasks, splits;
+  const auto patterns = split_words(deck.evaluate.tasks);
   for (const auto& file : files_) {
     shards_.push_back(std::make_unique<ShardReader>(file));
     const ShardReader& shard = *shards_.back();
@@ -75,10 +47,11 @@ EvaluationExamples::EvaluationExamples(const Deck& deck)
       tasks.insert(shard.task(i));
       splits.insert(shard.split(i));
       if (!shard.has_target(i) || shard.split(i) != deck.evaluate.split) continue;
-      if (!matches_any(shard.task(i), deck.evaluate.tasks)) continue;
+      if (!matches_any(patterns, shard.task(i))) continue;
       by_task[{shard.task(i), shard.variant(i)}].push_back({shards_.size() - 1, i});
     }
   }
+  require_matches("evaluate.tasks", patterns, {tasks.begin(), tasks.end()});
   for (const auto& [name, places] : by_task) {
     const std::uint64_t key = hash_name(fmt::format("{}/{}/{}", deck.run.seed, name.first, name.second));
     for (const auto i : keyed_subset(std::int64_t(places.size()), deck.evaluate.limit, key)) {

@@ -11,13 +11,6 @@
 
 namespace flanmoe {
 
-/// True when `name` matches one of the space-separated patterns (*, ? and [...] as in a shell).
-bool matches_any(const std::string& name, const std::string& patterns);
-
-/// Files that match space-separated paths or globs, sorted and each once. Throws UsageError naming a pattern without
-/// any file and the deck key it came from.
-std::vector<std::string> expand_files(const std::string& patterns, const std::string& key);
-
 /// `limit` of `n` (all when limit is 0 or not below n), ascending: a keyed sample, so that a small limit still sees the
 /// whole range of a sorted file.
 std::vector<std::int64_t> keyed_subset(std::int64_t n, std::int64_t limit, std::uint64_t key);
@@ -26,7 +19,7 @@ std::vector<std::int64_t> keyed_subset(std::int64_t n, std::int64_t limit, std::
 class EvaluationExamples {
  public:
   /// Takes split, tasks and limit (per task and variant) from the deck. Throws UsageError when shards disagree on the
-  /// tokenizer or nothing matches, saying what the shards hold.
+  /// tokenizer, a task pattern matches no task, or nothing is left, saying what the shards hold.
   explicit EvaluationExamples(const Deck& deck);
 
   std::int64_t size() const { return std::int64_t(places_.size()); }

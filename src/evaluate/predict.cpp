@@ -5,8 +5,8 @@
 
 #include "base/log.hpp"
 #include "base/timer.hpp"
+#include "data/patterns.hpp"
 #include "evaluate/answer.hpp"
-#include "evaluate/examples.hpp"
 
 namespace flanmoe {
 namespace {
@@ -90,7 +90,7 @@ Prediction start_record(const Example& e, std::int64_t ordinal, const Prediction
   p.outcome.task = e.task;
   p.outcome.category = e.category;
   p.outcome.variant = e.variant;
-  p.outcome.held_out = matches_any(e.task, task.held_out);
+  p.outcome.held_out = matches_any(task.held_out, e.task);
   p.outcome.trimmed = std::int64_t(e.input.size()) + 1 > task.longest_input;
   p.record["example"] = ordinal;
   p.record["task"] = e.task;

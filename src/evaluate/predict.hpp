@@ -30,7 +30,7 @@ struct PredictionTask {
   std::vector<std::int64_t> rounds;    // examples of this rank in each round; the same size on every rank
   std::int64_t total = 0;              // examples of all ranks, for the progress line
   std::int64_t longest_input = 0;      // longer ones lose their end
-  std::string held_out;                // patterns of tasks excluded from training
+  std::vector<std::string> held_out;   // patterns of tasks excluded from training
   std::function<std::string(const TokenIds&)> decode;
 };
 

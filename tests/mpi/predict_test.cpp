@@ -75,7 +75,7 @@ PredictionTask make_task(int ranks, int rank, std::int64_t rows) {
   PredictionTask task;
   task.total = examples;
   task.longest_input = row;
-  task.held_out = "he*";
+  task.held_out = {"he*"};
   task.decode = decode;
   for (const auto& round : plan_rounds(lengths, ranks, rank, rows)) {
     task.rounds.push_back(std::int64_t(round.size()));
