@@ -84,7 +84,6 @@ class LoadedModel {
     scratch_.commit();
     scratch_.rewind();
     model_->lay(activations_, scratch_, limits, false);
-    scratch_.rewind();
     context_.scratch = &scratch_;
     info_ = read_weights(checkpoint, store_, context_, kernels_, communicators.world);
   }
