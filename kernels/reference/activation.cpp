@@ -34,18 +34,17 @@ void relu_backward(KernelContext& /*context*/, const Tensor& dx_TF, const Tensor
   });
 }
 
-template <class A>
 struct Gelu {
-  A value, slope;
+  double value, slope;
 };
 
-/// gelu(x) = x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative.
-template <class A>
-Gelu<A> gelu(A x) {
-  const A root = A(0.79788456080286535588);
-  const A cubic = A(0.044715);
-  const A tanh_u = std::tanh(root * (x + cubic * x * x * x));
-  const A du = root * (1 + 3 * cubic * x * x);
+/// gelu(x) = x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative. In double for every type,
+/// since 1 + tanh(u) cancels below zero.
+Gelu gelu(double x) {
+  const double root = 0.79788456080286535588;
+  const double cubic = 0.044715;
+  const double tanh_u = std::tanh(root * (x + cubic * x * x * x));
+  const double du = root * (1 + 3 * cubic * x * x);
   return {x / 2 * (1 + tanh_u), (1 + tanh_u) / 2 + x / 2 * (1 - tanh_u * tanh_u) * du};
 }
 
@@ -54,7 +53,8 @@ void gated_gelu_forward(KernelContext& /*context*/, const Tensor& y_TF, const Te
   expect_like(up_TF, y_TF, "up");
   with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
     for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
-      y_TF.row<C>(t)[c] = C(gelu(widen(gate_TF.row<C>(t)[c])).value * widen(up_TF.row<C>(t)[c]));
+      const double gate = gelu(widen(gate_TF.row<C>(t)[c])).value;
+      y_TF.row<C>(t)[c] = C(accumulate_t<C>(gate * widen(up_TF.row<C>(t)[c])));
     });
   });
 }
@@ -64,10 +64,10 @@ void gated_gelu_backward(KernelContext& /*context*/, const Tensor& dgate_TF, con
   for (const Tensor* tensor : {&dgate_TF, &dup_TF, &gate_TF, &up_TF}) expect_like(*tensor, dy_TF, "operand");
   with_type<float, bf16, double>(dy_TF, "dy", [&]<class C>(std::type_identity<C>) {
     for_each_element<C>(dy_TF, [&](std::int64_t t, std::int64_t c) {
-      const auto dy = widen(dy_TF.row<C>(t)[c]);
-      const auto g = gelu(widen(gate_TF.row<C>(t)[c]));
-      dgate_TF.row<C>(t)[c] = C(dy * widen(up_TF.row<C>(t)[c]) * g.slope);
-      dup_TF.row<C>(t)[c] = C(dy * g.value);
+      const double dy = widen(dy_TF.row<C>(t)[c]);
+      const Gelu g = gelu(widen(gate_TF.row<C>(t)[c]));
+      dgate_TF.row<C>(t)[c] = C(accumulate_t<C>(dy * widen(up_TF.row<C>(t)[c]) * g.slope));
+      dup_TF.row<C>(t)[c] = C(accumulate_t<C>(dy * g.value));
     });
   });
 }

@@ -53,6 +53,24 @@ TEST(Dropout, MaskIsTheDocumentedFunction) {
   }
 }
 
+TEST(Dropout, KeepsAWordThatEqualsTheRate) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+    Problem p(DType::f32, 1, 4096, 0.5F, 1, false);
+    p.x.fill(1);
+    int found = 0;
+    for (std::int64_t c = 0; c < 4096; ++c) {
+      const std::uint32_t word =
+          p.mask.key.words(std::uint64_t(p.row_T[0]), 0, std::uint32_t(c / 4))[std::size_t(c % 4)];
+      if (word % 256 != 0 || word == 0) continue;  // only 24 bits fit into a rate
+      p.mask.rate = float(word) * 0x1p-32F;
+      device.kernels.apply(p.context, p.y, p.x, p.mask);
+      EXPECT_GT(p.y.get(c), 0) << device.device << " " << c;
+      ++found;
+    }
+    EXPECT_GT(found, 0);
+  }
+}
+
 TEST(Dropout, KeepsTheRightFraction) {
   for (const float rate : {0.05F, 0.5F, 0.9F}) {
     Problem p(DType::f32, 200, 700, rate, 200, false);
