@@ -38,8 +38,11 @@ struct RouterKernels {
 
   /// dlogits_TE (written). dweight_Tk: gradient of the loss by the (renormalised) combine weights, 0 where dropped.
   /// dp_GE (G x E): the gradient of the balance loss by p of every token of group g and expert e (the fraction chosen
-  /// is a constant). z_scale: gradient of the router z-loss is z_scale * 2 * log_z * p. dlogit_j = p_j (g_j - sum_e p_e
-  /// g_e) + 2 z_scale log_z p_j, with g = dweight carried through the renormalisation to the chosen p, plus dp_GE.
+  /// is a constant). z_scale: gradient of the router z-loss is z_scale * 2 * log_z * p.
+  ///
+  ///     dlogit_j = p_j (g_j - sum_e p_e g_e) + 2 z_scale log_z p_j
+  ///
+  /// with g = dweight carried through the renormalisation to the chosen p, plus dp_GE.
   void (*backward)(KernelContext&, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
                    double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
                    std::span<const std::int64_t> first_token, bool renormalize);
