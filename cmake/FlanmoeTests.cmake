@@ -1,6 +1,6 @@
 # flanmoe_test(name FILES... [RANKS n...] [LABEL l]): one test executable, registered once per number of ranks.
 find_package(GTest REQUIRED)
-# Threads of several ranks share few cores here: OMP_WAIT_POLICY=passive keeps those that wait from spinning on them.
+# Tests share few cores: ranks run one thread each, and OMP_WAIT_POLICY=passive keeps waiting threads from spinning.
 set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --bind-to none)
 
 # Tests read the decks of input/ and headers of src/ from here.
@@ -22,6 +22,6 @@ function(flanmoe_test name)
   foreach(ranks IN LISTS ARG_RANKS)
     add_test(NAME ${name}.ranks_${ranks} COMMAND ${FLANMOE_MPIEXEC} -n ${ranks} $<TARGET_FILE:${name}>)
     set_tests_properties(${name}.ranks_${ranks} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2
-                                                           ENVIRONMENT OMP_WAIT_POLICY=passive)
+                                                           ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")
   endforeach()
 endfunction()
