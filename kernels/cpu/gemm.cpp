@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t kSharedBytes = std::int64_t{8} << 20;  // for each of a and b, packed for all threads
 constexpr std::int64_t kTemporaryBytes = std::int64_t{8} << 20;
-constexpr std::int64_t kStripsOfTask = 4;
+constexpr std::int64_t kStripsPacked = 4;
 constexpr std::int64_t kTaskRows = 512;  // most rows that one task multiplies by one packed b
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
@@ -34,7 +34,7 @@ struct Workspace {
   char* a;
   char* b;
 };
-constexpr std::int64_t kTileBytes = std::int64_t{256} << 10;
+constexpr std::int64_t kTileBytes = std::int64_t{512} << 10;
 constexpr std::int64_t kRowsBytes = kTileRows * kTileDepthBytes;
 constexpr std::int64_t kThreadBytes = kTileBytes + kRowsBytes + kPackedBytes;
 
@@ -60,7 +60,7 @@ struct Slice {
   const Product* product;
   DType dtype;
   std::int64_t k, depth, padded_depth;  // depth range [k, k + depth)
-  std::int64_t strip_rows, panel_cols;  // of a tile: its packed b stays in the second-level cache
+  std::int64_t panel_cols;              // of a tile: its packed b stays in the second-level cache
   bool first;                           // the first slice writes y unless the product accumulates; later ones add
 
   std::int64_t element() const { return std::int64_t(size_of(dtype)); }
@@ -70,12 +70,14 @@ struct Slice {
     return TileKernel::get(dtype, round_up(rows, kTileRowStep), padded_depth, padded_cols_at(n));
   }
   const PackedLayout& layout(std::int64_t n) const {
-    return kernel(std::min(strip_rows, product->size.rows), n).layout();
+    return kernel(std::min(kTileRows, product->size.rows), n).layout();
   }
   Window window_a(std::int64_t m, std::int64_t rows) const {
     return {&product->a, product->transpose_a, m, rows, k, depth};
   }
-  Window window_b(std::int64_t n) const { return {&product->b, product->transpose_b, k, depth, n, cols_at(n)}; }
+  Window window_b(std::int64_t n, std::int64_t cols) const {
+    return {&product->b, product->transpose_b, k, depth, n, cols};
+  }
   /// Rows of a can be read where they are.
   bool a_is_ready() const {
     const Tensor& a = product->a;
@@ -93,14 +95,13 @@ Slice slice_of(const Product& p, std::int64_t index) {
   const std::int64_t k = std::min(index * share, p.size.inner);
   const std::int64_t depth = std::min(share, p.size.inner - k);
   const std::int64_t widest = kernel_depth(dtype, share, p.transpose_a);
-  const std::int64_t strip = p.accumulate ? kTileRows / 2 : kTileRows;
   // Panels of about equal width, as wide as the cache allows: rows of b are read, and rows of y written, in runs of
   // this length.
   const std::int64_t fit = std::min(kPackedBytes / (widest * std::int64_t(size_of(dtype))),
-                                    kTileBytes / (strip * std::int64_t(sizeof(float))));
+                                    kTileBytes / (kTileRows * std::int64_t(sizeof(float))));
   const std::int64_t panels = ceil_div(p.size.cols, fit / kTileColStep * kTileColStep);
   const std::int64_t panel_cols = round_up(ceil_div(p.size.cols, panels), kTileColStep);
-  return {&p, dtype, k, depth, kernel_depth(dtype, depth, p.transpose_a), strip, panel_cols, index == 0};
+  return {&p, dtype, k, depth, kernel_depth(dtype, depth, p.transpose_a), panel_cols, index == 0};
 }
 
 /// Columns [n, n + cols) of row i of y from a row of a tile.
@@ -130,12 +131,12 @@ void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& min
   const bool ready = slice.a_is_ready();
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
   const std::int64_t ld = slice.padded_cols_at(panel.n0);
-  for (std::int64_t m = panel.m0; m < panel.m1; m += slice.strip_rows) {
-    const std::int64_t rows = std::min(slice.strip_rows, panel.m1 - m);
+  for (std::int64_t m = panel.m0; m < panel.m1; m += kTileRows) {
+    const std::int64_t rows = std::min(kTileRows, panel.m1 - m);
     const std::int64_t padded_rows = round_up(rows, kTileRowStep);
     const void* a = packed_a;
     if (packed_a != nullptr) {
-      packed_a += slice.strip_rows * row_bytes;
+      packed_a += kTileRows * row_bytes;
     } else if (ready && rows == padded_rows) {
       a = static_cast<const char*>(slice.product->a.data) + m * row_bytes;
     } else {
@@ -152,8 +153,8 @@ void make_kernels(const Slice& slice) {
   const ProductSize& size = slice.product->size;
   const std::int64_t last_n = (size.cols - 1) / slice.panel_cols * slice.panel_cols;
   for (const std::int64_t n : {std::int64_t{0}, last_n}) {
-    slice.kernel(std::min(slice.strip_rows, size.rows), n);
-    if (size.rows % slice.strip_rows != 0) slice.kernel(size.rows % slice.strip_rows, n);
+    slice.kernel(std::min(kTileRows, size.rows), n);
+    if (size.rows % kTileRows != 0) slice.kernel(size.rows % kTileRows, n);
   }
 }
 
@@ -183,11 +184,15 @@ bool prepare(const Product& p) {
 void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine, char* shared_a, char* shared_b) {
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
   const bool pack = !slice.a_is_ready() || area.m1 % kTileRowStep != 0;
-  const std::int64_t group = std::max(kTileRows, slice.strip_rows * kStripsOfTask);
+  const std::int64_t group = kTileRows * kStripsPacked;
+  // Blocks of columns lie one after the other in packed memory, so a panel may be packed in pieces.
+  const PackedLayout layout = slice.layout(area.n0);
+  const std::int64_t piece = layout.block_cols == kTileColStep ? kTileCols : slice.panel_cols;
 #pragma omp for schedule(dynamic) nowait
-  for (std::int64_t n = area.n0; n < area.n1; n += slice.panel_cols) {
-    pack_b(shared_b + (n - area.n0) * row_bytes, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n),
-           slice.layout(n));
+  for (std::int64_t n = area.n0; n < area.n1; n += piece) {
+    const std::int64_t cols = std::min(piece, area.n1 - n);
+    pack_b(shared_b + (n - area.n0) * row_bytes, slice.window_b(n, cols), slice.padded_depth,
+           round_up(cols, kTileColStep), layout);
   }
   if (pack) {
 #pragma omp for schedule(dynamic) nowait
@@ -200,8 +205,8 @@ void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine,
 #pragma omp barrier
 #pragma omp for collapse(2) schedule(dynamic)
   for (std::int64_t n = area.n0; n < area.n1; n += slice.panel_cols) {
-    for (std::int64_t m = area.m0; m < area.m1; m += group) {
-      multiply_panel(slice, {m, std::min(m + group, area.m1), n, std::min(n + slice.panel_cols, area.n1)}, mine,
+    for (std::int64_t m = area.m0; m < area.m1; m += kTileRows) {
+      multiply_panel(slice, {m, std::min(m + kTileRows, area.m1), n, std::min(n + slice.panel_cols, area.n1)}, mine,
                      pack ? shared_a + (m - area.m0) * row_bytes : nullptr, shared_b + (n - area.n0) * row_bytes);
     }
   }
@@ -285,7 +290,8 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count, const Pro
           const Panel panel{m, std::min(m + kTaskRows, p.size.rows), n, std::min(n + panel_cols, p.size.cols)};
           for (std::int64_t s = 0; s < slice_count(p); ++s) {
             const Slice slice = slice_of(p, s);
-            pack_b(mine.b, slice.window_b(n), slice.padded_depth, slice.padded_cols_at(n), slice.layout(n));
+            pack_b(mine.b, slice.window_b(n, slice.cols_at(n)), slice.padded_depth, slice.padded_cols_at(n),
+                   slice.layout(n));
             multiply_panel(slice, panel, mine, nullptr, mine.b);
           }
         }
