@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "kernels/bench/bench.hpp"
+#include "parallel/communicator.hpp"
 
 namespace flanmoe::bench {
 
@@ -80,6 +81,7 @@ int main(int argc, char** argv) {
       std::cout << options;
       return 0;
     }
+    const flanmoe::MpiEnvironment mpi(&argc, &argv);  // the training step asks for communicators, of one rank
     flanmoe::bench::run(filter, json_file);
     return 0;
   } catch (const po::error& error) {
