@@ -31,34 +31,34 @@ struct Operands {
   }
 };
 
-template <class C>
+template <class T>
 struct Memory {
   Memory(char* base, const HeadTile& head) {
     Pieces pieces(base);
-    q = pieces.take<C>(kBlock * head.depth);
-    k = pieces.take<C>(kBlock * head.depth);
-    v = pieces.take<C>(kBlock * head.cols);
+    q = pieces.take<T>(kBlock * head.depth);
+    k = pieces.take<T>(kBlock * head.depth);
+    v = pieces.take<T>(kBlock * head.cols);
     score = pieces.take<float>(kTileRows * kBlock);
-    weight = pieces.take<C>(kTileRows * kBlock);
+    weight = pieces.take<T>(kTileRows * kBlock);
     tile = pieces.take<float>(kTileRows * head.cols);
     sum = pieces.take<float>(kBlock * head.cols);
     largest = pieces.take<float>(kBlock);
     total = pieces.take<float>(kBlock);
     bytes = pieces.used();
   }
-  C *q, *k, *v;            // queries (dense), keys^T and values (packed) of the current blocks
+  T *q, *k, *v;            // queries (dense), keys^T and values (packed) of the current blocks
   float* score;            // a tile of scores
-  C* weight;               // exp(score - largest), in C
+  T* weight;               // exp(score - largest)
   float *tile, *sum;       // values weighted: of one tile, of all keys so far
   float *largest, *total;  // of each query: largest score so far, sum of exp(score - largest)
   std::int64_t bytes = 0;
 };
 
 /// Scores of one query and `count` visible keys become weights; returns the factor for what was summed before.
-template <class C>
-float update_row(C* weight, float* score, std::int64_t count, std::int64_t padded, const float* bias, float scale,
+template <class T>
+float update_row(T* weight, float* score, std::int64_t count, std::int64_t padded, const float* bias, float scale,
                  float* largest, float* total) {
-  for (std::int64_t j = count; j < padded; ++j) weight[j] = C(0.0F);
+  for (std::int64_t j = count; j < padded; ++j) weight[j] = T(0.0F);
   if (count == 0) return 1.0F;
   float top = *largest;
   if (bias != nullptr) {
@@ -76,7 +76,7 @@ float update_row(C* weight, float* score, std::int64_t count, std::int64_t padde
   }
   for (std::int64_t j = 0; j < count; ++j) score[j] = fast_exp(score[j] - top);
   const float sum = lane_sum<float>(count, [=](std::int64_t j) { return score[j]; });
-  for (std::int64_t j = 0; j < count; ++j) weight[j] = C(score[j]);
+  for (std::int64_t j = 0; j < count; ++j) weight[j] = T(score[j]);
   const float factor = fast_exp(*largest - top);
   *total = *total * factor + sum;
   *largest = top;
@@ -96,11 +96,11 @@ void finish_row(const Operands& o, const Place& place, std::int64_t query, const
 }
 
 /// Rows [strip, strip+rows) of the query block against the packed keys [begin, begin+count).
-template <class C>
-void attend_strip(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, std::int64_t block,
+template <class T>
+void attend_strip(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, std::int64_t block,
                   std::int64_t strip, std::int64_t rows, std::int64_t begin, std::int64_t count) {
   if (o.visible(place, block + strip + rows - 1, begin, count) == 0) return;  // all of these keys come later
-  const DType dtype = dtype_of<C>::value;
+  const DType dtype = head.dtype;
   const std::int64_t padded_rows = round_up(rows, kTileRowStep);
   const std::int64_t padded = round_up(count, kTileColStep);
   TileKernel::get(dtype, padded_rows, head.depth, padded)(m.score, m.q + strip * head.depth, m.k);
@@ -112,7 +112,7 @@ void attend_strip(const Operands& o, const Place& place, const HeadTile& head, c
         update_row(m.weight + i * padded, m.score + i * padded, o.visible(place, query, begin, count), padded,
                    bias == nullptr ? nullptr : bias - begin, o.shape.scale, m.largest + strip + i, m.total + strip + i);
   }
-  std::fill_n(m.weight + rows * padded, (padded_rows - rows) * padded, C(0.0F));
+  std::fill_n(m.weight + rows * padded, (padded_rows - rows) * padded, T(0.0F));
   TileKernel::get(dtype, padded_rows, padded, head.cols)(m.tile, m.weight, m.v);
   for (std::int64_t i = 0; i < rows; ++i) {
     float* sum = m.sum + (strip + i) * head.cols;
@@ -121,15 +121,15 @@ void attend_strip(const Operands& o, const Place& place, const HeadTile& head, c
   }
 }
 
-template <class C>
-void attend(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m) {
-  const DType dtype = dtype_of<C>::value;
+template <class C, class T>
+void attend(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m) {
+  const DType dtype = head.dtype;
   const Tensor q = place.query_rows(o.q_TQ, o.shape);
   const Tensor k = place.key_rows(o.k_TQ, o.shape);
   const Tensor v = place.key_rows(o.v_TQ, o.shape);
   for (std::int64_t block = 0; block < place.queries; block += kBlock) {
     const std::int64_t queries = std::min(kBlock, place.queries - block);
-    pack_a(m.q, {&q, false, block, queries, 0, head.dim}, round_up(queries, kTileRowStep), head.depth);
+    pack_a(m.q, head.dtype, {&q, false, block, queries, 0, head.dim}, round_up(queries, kTileRowStep), head.depth);
     std::fill_n(m.sum, queries * head.cols, 0.0F);
     std::fill_n(m.largest, queries, kNothing);
     std::fill_n(m.total, queries, 0.0F);
@@ -137,9 +137,9 @@ void attend(const Operands& o, const Place& place, const HeadTile& head, const M
     for (std::int64_t begin = 0; begin < seen; begin += kBlock) {
       const std::int64_t count = std::min(kBlock, seen - begin);
       const std::int64_t padded = round_up(count, kTileColStep);
-      pack_b(m.k, {&k, true, 0, head.dim, begin, count}, head.depth, padded,
+      pack_b(m.k, head.dtype, {&k, true, 0, head.dim, begin, count}, head.depth, padded,
              TileKernel::get(dtype, kTileRowStep, head.depth, padded).layout());
-      pack_b(m.v, {&v, false, begin, count, 0, head.dim}, padded, head.cols,
+      pack_b(m.v, head.dtype, {&v, false, begin, count, 0, head.dim}, padded, head.cols,
              TileKernel::get(dtype, kTileRowStep, padded, head.cols).layout());
       for (std::int64_t strip = 0; strip < queries; strip += kTileRows) {
         attend_strip(o, place, head, m, block, strip, std::min(kTileRows, queries - strip), begin, count);
@@ -152,8 +152,8 @@ void attend(const Operands& o, const Place& place, const HeadTile& head, const M
 }
 
 /// The same for one query at a time, without tiles.
-template <class C>
-void attend_few(const Operands& o, const Place& place, const Memory<C>& m) {
+template <class C, class T>
+void attend_few(const Operands& o, const Place& place, const Memory<T>& m) {
   const std::int64_t dim = o.shape.head_dim;
   const Tensor k = place.key_rows(o.k_TQ, o.shape);
   const Tensor v = place.key_rows(o.v_TQ, o.shape);
@@ -182,24 +182,24 @@ void attend_few(const Operands& o, const Place& place, const Memory<C>& m) {
   }
 }
 
-template <class C>
+template <class C, class T>
 void forward_in(KernelContext& context, const Operands& o, const AttentionSegments& segments) {
-  const HeadTile head(dtype_of<C>::value, o.shape);
-  TileKernel::get(dtype_of<C>::value, kTileRowStep, head.depth, kTileColStep);  // fails here, not among the threads
+  const HeadTile head(dtype_of<T>::value, o.shape);
+  TileKernel::get(head.dtype, kTileRowStep, head.depth, kTileColStep);  // fails here, not among the threads
   ScratchScope scratch(context);
   const std::int64_t thread_bytes = forward_thread_bytes(dtype_of<C>::value, o.shape);
   char* memory = reinterpret_cast<char*>(scratch.take<float>(omp_get_max_threads() * thread_bytes / 4));
 #pragma omp parallel
   {
-    const Memory<C> mine(memory + omp_get_thread_num() * thread_bytes, head);
+    const Memory<T> mine(memory + omp_get_thread_num() * thread_bytes, head);
 #pragma omp for collapse(2) schedule(dynamic)
     for (std::int64_t s = 0; s < segments.count(); ++s) {
       for (std::int64_t h = 0; h < o.shape.heads; ++h) {
         const Place place(segments, s, h);
         if (place.queries <= kFewQueries) {
-          attend_few(o, place, mine);
+          attend_few<C>(o, place, mine);
         } else {
-          attend(o, place, head, mine);
+          attend<C>(o, place, head, mine);
         }
       }
     }
@@ -211,11 +211,7 @@ void forward(KernelContext& context, const Tensor& out_TQ, const Tensor& logsume
              const AttentionShape& shape) {
   check_attention_forward(out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, segments, shape);
   const Operands operands{out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, shape};
-  if (q_TQ.dtype == DType::bf16) {
-    forward_in<bf16>(context, operands, segments);
-  } else {
-    forward_in<float>(context, operands, segments);
-  }
+  with_tile_type(q_TQ.dtype, [&]<class C, class T>(C, T) { forward_in<C, T>(context, operands, segments); });
 }
 
 std::size_t scratch_bytes(std::int64_t longest, DType compute, const AttentionShape& shape) {
@@ -225,9 +221,11 @@ std::size_t scratch_bytes(std::int64_t longest, DType compute, const AttentionSh
 
 }  // namespace
 
-std::int64_t forward_thread_bytes(DType dtype, const AttentionShape& shape) {
-  const HeadTile head(dtype, shape);
-  return dtype == DType::bf16 ? Memory<bf16>(nullptr, head).bytes : Memory<float>(nullptr, head).bytes;
+std::int64_t forward_thread_bytes(DType compute, const AttentionShape& shape) {
+  std::int64_t bytes = 0;
+  with_tile_type(
+      compute, [&]<class C, class T>(C, T) { bytes = Memory<T>(nullptr, HeadTile(dtype_of<T>::value, shape)).bytes; });
+  return bytes;
 }
 
 const AttentionKernels attention_kernels{forward, attention_backward, scratch_bytes};

@@ -22,22 +22,22 @@ struct Operands {
   const AttentionShape& shape;
 };
 
-template <class C>
+template <class T>
 struct Memory {
   Memory(char* base, const HeadTile& head, std::int64_t longest) {
     Pieces pieces(base);
-    q_turned = pieces.take<C>(kBlock * head.depth);
-    dout_turned = pieces.take<C>(kBlock * head.depth);
-    q = pieces.take<C>(kBlock * head.cols);
-    dout = pieces.take<C>(kBlock * head.cols);
-    k_rows = pieces.take<C>(kTileRows * head.depth);
-    v_rows = pieces.take<C>(kTileRows * head.depth);
-    k = pieces.take<C>(kTileRows * head.cols);
+    q_turned = pieces.take<T>(kBlock * head.depth);
+    dout_turned = pieces.take<T>(kBlock * head.depth);
+    q = pieces.take<T>(kBlock * head.cols);
+    dout = pieces.take<T>(kBlock * head.cols);
+    k_rows = pieces.take<T>(kTileRows * head.depth);
+    v_rows = pieces.take<T>(kTileRows * head.depth);
+    k = pieces.take<T>(kTileRows * head.cols);
     score = pieces.take<float>(kTileRows * kBlock);
     dp = pieces.take<float>(kTileRows * kBlock);
-    p = pieces.take<C>(kTileRows * kBlock);
-    dscore = pieces.take<C>(kTileRows * kBlock);
-    dscore_turned = pieces.take<C>(kBlock * kTileRows);
+    p = pieces.take<T>(kTileRows * kBlock);
+    dscore = pieces.take<T>(kTileRows * kBlock);
+    dscore_turned = pieces.take<T>(kBlock * kTileRows);
     tile = pieces.take<float>(kTileRows * head.cols);
     dq = pieces.take<float>(kBlock * head.cols);
     dk = pieces.take<float>(longest * head.cols);
@@ -46,10 +46,10 @@ struct Memory {
     out_dot = pieces.take<float>(kBlock);
     bytes = pieces.used();
   }
-  C *q_turned, *dout_turned, *q, *dout;  // packed, of the block of queries: [head dim x queries], [queries x head dim]
-  C *k_rows, *v_rows, *k;                // of the strip of keys: dense, dense, packed
+  T *q_turned, *dout_turned, *q, *dout;  // packed, of the block of queries: [head dim x queries], [queries x head dim]
+  T *k_rows, *v_rows, *k;                // of the strip of keys: dense, dense, packed
   float *score, *dp;                     // keys x queries
-  C *p, *dscore, *dscore_turned;
+  T *p, *dscore, *dscore_turned;
   float *tile, *dq, *dk, *dv;  // sums over all keys (dq) and over all queries (dk, dv)
   float *logsumexp, *out_dot;  // of the block of queries: <dout, out>
   std::int64_t bytes = 0;
@@ -64,20 +64,20 @@ PackedLayout layout_for(DType dtype, std::int64_t depth, std::int64_t cols) {
   return TileKernel::get(dtype, kTileRowStep, depth, cols).layout();
 }
 
-template <class C>
-void load_queries(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, std::int64_t block,
+template <class C, class T>
+void load_queries(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, std::int64_t block,
                   std::int64_t queries) {
-  const DType dtype = dtype_of<C>::value;
+  const DType dtype = head.dtype;
   const Tensor q = place.query_rows(o.q_TQ, o.shape);
   const Tensor dout = place.query_rows(o.dout_TQ, o.shape);
   const Tensor out = place.query_rows(o.out_TQ, o.shape);
   const std::int64_t padded = round_up(queries, kTileColStep);
   const PackedLayout turned = layout_for(dtype, head.depth, padded);
   const PackedLayout straight = layout_for(dtype, padded, head.cols);
-  pack_b(m.q_turned, {&q, true, 0, head.dim, block, queries}, head.depth, padded, turned);
-  pack_b(m.dout_turned, {&dout, true, 0, head.dim, block, queries}, head.depth, padded, turned);
-  pack_b(m.q, {&q, false, block, queries, 0, head.dim}, padded, head.cols, straight);
-  pack_b(m.dout, {&dout, false, block, queries, 0, head.dim}, padded, head.cols, straight);
+  pack_b(m.q_turned, head.dtype, {&q, true, 0, head.dim, block, queries}, head.depth, padded, turned);
+  pack_b(m.dout_turned, head.dtype, {&dout, true, 0, head.dim, block, queries}, head.depth, padded, turned);
+  pack_b(m.q, head.dtype, {&q, false, block, queries, 0, head.dim}, padded, head.cols, straight);
+  pack_b(m.dout, head.dtype, {&dout, false, block, queries, 0, head.dim}, padded, head.cols, straight);
   for (std::int64_t i = 0; i < queries; ++i) {
     const C* a = dout.row<C>(block + i);
     const C* b = out.row<C>(block + i);
@@ -87,36 +87,36 @@ void load_queries(const Operands& o, const Place& place, const HeadTile& head, c
   std::fill_n(m.dq, queries * head.cols, 0.0F);
 }
 
-template <class C>
-void load_keys(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, std::int64_t strip,
+template <class T>
+void load_keys(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, std::int64_t strip,
                std::int64_t keys) {
-  const DType dtype = dtype_of<C>::value;
+  const DType dtype = head.dtype;
   const Tensor k = place.key_rows(o.k_TQ, o.shape);
   const Tensor v = place.key_rows(o.v_TQ, o.shape);
   const std::int64_t rows = round_up(keys, kTileRowStep);
   const std::int64_t depth = round_up(keys, depth_step(dtype));
-  pack_a(m.k_rows, {&k, false, strip, keys, 0, head.dim}, rows, head.depth);
-  pack_a(m.v_rows, {&v, false, strip, keys, 0, head.dim}, rows, head.depth);
-  pack_b(m.k, {&k, false, strip, keys, 0, head.dim}, depth, head.cols, layout_for(dtype, depth, head.cols));
+  pack_a(m.k_rows, head.dtype, {&k, false, strip, keys, 0, head.dim}, rows, head.depth);
+  pack_a(m.v_rows, head.dtype, {&v, false, strip, keys, 0, head.dim}, rows, head.depth);
+  pack_b(m.k, head.dtype, {&k, false, strip, keys, 0, head.dim}, depth, head.cols, layout_for(dtype, depth, head.cols));
 }
 
 /// p and dscore (C) from the raw products; dbias of this place in `dbias`, whose middle is offset 0.
-template <class C>
-void softmax_gradient(const Operands& o, const Place& place, const Memory<C>& m, const Pair& pair, float* dbias) {
+template <class T>
+void softmax_gradient(const Operands& o, const Place& place, const Memory<T>& m, const Pair& pair, float* dbias) {
   const std::int64_t padded = round_up(pair.queries, kTileColStep);
   const float scale = o.shape.scale;
   for (std::int64_t r = 0; r < round_up(pair.keys, kTileRowStep); ++r) {
-    C* p = m.p + r * padded;
-    C* dscore = m.dscore + r * padded;
+    T* p = m.p + r * padded;
+    T* dscore = m.dscore + r * padded;
     const float* score = m.score + r * padded;
     float* dp = m.dp + r * padded;
     const std::int64_t offset = place.shift + pair.block - (pair.strip + r);  // of query 0 of the block to this key
     std::int64_t first = o.shape.causal ? std::clamp<std::int64_t>(-offset, 0, pair.queries) : 0;
     if (r >= pair.keys) first = pair.queries;
-    std::fill_n(p, first, C(0.0F));
-    std::fill_n(dscore, first, C(0.0F));
-    std::fill_n(p + pair.queries, padded - pair.queries, C(0.0F));
-    std::fill_n(dscore + pair.queries, padded - pair.queries, C(0.0F));
+    std::fill_n(p, first, T(0.0F));
+    std::fill_n(dscore, first, T(0.0F));
+    std::fill_n(p + pair.queries, padded - pair.queries, T(0.0F));
+    std::fill_n(dscore + pair.queries, padded - pair.queries, T(0.0F));
     const float* bias =
         o.bias_HP.absent() ? nullptr : o.bias_HP.row<float>(place.head) + offset + (o.bias_HP.cols - 1) / 2;
     float probability[kBlock];
@@ -130,8 +130,8 @@ void softmax_gradient(const Operands& o, const Place& place, const Memory<C>& m,
       }
     }
     for (std::int64_t i = first; i < pair.queries; ++i) dp[i] = probability[i] * (dp[i] - m.out_dot[i]);
-    for (std::int64_t i = first; i < pair.queries; ++i) p[i] = C(probability[i]);
-    for (std::int64_t i = first; i < pair.queries; ++i) dscore[i] = C(dp[i]);
+    for (std::int64_t i = first; i < pair.queries; ++i) p[i] = T(probability[i]);
+    for (std::int64_t i = first; i < pair.queries; ++i) dscore[i] = T(dp[i]);
     if (dbias == nullptr) continue;
     for (std::int64_t i = first; i < pair.queries; ++i) dbias[offset + i] += dp[i];
   }
@@ -141,10 +141,10 @@ void add_rows(float* sum, const float* tile, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) sum[i] += tile[i];
 }
 
-template <class C>
-void pair_gradient(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, const Pair& pair,
+template <class T>
+void pair_gradient(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, const Pair& pair,
                    float* dbias) {
-  const DType dtype = dtype_of<C>::value;
+  const DType dtype = head.dtype;
   const std::int64_t rows = round_up(pair.keys, kTileRowStep);
   const std::int64_t padded = round_up(pair.queries, kTileColStep);
   const TileKernel& against_queries = TileKernel::get(dtype, rows, head.depth, padded);
@@ -160,7 +160,8 @@ void pair_gradient(const Operands& o, const Place& place, const HeadTile& head, 
 
   const std::int64_t depth = round_up(pair.keys, depth_step(dtype));
   const Tensor dscore{m.dscore, dtype, 1, pair.keys, pair.queries, padded};
-  pack_a(m.dscore_turned, {&dscore, true, 0, pair.queries, 0, pair.keys}, round_up(pair.queries, kTileRowStep), depth);
+  pack_a(m.dscore_turned, head.dtype, {&dscore, true, 0, pair.queries, 0, pair.keys},
+         round_up(pair.queries, kTileRowStep), depth);
   for (std::int64_t i = 0; i < pair.queries; i += kTileRows) {
     const std::int64_t queries = std::min(kTileRows, pair.queries - i);
     TileKernel::get(dtype, round_up(queries, kTileRowStep), depth, head.cols)(m.tile, m.dscore_turned + i * depth, m.k);
@@ -178,13 +179,13 @@ void write_rows(const Tensor& y, std::int64_t first, std::int64_t count, const f
   }
 }
 
-template <class C>
-void place_gradient(const Operands& o, const Place& place, const HeadTile& head, const Memory<C>& m, float* dbias) {
+template <class C, class T>
+void place_gradient(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, float* dbias) {
   std::fill_n(m.dk, place.keys * head.cols, 0.0F);
   std::fill_n(m.dv, place.keys * head.cols, 0.0F);
   for (std::int64_t block = 0; block < place.queries; block += kBlock) {
     const std::int64_t queries = std::min(kBlock, place.queries - block);
-    load_queries(o, place, head, m, block, queries);
+    load_queries<C>(o, place, head, m, block, queries);
     const std::int64_t seen =
         o.shape.causal ? std::min(place.keys, place.shift + block + queries) : place.keys;  // by the last query
     for (std::int64_t strip = 0; strip < seen; strip += kTileRows) {
@@ -215,13 +216,13 @@ std::int64_t share_begin(const AttentionSegments& segments, std::int64_t g) {
 
 std::int64_t bias_width(std::int64_t longest) { return round_up(2 * longest + 1, 16); }
 
-template <class C>
+template <class C, class T>
 void backward_in(KernelContext& context, const Operands& o, const AttentionSegments& segments) {
-  const HeadTile head(dtype_of<C>::value, o.shape);
-  layout_for(dtype_of<C>::value, head.depth, kTileColStep);  // fails here, not among the threads
+  const HeadTile head(dtype_of<T>::value, o.shape);
+  layout_for(head.dtype, head.depth, kTileColStep);  // fails here, not among the threads
   const std::int64_t longest = longest_of(segments);
   const std::int64_t heads = o.shape.heads;
-  const std::int64_t thread_bytes = Memory<C>(nullptr, head, longest).bytes;
+  const std::int64_t thread_bytes = Memory<T>(nullptr, head, longest).bytes;
   ScratchScope scratch(context);
   char* memory = reinterpret_cast<char*>(scratch.take<float>(omp_get_max_threads() * thread_bytes / 4));
   const std::int64_t width = bias_width(longest);
@@ -232,13 +233,13 @@ void backward_in(KernelContext& context, const Operands& o, const AttentionSegme
   for (std::int64_t g = 0; g <= kShares; ++g) begin[g] = g == kShares ? segments.count() : share_begin(segments, g);
 #pragma omp parallel
   {
-    const Memory<C> mine(memory + omp_get_thread_num() * thread_bytes, head, longest);
+    const Memory<T> mine(memory + omp_get_thread_num() * thread_bytes, head, longest);
 #pragma omp for collapse(2) schedule(dynamic)
     for (std::int64_t g = 0; g < kShares; ++g) {
       for (std::int64_t h = 0; h < heads; ++h) {
         float* dbias = with_bias ? partial + (h * kShares + g) * width + longest : nullptr;
         for (std::int64_t s = begin[g]; s < begin[g + 1]; ++s) {
-          place_gradient(o, Place(segments, s, h), head, mine, dbias);
+          place_gradient<C>(o, Place(segments, s, h), head, mine, dbias);
         }
       }
     }
@@ -256,12 +257,13 @@ void backward_in(KernelContext& context, const Operands& o, const AttentionSegme
 
 }  // namespace
 
-std::int64_t backward_bytes(std::int64_t longest, DType dtype, const AttentionShape& shape) {
-  const HeadTile head(dtype, shape);
-  const std::int64_t thread_bytes =
-      dtype == DType::bf16 ? Memory<bf16>(nullptr, head, longest).bytes : Memory<float>(nullptr, head, longest).bytes;
-  return omp_get_max_threads() * thread_bytes +
-         shape.heads * kShares * bias_width(longest) * std::int64_t(sizeof(float)) + 128;
+std::int64_t backward_bytes(std::int64_t longest, DType compute, const AttentionShape& shape) {
+  std::int64_t thread_bytes = 0;
+  with_tile_type(compute, [&]<class C, class T>(C, T) {
+    thread_bytes = Memory<T>(nullptr, HeadTile(dtype_of<T>::value, shape), longest).bytes;
+  });
+  const std::int64_t partial = shape.heads * kShares * bias_width(longest) * std::int64_t(sizeof(float));
+  return omp_get_max_threads() * thread_bytes + partial + 128;
 }
 
 void attention_backward(KernelContext& context, const Tensor& dq_TQ, const Tensor& dk_TQ, const Tensor& dv_TQ,
@@ -272,11 +274,7 @@ void attention_backward(KernelContext& context, const Tensor& dq_TQ, const Tenso
                            segments, shape);
   const Operands operands{dq_TQ, dk_TQ, dv_TQ,   dbias_HP, dout_TQ,      q_TQ,
                           k_TQ,  v_TQ,  bias_HP, out_TQ,   logsumexp_TH, shape};
-  if (q_TQ.dtype == DType::bf16) {
-    backward_in<bf16>(context, operands, segments);
-  } else {
-    backward_in<float>(context, operands, segments);
-  }
+  with_tile_type(q_TQ.dtype, [&]<class C, class T>(C, T) { backward_in<C, T>(context, operands, segments); });
 }
 
 }  // namespace flanmoe::cpu

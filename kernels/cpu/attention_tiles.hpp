@@ -39,12 +39,16 @@ struct Place {
   }
 };
 
-/// Sizes of the head dimension in tiles: as a depth and as columns.
+/// Type of the elements of tiles, and sizes of the head dimension in them: as a depth and as columns.
 struct HeadTile {
-  HeadTile(DType dtype, const AttentionShape& shape)
-      : dim(shape.head_dim), depth(round_up(dim, depth_step(dtype))), cols(round_up(dim, kTileColStep)) {
+  HeadTile(DType tile_type, const AttentionShape& shape)
+      : dtype(tile_type),
+        dim(shape.head_dim),
+        depth(round_up(dim, depth_step(tile_type))),
+        cols(round_up(dim, kTileColStep)) {
     FLANMOE_EXPECT(dim > 0 && dim <= kWidestHead, "heads of {} columns; 1 to {} are built", dim, kWidestHead);
   }
+  DType dtype;
   std::int64_t dim, depth, cols;
 };
 
@@ -77,9 +81,21 @@ inline std::int64_t longest_of(const AttentionSegments& segments) {
 inline float widened(float x) { return x; }
 inline float widened(bf16 x) { return float(x); }
 
+/// Calls f(C, T) with values of the storage type and of the type of tiles.
+template <class F>
+void with_tile_type(DType compute, F&& f) {
+  if (compute == DType::f32) {
+    f(float{}, float{});
+  } else if (tile_dtype(compute) == DType::bf16) {
+    f(bf16{}, bf16{});
+  } else {
+    f(bf16{}, float{});
+  }
+}
+
 /// One thread's scratch for the forward, and for the backward with segments up to `longest`: bytes.
-std::int64_t forward_thread_bytes(DType dtype, const AttentionShape& shape);
-std::int64_t backward_bytes(std::int64_t longest, DType dtype, const AttentionShape& shape);
+std::int64_t forward_thread_bytes(DType compute, const AttentionShape& shape);
+std::int64_t backward_bytes(std::int64_t longest, DType compute, const AttentionShape& shape);
 
 void attention_backward(KernelContext& context, const Tensor& dq_TQ, const Tensor& dk_TQ, const Tensor& dv_TQ,
                         const Tensor& dbias_HP, const Tensor& dout_TQ, const Tensor& q_TQ, const Tensor& k_TQ,

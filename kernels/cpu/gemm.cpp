@@ -66,8 +66,12 @@ struct Slice {
   std::int64_t element() const { return std::int64_t(size_of(dtype)); }
   std::int64_t cols_at(std::int64_t n) const { return std::min(panel_cols, product->size.cols - n); }
   std::int64_t padded_cols_at(std::int64_t n) const { return round_up(cols_at(n), kTileColStep); }
+  /// Only the kernels for blocked layouts are known to give a row the same bits in a tile of any height.
+  std::int64_t padded_rows(std::int64_t rows) const {
+    return round_up(rows, TileKernel::reads_blocks(dtype) ? kTileRowStep : kTileRows);
+  }
   const TileKernel& kernel(std::int64_t rows, std::int64_t n) const {
-    return TileKernel::get(dtype, round_up(rows, kTileRowStep), padded_depth, padded_cols_at(n));
+    return TileKernel::get(dtype, padded_rows(rows), padded_depth, padded_cols_at(n));
   }
   const PackedLayout& layout(std::int64_t n) const {
     return kernel(std::min(kTileRows, product->size.rows), n).layout();
@@ -81,16 +85,16 @@ struct Slice {
   /// Rows of a can be read where they are.
   bool a_is_ready() const {
     const Tensor& a = product->a;
-    return !product->transpose_a && a.stride == padded_depth && reinterpret_cast<std::uintptr_t>(a.data) % 64 == 0 &&
-           padded_depth * element() % 64 == 0;
+    return !product->transpose_a && a.dtype == dtype && a.stride == padded_depth &&
+           reinterpret_cast<std::uintptr_t>(a.data) % 64 == 0 && padded_depth * element() % 64 == 0;
   }
 };
 
-std::int64_t slice_count(const Product& p) { return ceil_div(p.size.inner, max_depth(p.a.dtype)); }
+std::int64_t slice_count(const Product& p) { return ceil_div(p.size.inner, max_depth(tile_dtype(p.a.dtype))); }
 
 Slice slice_of(const Product& p, std::int64_t index) {
   // Slices of equal depth, so that none is a small remainder.
-  const DType dtype = p.a.dtype;
+  const DType dtype = tile_dtype(p.a.dtype);
   const std::int64_t share = round_up(ceil_div(p.size.inner, slice_count(p)), depth_step(dtype));
   const std::int64_t k = std::min(index * share, p.size.inner);
   const std::int64_t depth = std::min(share, p.size.inner - k);
@@ -133,14 +137,14 @@ void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& min
   const std::int64_t ld = slice.padded_cols_at(panel.n0);
   for (std::int64_t m = panel.m0; m < panel.m1; m += kTileRows) {
     const std::int64_t rows = std::min(kTileRows, panel.m1 - m);
-    const std::int64_t padded_rows = round_up(rows, kTileRowStep);
+    const std::int64_t padded_rows = slice.padded_rows(rows);
     const void* a = packed_a;
     if (packed_a != nullptr) {
       packed_a += kTileRows * row_bytes;
-    } else if (ready && rows == padded_rows) {
+    } else if (ready && rows == slice.padded_rows(rows)) {
       a = static_cast<const char*>(slice.product->a.data) + m * row_bytes;
     } else {
-      pack_a(mine.a, slice.window_a(m, rows), padded_rows, slice.padded_depth);
+      pack_a(mine.a, slice.dtype, slice.window_a(m, rows), padded_rows, slice.padded_depth);
       a = mine.a;
     }
     slice.kernel(rows, panel.n0)(mine.c, a, packed_b);
@@ -183,22 +187,22 @@ bool prepare(const Product& p) {
 /// All of `area`, by all threads of the enclosing parallel region, from shared packed operands. Ends with a barrier.
 void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine, char* shared_a, char* shared_b) {
   const std::int64_t row_bytes = slice.padded_depth * slice.element();
-  const bool pack = !slice.a_is_ready() || area.m1 % kTileRowStep != 0;
+  const bool pack = !slice.a_is_ready() || area.m1 % kTileRows != slice.padded_rows(area.m1 % kTileRows);
   const std::int64_t group = kTileRows * kStripsPacked;
   // Blocks of columns lie one after the other in packed memory, so a panel may be packed in pieces.
-  const PackedLayout layout = slice.layout(area.n0);
-  const std::int64_t piece = layout.block_cols == kTileColStep ? kTileCols : slice.panel_cols;
+  const bool in_blocks = slice.layout(area.n0).block_cols == kTileColStep;
+  const std::int64_t piece = in_blocks ? kTileCols : slice.panel_cols;
 #pragma omp for schedule(dynamic) nowait
   for (std::int64_t n = area.n0; n < area.n1; n += piece) {
     const std::int64_t cols = std::min(piece, area.n1 - n);
-    pack_b(shared_b + (n - area.n0) * row_bytes, slice.window_b(n, cols), slice.padded_depth,
-           round_up(cols, kTileColStep), layout);
+    pack_b(shared_b + (n - area.n0) * row_bytes, slice.dtype, slice.window_b(n, cols), slice.padded_depth,
+           round_up(cols, kTileColStep), slice.layout(in_blocks ? area.n0 : n));
   }
   if (pack) {
 #pragma omp for schedule(dynamic) nowait
     for (std::int64_t m = area.m0; m < area.m1; m += group) {
       const std::int64_t rows = std::min(group, area.m1 - m);
-      pack_a(shared_a + (m - area.m0) * row_bytes, slice.window_a(m, rows), round_up(rows, kTileRowStep),
+      pack_a(shared_a + (m - area.m0) * row_bytes, slice.dtype, slice.window_a(m, rows), slice.padded_rows(rows),
              slice.padded_depth);
     }
   }
@@ -290,8 +294,8 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count, const Pro
           const Panel panel{m, std::min(m + kTaskRows, p.size.rows), n, std::min(n + panel_cols, p.size.cols)};
           for (std::int64_t s = 0; s < slice_count(p); ++s) {
             const Slice slice = slice_of(p, s);
-            pack_b(mine.b, slice.window_b(n, slice.cols_at(n)), slice.padded_depth, slice.padded_cols_at(n),
-                   slice.layout(n));
+            pack_b(mine.b, slice.dtype, slice.window_b(n, slice.cols_at(n)), slice.padded_depth,
+                   slice.padded_cols_at(n), slice.layout(n));
             multiply_panel(slice, panel, mine, nullptr, mine.b);
           }
         }

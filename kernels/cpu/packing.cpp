@@ -194,14 +194,29 @@ void pack_b_turned(T* dst, const Window& b, std::int64_t padded_depth, std::int6
   }
 }
 
-/// A plain matrix padded_depth x padded_cols, for processors on which oneDNN reads no blocked layout.
-template <class T>
-void pack_b_plain(T* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols) {
-  const Stored<T> m(b);
-  for (std::int64_t k = 0; k < padded_depth; ++k) {
-    for (std::int64_t n = 0; n < padded_cols; ++n) {
+/// Element by element, for what the fast paths do not know: bf16 widened to fp32, and a plain b. Where oneDNN has
+/// neither, its products are slow too.
+template <class To, class From>
+void pack_a_slowly(To* dst, const Window& a, std::int64_t padded_rows, std::int64_t padded_depth) {
+  const Stored<From> m(a);
+  for (std::int64_t i = 0; i < padded_rows; ++i) {
+    for (std::int64_t k = 0; k < padded_depth; ++k) {
+      const bool inside = i < a.rows && k < a.cols;
+      dst[i * padded_depth + k] = inside ? To(*(a.transposed ? m.at(k, i) : m.at(i, k))) : To{};
+    }
+  }
+}
+
+template <class To, class From>
+void pack_b_slowly(To* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
+                   const PackedLayout& layout) {
+  const Stored<From> m(b);
+  for (std::int64_t n = 0; n < padded_cols; ++n) {
+    To* block = dst + n / layout.block_cols * layout.block_cols * padded_depth;
+    for (std::int64_t k = 0; k < padded_depth; ++k) {
       const bool inside = k < b.rows && n < b.cols;
-      dst[k * padded_cols + n] = inside ? *(b.transposed ? m.at(n, k) : m.at(k, n)) : T{};
+      block[(k / layout.interleave * layout.block_cols + n % layout.block_cols) * layout.interleave +
+            k % layout.interleave] = inside ? To(*(b.transposed ? m.at(n, k) : m.at(k, n))) : To{};
     }
   }
 }
@@ -209,30 +224,32 @@ void pack_b_plain(T* dst, const Window& b, std::int64_t padded_depth, std::int64
 template <class T>
 void pack_b_of(T* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
                const PackedLayout& layout) {
-  if (layout.interleave == kPerWord<T>) {
-    if (b.transposed) {
-      pack_b_turned(dst, b, padded_depth, padded_cols, layout.block_cols);
-    } else {
-      pack_b_straight(dst, b, padded_depth, padded_cols, layout.block_cols);
-    }
+  if (layout.interleave != kPerWord<T>) {
+    pack_b_slowly<T, T>(dst, b, padded_depth, padded_cols, layout);
+  } else if (b.transposed) {
+    pack_b_turned(dst, b, padded_depth, padded_cols, layout.block_cols);
   } else {
-    pack_b_plain(dst, b, padded_depth, padded_cols);
+    pack_b_straight(dst, b, padded_depth, padded_cols, layout.block_cols);
   }
 }
 
 }  // namespace
 
-void pack_a(void* dst, const Window& a, std::int64_t padded_rows, std::int64_t padded_depth) {
-  if (a.matrix->dtype == DType::bf16) {
+void pack_a(void* dst, DType type, const Window& a, std::int64_t padded_rows, std::int64_t padded_depth) {
+  if (type != a.matrix->dtype) {
+    pack_a_slowly<float, bf16>(static_cast<float*>(dst), a, padded_rows, padded_depth);
+  } else if (type == DType::bf16) {
     pack_a_of(static_cast<bf16*>(dst), a, padded_rows, padded_depth);
   } else {
     pack_a_of(static_cast<float*>(dst), a, padded_rows, padded_depth);
   }
 }
 
-void pack_b(void* dst, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
+void pack_b(void* dst, DType type, const Window& b, std::int64_t padded_depth, std::int64_t padded_cols,
             const PackedLayout& layout) {
-  if (b.matrix->dtype == DType::bf16) {
+  if (type != b.matrix->dtype) {
+    pack_b_slowly<float, bf16>(static_cast<float*>(dst), b, padded_depth, padded_cols, layout);
+  } else if (type == DType::bf16) {
     pack_b_of(static_cast<bf16*>(dst), b, padded_depth, padded_cols, layout);
   } else {
     pack_b_of(static_cast<float*>(dst), b, padded_depth, padded_cols, layout);

@@ -75,7 +75,39 @@ std::string shape_text(DType dtype, std::int64_t rows, std::int64_t depth, std::
   return fmt::format("{} x {} x {} in {}", rows, depth, cols, name_of(dtype));
 }
 
+/// The layout that oneDNN's own AVX-512 and AMX kernels read.
+Tag blocked_tag(DType dtype) { return dtype == DType::bf16 ? Tag::BA16a64b2a : Tag::BA16a64b; }
+
+bool prefers_blocks(DType dtype) {
+  try {
+    return describe(dtype, kTileRows, kTileCols, kTileCols, Tag::any).weights_desc() ==
+           Descriptor({kTileCols, kTileCols}, dnnl_type(dtype), blocked_tag(dtype));
+  } catch (const dnnl::error&) {
+    return false;
+  }
+}
+
+bool has_bf16() {
+  try {
+    describe(DType::bf16, kTileRows, kTileCols, kTileCols, Tag::any);
+    return true;
+  } catch (const dnnl::error&) {
+    return false;
+  }
+}
+
 }  // namespace
+
+DType tile_dtype(DType operands) {
+  static const bool bf16_tiles = has_bf16();
+  return operands == DType::bf16 && !bf16_tiles ? DType::f32 : operands;
+}
+
+bool TileKernel::reads_blocks(DType dtype) {
+  static const bool f32_blocks = prefers_blocks(DType::f32);
+  static const bool bf16_blocks = prefers_blocks(DType::bf16);
+  return dtype == DType::bf16 ? bf16_blocks : f32_blocks;
+}
 
 const TileKernel& TileKernel::get(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
   using Key = std::tuple<DType, std::int64_t, std::int64_t, std::int64_t>;
@@ -94,12 +126,9 @@ const TileKernel& TileKernel::get(DType dtype, std::int64_t rows, std::int64_t d
   const std::unique_lock lock(mutex);
   try {
     TileKernel kernel;
-    // The blocked layouts that oneDNN's own AVX-512 and AMX kernels read; anywhere else b is a plain matrix.
-    const Tag blocked = dtype == DType::bf16 ? Tag::BA16a64b2a : Tag::BA16a64b;
-    const bool takes_blocked = describe(dtype, kTileRows, depth, cols, Tag::any).weights_desc() ==
-                               Descriptor({depth, cols}, dnnl_type(dtype), blocked);
-    kernel.layout_ = takes_blocked ? PackedLayout{kTileColStep, dtype == DType::bf16 ? 2 : 1} : PackedLayout{cols, 1};
-    const PrimitiveDescriptor pd = describe(dtype, rows, depth, cols, takes_blocked ? blocked : Tag::ab);
+    const bool blocked = reads_blocks(dtype);
+    kernel.layout_ = blocked ? PackedLayout{kTileColStep, dtype == DType::bf16 ? 2 : 1} : PackedLayout{cols, 1};
+    const PrimitiveDescriptor pd = describe(dtype, rows, depth, cols, blocked ? blocked_tag(dtype) : Tag::ab);
     const SingleThreadScope alone;
     primitives.push_back({dnnl::matmul(pd), pd.src_desc(), pd.weights_desc(), pd.dst_desc(), pd.scratchpad_desc()});
     kernel.primitive_ = &primitives.back();

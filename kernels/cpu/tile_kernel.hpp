@@ -31,6 +31,10 @@ constexpr std::int64_t tile_cols_for(DType dtype, std::int64_t depth) {
   return fit < kTileCols ? fit : kTileCols;
 }
 
+/// The element type in which tiles of f32 or bf16 operands are multiplied: bf16 becomes f32 on processors for which
+/// oneDNN has no bf16 product. The exact products of bf16 numbers are the same in both.
+DType tile_dtype(DType operands);
+
 /// How b is packed: blocks of `block_cols` columns one after the other; inside a block, rows of `interleave` successive
 /// k for each column: element (k, n) of a block is at ((k / interleave) * block_cols + n) * interleave + k %
 /// interleave.
@@ -44,6 +48,9 @@ class TileKernel {
   /// The cached kernel of this shape, made on first use (about a millisecond; do that outside of parallel regions,
   /// where an exception can be caught). dtype: f32 or bf16, the type of a and b.
   static const TileKernel& get(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols);
+
+  /// Whether oneDNN multiplies this type by b in blocks of kTileColStep columns on this processor.
+  static bool reads_blocks(DType dtype);
 
   /// Callable by many threads at once. All pointers 64-byte aligned: AMX is several times slower otherwise.
   void operator()(float* c, const void* a, const void* packed_b) const;
