@@ -4,6 +4,7 @@
 
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
+#include "base/host.hpp"
 #include "base/log.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/process_grid.hpp"

@@ -1,6 +1,7 @@
 #include "evaluate/evaluate.hpp"
 
 #include <filesystem>
+#include <optional>
 
 #include "base/log.hpp"
 #include "base/timer.hpp"
@@ -10,6 +11,7 @@
 #include "evaluate/examples.hpp"
 #include "evaluate/predict.hpp"
 #include "evaluate/scoreboard.hpp"
+#include "parallel/together.hpp"
 
 namespace flanmoe {
 namespace {
@@ -144,18 +146,14 @@ void print_table(const Json& evaluation) {
   for (const auto& line : score_table(evaluation)) log_line(line);
 }
 
-/// True (on every rank) when RUN/evaluation.json is the result of the same inputs; prints it.
-bool already_done(const std::string& path, const std::string& fingerprint, const Communicator& world) {
-  std::int32_t done = 0;
-  if (world.rank() == 0 && std::filesystem::exists(path)) {
-    const Json old = read_json_file(path);
-    done = old.value("fingerprint", std::string()) == fingerprint;
-    if (done != 0) {
-      log_info("evaluation of the same deck, checkpoint and shards is done: {}", path);
-      print_table(old);
-    }
-  }
-  return world.all_reduce(done, ReduceOp::max) != 0;
+/// True when RUN/evaluation.json is the result of the same inputs; prints it. Rank 0 only.
+bool already_done(const std::string& path, const std::string& fingerprint) {
+  if (!std::filesystem::exists(path)) return false;
+  const Json old = read_json_file(path);
+  if (old.value("fingerprint", std::string()) != fingerprint) return false;
+  log_info("evaluation of the same deck, checkpoint and shards is done: {}", path);
+  print_table(old);
+  return true;
 }
 
 void write_results(const Deck& deck, const Json& evaluation, const std::vector<Prediction>& predictions) {
@@ -183,21 +181,40 @@ void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicato
   const Communicator& world = communicators.world;
   const double start = seconds_now();
   if (deck.data.tokenizer.empty()) usage_fail("data.tokenizer: an evaluation needs the SentencePiece model");
-  const std::string checkpoint = world.broadcast(world.rank() == 0 ? find_weights(deck.run) : std::string(), 0);
-  const EvaluationExamples examples(deck);
-  const Tokenizer tokenizer(deck.data.tokenizer);
-  check_tokenizer(deck, examples, tokenizer, read_checkpoint_info(checkpoint), checkpoint);
-  const std::string fingerprint = fingerprint_of(deck, checkpoint, examples.files());
-  const std::string result = deck.run.dir + "/evaluation.json";
-  if (already_done(result, fingerprint, world)) return;
 
-  const PredictionTask task = make_task(deck, examples, tokenizer, world);
+  // 1. What is measured, and whether that was done before.
+  std::string checkpoint;
+  on_root(world, [&] { checkpoint = find_weights(deck.run); });
+  checkpoint = world.broadcast(checkpoint, 0);
+  std::optional<EvaluationExamples> examples;
+  std::optional<Tokenizer> tokenizer;
+  together(world, [&] {
+    examples.emplace(deck);
+    tokenizer.emplace(deck.data.tokenizer);
+    check_tokenizer(deck, *examples, *tokenizer, read_checkpoint_info(checkpoint), checkpoint);
+  });
+  const std::string result = deck.run.dir + "/evaluation.json";
+  std::string fingerprint;
+  std::int32_t done = 0;
+  on_root(world, [&] {
+    fingerprint = fingerprint_of(deck, checkpoint, examples->files());
+    done = already_done(result, fingerprint);
+  });
+  if (world.all_reduce(done, ReduceOp::max) != 0) return;
+
+  // 2. The model, with memory for the examples of this rank.
+  PredictionTask task;
+  together(world, [&] { task = make_task(deck, *examples, *tokenizer, world); });
   const BatchLimits limits = same_on_all_ranks(prediction_limits(task, deck.evaluate), world);
   LoadedModel model(deck, grid, communicators, limits, checkpoint);
+
+  // 3. The measurement.
   log_info("evaluate {} examples of {} on {} ranks with {} (step {})", task.total, deck.evaluate.shards, world.size(),
            checkpoint, model.info().step);
   const auto predictions = predict(task, deck.evaluate, model.predictor(deck.evaluate.max_new_tokens), world);
-  if (world.rank() == 0) {
+
+  // 4. What came of it.
+  on_root(world, [&] {
     Json evaluation = make_evaluation(deck, model.info(), checkpoint, predictions, seconds_now() - start);
     evaluation["fingerprint"] = fingerprint;
     evaluation["ranks"] = world.size();
@@ -205,8 +222,7 @@ void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicato
     write_results(deck, evaluation, predictions);
     print_table(evaluation);
     log_info("written: {}", result);
-  }
-  world.barrier();
+  });
 }
 
 }  // namespace flanmoe

@@ -7,6 +7,7 @@
 #include "base/timer.hpp"
 #include "data/patterns.hpp"
 #include "evaluate/answer.hpp"
+#include "parallel/together.hpp"
 
 namespace flanmoe {
 namespace {
@@ -112,7 +113,6 @@ std::vector<Prediction> predict_round(const PredictionTask& task, const Evaluate
   std::vector<Candidates> candidates(count);
   for (std::size_t i = 0; i < count; ++i) {
     const Example& e = task.examples[first + i];
-    check_example(e, task.ordinals[first + i]);
     candidates[i] = candidates_of(e, deck.rank);
     inputs[i] = e.input;
     if (std::int64_t(inputs[i].size()) + 1 > task.longest_input) inputs[i].resize(std::size_t(task.longest_input - 1));
@@ -199,6 +199,9 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
       std::accumulate(task.rounds.begin(), task.rounds.end(), std::int64_t(0)) == std::int64_t(task.examples.size()) &&
           task.ordinals.size() == task.examples.size(),
       "the rounds do not cover the {} examples of this rank", task.examples.size());
+  together(world, [&] {
+    for (std::size_t i = 0; i < task.examples.size(); ++i) check_example(task.examples[i], task.ordinals[i]);
+  });
   std::vector<Prediction> mine;
   const double start = seconds_now();
   std::size_t first = 0;

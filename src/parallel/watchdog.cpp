@@ -1,7 +1,6 @@
 #include "parallel/watchdog.hpp"
 
 #include <mpi.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/host.hpp"
 #include "base/log.hpp"
 #include "parallel/communicator.hpp"
 
@@ -58,12 +58,6 @@ std::optional<Hanging> find_hanging(std::chrono::seconds limit) {
     }
   }
   return std::nullopt;
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  if (gethostname(name.data(), name.size() - 1) != 0) return "unknown host";
-  return name.data();
 }
 
 }  // namespace

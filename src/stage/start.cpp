@@ -6,9 +6,10 @@
 #include <cstdlib>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
+#include "parallel/together.hpp"
 #include "tensor/philox.hpp"
 #include "train/resources.hpp"
-#include "train/together.hpp"
 
 namespace flanmoe {
 

@@ -4,18 +4,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <array>
 #include <fstream>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
 
 namespace flanmoe {
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  if (gethostname(name.data(), name.size() - 1) != 0) return "unknown host";
-  return name.data();
-}
 
 std::vector<int> allowed_cores() {
   constexpr int kMostCores = 8192;

@@ -8,7 +8,6 @@
 
 namespace flanmoe {
 
-std::string host_name();
 /// Cores that the operating system lets this process run on (the affinity mask that launchers set).
 std::vector<int> allowed_cores();
 

@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "base/error.hpp"
+#include "base/host.hpp"
 #include "base/log.hpp"
 #include "train/resources.hpp"
 

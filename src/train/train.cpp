@@ -11,12 +11,12 @@
 #include "base/hdf5.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
+#include "parallel/together.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
 #include "train/run_folder.hpp"
 #include "train/stop.hpp"
 #include "train/summary.hpp"
-#include "train/together.hpp"
 #include "train/trainer.hpp"
 
 namespace flanmoe {

@@ -26,7 +26,7 @@ class Bench {
     omp_set_num_threads(1);  // four ranks that spin on two cores would take minutes
     configure_log(1, "");    // no tables between the results of tests
     deck = testing::tiny_deck(true);
-    deck.model.vocabulary = 256;
+    deck.model.vocabulary = 320;
     deck.moe.experts = 12;  // divides by 1, 2, 3 and 4
     deck.run.stage = "evaluate";
     deck.run.init_from = folder_.path() + "/trained";
@@ -59,11 +59,12 @@ class Bench {
  private:
   void write_files() const {
     std::vector<std::string> sentences;
+    const char* starts[] = {"red", "green", "loud", "soft", "quick", "bright", "dull", "heavy", "light", "warm"};
     const char* things[] = {"stone", "river", "window", "table", "garden", "letter", "winter", "summer", "mountain"};
     const char* verbs[] = {"moves", "stands", "falls", "rises", "was sold", "turns", "is old"};
-    for (int i = 0; i < 2000; ++i) {
-      sentences.push_back(
-          fmt::format("the {} {} on day {} near {}", things[i % 9], verbs[i % 7], i * 37 % 1000, i % 91));
+    for (int i = 0; i < 3000; ++i) {
+      sentences.push_back(fmt::format("the {}er {}s {} on day {} near {}", starts[i % 10], things[i % 9], verbs[i % 7],
+                                      i * 37 % 1000, i % 91));
     }
     std::size_t at = 0;
     const auto next = [&](std::string& sentence) {
@@ -71,7 +72,7 @@ class Bench {
       sentence = sentences[at++];
       return true;
     };
-    train_tokenizer(next, {.vocabulary = 210}, deck.data.tokenizer);
+    train_tokenizer(next, {.vocabulary = 290}, deck.data.tokenizer);
     const Tokenizer tokenizer(deck.data.tokenizer);
     ShardWriter writer(folder_.path() + "/examples.h5", tokenizer.identity());
     for (int i = 0; i < 19; ++i) {

@@ -1,5 +1,5 @@
 // Errors of one rank reach all ranks.
-#include "train/together.hpp"
+#include "parallel/together.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,10 +1,10 @@
-#include "train/together.hpp"
+#include "parallel/together.hpp"
 
 #include <algorithm>
 #include <cstdint>
 
 #include "base/error.hpp"
-#include "train/resources.hpp"
+#include "base/host.hpp"
 
 namespace flanmoe {
 namespace {
