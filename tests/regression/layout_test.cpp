@@ -20,6 +20,7 @@ TEST(Layout, LossesAndNormsDoNotDependOnIt) {
   const Workplace workplace;
   const std::string shard = write_text(workplace);
   std::vector<nlohmann::json> expected;
+  double expected_flops = 0;
   for (const Layout layout :
        {Layout{1, 1, 0}, {1, 1, 3}, {2, 1, 0}, {2, 2, 2}, {3, 1, 0}, {4, 1, 1}, {4, 2, 0}, {4, 4, 0}}) {
     const std::string name =
@@ -36,6 +37,10 @@ TEST(Layout, LossesAndNormsDoNotDependOnIt) {
     const auto metrics = metrics_of(dir);
     ASSERT_EQ(metrics.size(), 20U);
     if (expected.empty()) expected = metrics;
+    // Counted from whole tokens, pairs and copies: the same to the last digit, whoever computed them.
+    const double flops = summary_of(dir)["flops_per_token"];
+    if (expected_flops == 0) expected_flops = flops;
+    EXPECT_EQ(flops, expected_flops);
     for (std::size_t i = 0; i < metrics.size(); ++i) {
       for (const char* key : {"loss", "grad_norm", "z_loss"}) {
         const double value = metrics[i][key], reference = expected[i][key];
