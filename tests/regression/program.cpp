@@ -207,7 +207,7 @@ Words with(Words words, const Words& more) {
 }
 
 Words smoke(const std::string& shard, const std::string& run_dir, const Words& more) {
-  return with({FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=120",
+  return with({FLANMOE_SMOKE_DECK, "--data.train=" + shard, "--run.dir=" + run_dir, "--run.watchdog_seconds=60",
                "--run.threads=1"},
               more);
 }
