@@ -3,12 +3,16 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <functional>
+#include <thread>
 
 #include "base/hdf5.hpp"
 #include "checkpoint/checkpoint.hpp"
+#include "checkpoint/folder.hpp"
 #include "checkpoint_fixture.hpp"
+#include "job_fixture.hpp"
 
 namespace flanmoe {
 namespace {
@@ -281,6 +285,50 @@ TEST(FullDisk, OnOneRankIsAnErrorOnAllAndLeavesOlderCheckpoints) {
   }
   EXPECT_EQ(write(), "(nothing was thrown)");
   EXPECT_EQ(entries_of(written.run.path() + "/checkpoints").size(), 2U);
+}
+
+/// Writes checkpoint after checkpoint; FLANMOE_TEST_MILLISECONDS after the first, one of the two ranks is killed.
+TEST(Jobs, DISABLED_WritesUntilItIsKilled) {
+  const Communicator world = Communicator::world();
+  const std::string run = std::getenv("FLANMOE_TEST_RUN");
+  const int delay = std::atoi(std::getenv("FLANMOE_TEST_MILLISECONDS"));
+  const std::int64_t first = std::atoi(std::getenv("FLANMOE_TEST_STEP"));
+  Rig rig(world, 2, rig_deck("adamw"));
+  mark_state(rig);
+  const auto write = [&](std::int64_t step) {
+    write_checkpoint(run, at_step(step), rig.store, rig.optimizer, world, 2);
+  };
+  write(first);
+  std::thread killer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(delay));
+    if (world.rank() == delay % 2) std::raise(SIGKILL);
+  });
+  for (std::int64_t step = first + 1; step < first + 10000; ++step) write(step);
+  killer.join();
+}
+
+TEST(KilledJob, LeavesOnlyCompleteCheckpointsPublished) {
+  if (!test::one_rank()) return;
+  const Communicator world = Communicator::world();
+  const TemporaryFolder run(world);
+  Rig rig(world, 1, rig_deck("adamw"));
+  std::int64_t newest = 0;
+  for (const int milliseconds : {6, 17, 30, 45}) {
+    const auto job = test::run_job("WritesUntilItIsKilled", 2, "",
+                                   fmt::format("FLANMOE_TEST_RUN={} FLANMOE_TEST_MILLISECONDS={} FLANMOE_TEST_STEP={}",
+                                               run.path(), milliseconds, newest + 1));
+    EXPECT_EQ(job.exit_code, 137) << job.output;  // 128 + SIGKILL: it did not end for another reason
+    for (const auto& [step, folder] : detail::published_checkpoints(run.path())) {
+      clear_state(rig);
+      EXPECT_EQ(read_checkpoint(folder.string(), rig.store, rig.optimizer, world, false).step, step);
+      EXPECT_EQ(first_unmarked(rig), "");
+    }
+    const std::int64_t before = newest;
+    newest = read_checkpoint_info(newest_checkpoint(run.path()).value()).step;
+    EXPECT_GT(newest, before);
+  }
+  write_checkpoint(run.path(), at_step(newest + 1), rig.store, rig.optimizer, world, 1);
+  EXPECT_EQ(entries_of(run.path() + "/checkpoints").size(), 1U);
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ TEST(Checkpoint, HoldsGlobalTensorsByName) {
   };
   using Shape = std::vector<hsize_t>;
 
-  EXPECT_EQ(shape_of("weights/embedding"), (Shape{13, 10}));
+  EXPECT_EQ(shape_of("weights/embedding"), (Shape{30, 10}));
   EXPECT_EQ(shape_of("weights/encoder/layer_00/norm"), (Shape{10}));
   EXPECT_EQ(shape_of("weights/encoder/layer_00/expert_up"), (Shape{12, 6, 9}));
   EXPECT_EQ(shape_of("optimizer/encoder/layer_00/expert_up/row"), (Shape{12, 6}));
@@ -196,7 +196,7 @@ TEST(Checkpoint, AnotherModelIsRefusedByTensorName) {
   };
 
   expect_twice(refusals(wider),
-               folder + "/checkpoint.h5: tensor weights/embedding has shape [13, 10], this model needs [13, 11]");
+               folder + "/checkpoint.h5: tensor weights/embedding has shape [30, 10], this model needs [30, 11]");
   expect_twice(refusals(more), folder + "/checkpoint.h5: tensor weights/decoder/norm is missing");
   expect_twice(refusals(experts),
                "tensor weights/encoder/layer_00/expert_up has shape [12, 6, 9], this model needs [24, 6, 9]");

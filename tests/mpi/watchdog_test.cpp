@@ -2,46 +2,19 @@
 #include "parallel/watchdog.hpp"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
-#include <cstdio>
-#include <cstdlib>
 #include <thread>
 
-#include "parallel/communicator.hpp"
+#include "job_fixture.hpp"
 
 namespace flanmoe {
 namespace {
 
-struct JobResult {
-  int exit_code = -1;
-  std::string output;
-};
-
-/// Runs one DISABLED_ test of this executable on 3 ranks, in an environment without the marks of the job it runs in.
-JobResult run_job(const std::string& test, const std::string& options = "") {
-  const char* path = std::getenv("PATH");
-  const std::string command = fmt::format(
-      "env -i PATH='{}' HOME=/tmp OMP_NUM_THREADS=1 timeout 60 mpiexec --oversubscribe --allow-run-as-root --bind-to "
-      "none -n 3 '{}' --gtest_also_run_disabled_tests '--gtest_filter=*.DISABLED_{}' {} 2>&1",
-      path != nullptr ? path : "/usr/bin", program_invocation_name, test, options);
-  JobResult result;
-  std::FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return result;
-  std::array<char, 4096> buffer{};
-  for (std::size_t n = 0; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    result.output.append(buffer.data(), n);
-  }
-  const int status = pclose(pipe);
-  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return result;
-}
-
-/// Jobs are started where the test itself runs on one rank.
-bool one_rank() { return Communicator::world().size() == 1; }
+using test::JobResult;
+using test::one_rank;
+using test::run_job;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
@@ -56,7 +29,7 @@ TEST(Jobs, DISABLED_RankOneStaysAway) {
 
 TEST(Watchdog, NamesTheCollectiveThatHangsAndEndsAllRanks) {
   if (!one_rank()) return;
-  const JobResult job = run_job("RankOneStaysAway");
+  const JobResult job = run_job("RankOneStaysAway", 3);
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
 
@@ -76,7 +49,7 @@ TEST(Jobs, DISABLED_RankOneGivesUp) {
 
 TEST(Jobs, AbortEndsAllRanksWithItsCode) {
   if (!one_rank()) return;
-  const JobResult job = run_job("RankOneGivesUp");
+  const JobResult job = run_job("RankOneGivesUp", 3);
 
   EXPECT_EQ(job.exit_code, 7) << job.output;
 }
@@ -89,14 +62,14 @@ TEST(Jobs, DISABLED_RankOneThrows) {
 
 TEST(Jobs, AnExceptionThatLeavesMpiEndsAllRanks) {
   if (!one_rank()) return;
-  const JobResult job = run_job("RankOneThrows", "--gtest_catch_exceptions=0");
+  const JobResult job = run_job("RankOneThrows", 3, "--gtest_catch_exceptions=0");
 
   EXPECT_EQ(job.exit_code, 1) << job.output;
 }
 
 TEST(Jobs, ATestThatFailsOnOneRankEndsAllAndSaysWhy) {
   if (!one_rank()) return;
-  const JobResult job = run_job("RankOneThrows");
+  const JobResult job = run_job("RankOneThrows", 3);
 
   EXPECT_EQ(job.exit_code, 1) << job.output;
   EXPECT_TRUE(contains(job.output, "rank 1: Jobs.DISABLED_RankOneThrows failed")) << job.output;
