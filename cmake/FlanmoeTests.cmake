@@ -1,7 +1,8 @@
 # flanmoe_test(name FILES... [RANKS n...] [LABEL l]): one test executable, registered once per number of ranks.
 find_package(GTest REQUIRED)
-# Tests share few cores: ranks run one thread each, and OMP_WAIT_POLICY=passive keeps waiting threads from spinning.
-set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --bind-to none)
+# Tests share few cores: ranks run one thread each, and neither waiting threads (OMP_WAIT_POLICY) nor waiting ranks
+# (mpi_yield_when_idle; a rank that waits for another one's disk otherwise keeps its core busy) spin.
+set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --bind-to none --mca mpi_yield_when_idle 1)
 
 # Tests read the decks of input/ and headers of src/ from here.
 function(flanmoe_test name)

@@ -26,7 +26,7 @@ inline JobResult run_job(const std::string& test, int ranks, const std::string& 
   const char* path = std::getenv("PATH");
   const std::string command = fmt::format(
       "env -i PATH='{}' HOME=/tmp OMP_NUM_THREADS=1 {} timeout 60 mpiexec --oversubscribe --allow-run-as-root "
-      "--bind-to none "
+      "--bind-to none --mca mpi_yield_when_idle 1 "
       "-n {} '{}' --gtest_also_run_disabled_tests '--gtest_filter=*.DISABLED_{}' {} 2>&1",
       path != nullptr ? path : "/usr/bin", settings, ranks, program_invocation_name, test, options);
   JobResult result;
