@@ -38,7 +38,7 @@ nlohmann::ordered_json record(const Measurement& m, const Roof& roof) {
   if (m.bytes > 0) j["bytes_per_second"] = m.bytes / m.seconds;
   j["share_of_roof"] = share_of_roof(m, roof);
   j["roof"] = m.flops > 0 ? "product" : "memory";
-  j.update(m.more);
+  if (m.more.is_object()) j.update(m.more);
   return j;
 }
 
@@ -65,6 +65,18 @@ void run(const std::string& filter, const std::string& json_file) {
 }
 
 }  // namespace
+
+/// The exit code. Errors are told here, while MPI still runs: leaving it by an exception ends the process.
+int run_and_report(const std::string& filter, const std::string& json_file) {
+  try {
+    run(filter, json_file);
+    return 0;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "flanmoe-bench: {}\n", error.what());
+    return 1;
+  }
+}
+
 }  // namespace flanmoe::bench
 
 int main(int argc, char** argv) {
@@ -82,8 +94,7 @@ int main(int argc, char** argv) {
       return 0;
     }
     const flanmoe::MpiEnvironment mpi(&argc, &argv);  // the training step asks for communicators, of one rank
-    flanmoe::bench::run(filter, json_file);
-    return 0;
+    return flanmoe::bench::run_and_report(filter, json_file);
   } catch (const po::error& error) {
     fmt::print(stderr, "flanmoe-bench: {}\n", error.what());
     return 2;
