@@ -15,14 +15,18 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 /// With so few queries (decoding) plain vector loops beat packing the keys for tiles.
 constexpr std::int64_t kFewQueries = 4;
 
+std::int64_t mirror_width(std::int64_t longest) { return round_up(2 * longest + 1, 16); }
+
 struct Operands {
   const Tensor &out_TQ, &logsumexp_TH, &q_TQ, &k_TQ, &v_TQ, &bias_HP;
   const AttentionShape& shape;
+  std::int64_t longest = 0;              // of the segments
+  const float* mirrored_bias = nullptr;  // H x mirror_width, by (key position - query position) + longest
 
-  /// Bias of (query position, key 0); key j is j elements before it. Null without a bias.
+  /// Biases of a query for key 0, 1, 2, ...; null without a bias.
   const float* bias_at(const Place& place, std::int64_t query) const {
-    if (bias_HP.absent()) return nullptr;
-    return bias_HP.row<float>(place.head) + place.shift + query + (bias_HP.cols - 1) / 2;
+    if (mirrored_bias == nullptr) return nullptr;
+    return mirrored_bias + place.head * mirror_width(longest) + longest - (place.shift + query);
   }
   /// Keys [begin, begin+count) that the query sees.
   std::int64_t visible(const Place& place, std::int64_t query, std::int64_t begin, std::int64_t count) const {
@@ -56,24 +60,18 @@ struct Memory {
 
 /// Scores of one query and `count` visible keys become weights; returns the factor for what was summed before.
 template <class T>
-float update_row(T* weight, float* score, std::int64_t count, std::int64_t padded, const float* bias, float scale,
-                 float* largest, float* total) {
+float update_row(T* __restrict weight, float* __restrict score, std::int64_t count, std::int64_t padded,
+                 const float* __restrict bias, float scale, float* largest, float* total) {
   for (std::int64_t j = count; j < padded; ++j) weight[j] = T(0.0F);
   if (count == 0) return 1.0F;
-  float top = *largest;
   if (bias != nullptr) {
-#pragma omp simd reduction(max : top)
-    for (std::int64_t j = 0; j < count; ++j) {
-      score[j] = scale * score[j] + bias[-j];
-      top = std::max(top, score[j]);
-    }
+    for (std::int64_t j = 0; j < count; ++j) score[j] = scale * score[j] + bias[j];
   } else {
-#pragma omp simd reduction(max : top)
-    for (std::int64_t j = 0; j < count; ++j) {
-      score[j] = scale * score[j];
-      top = std::max(top, score[j]);
-    }
+    for (std::int64_t j = 0; j < count; ++j) score[j] = scale * score[j];
   }
+  float top = *largest;
+#pragma omp simd reduction(max : top)
+  for (std::int64_t j = 0; j < count; ++j) top = score[j] > top ? score[j] : top;
   for (std::int64_t j = 0; j < count; ++j) score[j] = fast_exp(score[j] - top);
   const float sum = lane_sum<float>(count, [=](std::int64_t j) { return score[j]; });
   for (std::int64_t j = 0; j < count; ++j) weight[j] = T(score[j]);
@@ -110,7 +108,7 @@ void attend_strip(const Operands& o, const Place& place, const HeadTile& head, c
     const float* bias = o.bias_at(place, query);
     factor[i] =
         update_row(m.weight + i * padded, m.score + i * padded, o.visible(place, query, begin, count), padded,
-                   bias == nullptr ? nullptr : bias - begin, o.shape.scale, m.largest + strip + i, m.total + strip + i);
+                   bias == nullptr ? nullptr : bias + begin, o.shape.scale, m.largest + strip + i, m.total + strip + i);
   }
   std::fill_n(m.weight + rows * padded, (padded_rows - rows) * padded, T(0.0F));
   TileKernel::get(dtype, padded_rows, padded, head.cols)(m.tile, m.weight, m.v);
@@ -170,7 +168,7 @@ void attend_few(const Operands& o, const Place& place, const Memory<T>& m) {
         const C* key = k.row<C>(begin + j);
         m.score[j] = lane_sum<float>(dim, [&](std::int64_t c) { return query[c] * widened(key[c]); });
       }
-      const float factor = update_row(m.weight, m.score, count, count, bias == nullptr ? nullptr : bias - begin,
+      const float factor = update_row(m.weight, m.score, count, count, bias == nullptr ? nullptr : bias + begin,
                                       o.shape.scale, &largest, &total);
       for (std::int64_t c = 0; c < dim; ++c) sum[c] *= factor;
       for (std::int64_t j = 0; j < count; ++j) {
@@ -182,11 +180,25 @@ void attend_few(const Operands& o, const Place& place, const Memory<T>& m) {
   }
 }
 
+/// Turns the bias round, so that it is read in the order of the keys.
+const float* mirror_bias(ScratchScope& scratch, const Tensor& bias_HP, std::int64_t longest) {
+  const std::int64_t width = mirror_width(longest);
+  float* mirrored = scratch.take<float>(bias_HP.rows * width);
+  const std::int64_t reach = std::min(longest, (bias_HP.cols - 1) / 2);
+  for (std::int64_t h = 0; h < bias_HP.rows; ++h) {
+    const float* middle = bias_HP.row<float>(h) + (bias_HP.cols - 1) / 2;
+    for (std::int64_t n = -reach; n <= reach; ++n) mirrored[h * width + longest - n] = middle[n];
+  }
+  return mirrored;
+}
+
 template <class C, class T>
-void forward_in(KernelContext& context, const Operands& o, const AttentionSegments& segments) {
+void forward_in(KernelContext& context, Operands o, const AttentionSegments& segments) {
   const HeadTile head(dtype_of<T>::value, o.shape);
   TileKernel::get(head.dtype, kTileRowStep, head.depth, kTileColStep);  // fails here, not among the threads
   ScratchScope scratch(context);
+  o.longest = longest_of(segments);
+  if (!o.bias_HP.absent()) o.mirrored_bias = mirror_bias(scratch, o.bias_HP, o.longest);
   const std::int64_t thread_bytes = forward_thread_bytes(dtype_of<C>::value, o.shape);
   char* memory = reinterpret_cast<char*>(scratch.take<float>(omp_get_max_threads() * thread_bytes / 4));
 #pragma omp parallel
@@ -210,12 +222,13 @@ void forward(KernelContext& context, const Tensor& out_TQ, const Tensor& logsume
              const Tensor& k_TQ, const Tensor& v_TQ, const Tensor& bias_HP, const AttentionSegments& segments,
              const AttentionShape& shape) {
   check_attention_forward(out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, segments, shape);
-  const Operands operands{out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, shape};
+  const Operands operands{out_TQ, logsumexp_TH, q_TQ, k_TQ, v_TQ, bias_HP, shape, 0, nullptr};
   with_tile_type(q_TQ.dtype, [&]<class C, class T>(C, T) { forward_in<C, T>(context, operands, segments); });
 }
 
 std::size_t scratch_bytes(std::int64_t longest, DType compute, const AttentionShape& shape) {
-  const std::int64_t forward_bytes = omp_get_max_threads() * forward_thread_bytes(compute, shape);
+  const std::int64_t forward_bytes = omp_get_max_threads() * forward_thread_bytes(compute, shape) +
+                                     shape.heads * mirror_width(longest) * std::int64_t(sizeof(float)) + 64;
   return std::size_t(std::max(forward_bytes, backward_bytes(longest, compute, shape))) + 64;
 }
 

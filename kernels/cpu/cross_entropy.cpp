@@ -27,39 +27,36 @@ std::int64_t logit_stride(std::int64_t vocabulary) {
   return stride % 1024 == 0 ? stride + 16 : stride;
 }
 
-/// The loss of one token, and its dlogit in place of the logits.
-class TokenLoss {
- public:
-  TokenLoss(float* logit, std::int64_t vocabulary, std::int32_t target)
-      : logit_(logit), vocabulary_(vocabulary), target_(target), target_logit_(logit[target]) {}
-
-  void write(float* nll, float* z, float* hit, const CrossEntropyShape& shape) {
-    float largest = logit_[0];
+float largest_of(const float* x, std::int64_t count) {
+  float largest = x[0];
 #pragma omp simd reduction(max : largest)
-    for (std::int64_t v = 0; v < vocabulary_; ++v) largest = std::max(largest, logit_[v]);
-    float* logit = logit_;
-    sum_ = lane_sum<float>(vocabulary_, [=](std::int64_t v) { return logit[v] = fast_exp(logit[v] - largest); });
-    log_z_ = largest + std::log(sum_);
-    *nll = log_z_ - target_logit_;
-    *z = float(shape.z_coefficient) * log_z_ * log_z_;
-    // exp(0) is exactly 1, so the largest logits are the ones.
-    *hit = target_logit_ == largest && std::find(logit_, logit_ + target_, 1.0F) == logit_ + target_ ? 1.0F : 0.0F;
-  }
+  for (std::int64_t i = 0; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
 
-  void gradient(const CrossEntropyShape& shape) const {
-    const auto scale = float(shape.gradient_scale);
-    const float factor = scale * (1.0F + 2.0F * float(shape.z_coefficient) * log_z_) / sum_;
-    for (std::int64_t v = 0; v < vocabulary_; ++v) logit_[v] *= factor;
-    logit_[target_] -= scale;
+/// The loss of one token; with gradients its dlogit in place of the logits.
+void token_loss(const Operands& o, float* __restrict logit, std::int64_t vocabulary, std::int64_t t) {
+  const CrossEntropyShape& shape = o.shape;
+  const std::int32_t target = *o.target_T.row<std::int32_t>(t);
+  const float target_logit = logit[target];
+  const float largest = largest_of(logit, vocabulary);
+  const bool hit = target_logit == largest && std::find(logit, logit + target, largest) == logit + target;
+  if (o.gradients()) {
+    for (std::int64_t v = 0; v < vocabulary; ++v) logit[v] = fast_exp(logit[v] - largest);
   }
-
- private:
-  float* logit_;
-  std::int64_t vocabulary_;
-  std::int32_t target_;
-  float target_logit_;
-  float sum_ = 0, log_z_ = 0;
-};
+  const float sum = o.gradients()
+                        ? lane_sum<float>(vocabulary, [=](std::int64_t v) { return logit[v]; })
+                        : lane_sum<float>(vocabulary, [=](std::int64_t v) { return fast_exp(logit[v] - largest); });
+  const float log_z = largest + std::log(sum);
+  *o.nll_T.row<float>(t) = log_z - target_logit;
+  *o.z_T.row<float>(t) = float(shape.z_coefficient) * log_z * log_z;
+  *o.hit_T.row<float>(t) = hit ? 1.0F : 0.0F;
+  if (!o.gradients()) return;
+  const auto scale = float(shape.gradient_scale);
+  const float factor = scale * (1.0F + 2.0F * float(shape.z_coefficient) * log_z) / sum;
+  for (std::int64_t v = 0; v < vocabulary; ++v) logit[v] *= factor;
+  logit[target] -= scale;
+}
 
 /// Rounds a row to bf16 in the first half of its own memory.
 void narrow_in_place(float* row, std::int64_t count) {
@@ -102,12 +99,8 @@ void chunk(KernelContext& context, const Operands& o, const Tensor& logits, std:
   const bool narrow = o.x_TD.dtype == DType::bf16;
 #pragma omp parallel for
   for (std::int64_t i = 0; i < rows; ++i) {
-    const std::int64_t t = first + i;
-    TokenLoss loss(logits.row<float>(i), logits.cols, *o.target_T.row<std::int32_t>(t));
-    loss.write(o.nll_T.row<float>(t), o.z_T.row<float>(t), o.hit_T.row<float>(t), o.shape);
-    if (!o.gradients()) continue;
-    loss.gradient(o.shape);
-    if (narrow) narrow_in_place(logits.row<float>(i), logits.cols);
+    token_loss(o, logits.row<float>(i), logits.cols, first + i);
+    if (narrow && o.gradients()) narrow_in_place(logits.row<float>(i), logits.cols);
   }
   if (!o.gradients()) return;
   Tensor dlogit = logits;

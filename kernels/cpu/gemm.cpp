@@ -90,7 +90,13 @@ struct Slice {
   }
 };
 
-std::int64_t slice_count(const Product& p) { return ceil_div(p.size.inner, max_depth(tile_dtype(p.a.dtype))); }
+/// One slice where a tile is deep enough for the product. Otherwise sums of slices are kept in y if it is fp32: then
+/// slices are shallower than they must be, since panels are the wider for it. Else they need a temporary, and are deep.
+std::int64_t slice_count(const Product& p) {
+  const std::int64_t deepest = max_depth(tile_dtype(p.a.dtype));
+  if (p.size.inner <= deepest) return p.size.inner > 0 ? 1 : 0;
+  return ceil_div(p.size.inner, p.y.dtype == DType::f32 ? deepest / 2 : deepest);
+}
 
 Slice slice_of(const Product& p, std::int64_t index) {
   // Slices of equal depth, so that none is a small remainder.
