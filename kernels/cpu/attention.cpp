@@ -60,9 +60,9 @@ struct Memory {
 
 /// Scores of one query and `count` visible keys become weights; returns the factor for what was summed before.
 template <class T>
-float update_row(T* __restrict weight, float* __restrict score, std::int64_t count, std::int64_t padded,
+float update_row(T* __restrict weight, float* __restrict score, std::int64_t count, std::int64_t depth,
                  const float* __restrict bias, float scale, float* largest, float* total) {
-  for (std::int64_t j = count; j < padded; ++j) weight[j] = T(0.0F);
+  for (std::int64_t j = count; j < depth; ++j) weight[j] = T(0.0F);
   if (count == 0) return 1.0F;
   if (bias != nullptr) {
     for (std::int64_t j = 0; j < count; ++j) score[j] = scale * score[j] + bias[j];
@@ -100,18 +100,19 @@ void attend_strip(const Operands& o, const Place& place, const HeadTile& head, c
   if (o.visible(place, block + strip + rows - 1, begin, count) == 0) return;  // all of these keys come later
   const DType dtype = head.dtype;
   const std::int64_t padded_rows = round_up(rows, kTileRowStep);
-  const std::int64_t padded = round_up(count, kTileColStep);
+  const std::int64_t padded = round_up(count, kTileColStep);      // keys as columns of scores
+  const std::int64_t depth = round_up(count, depth_step(dtype));  // keys as the depth of what is summed
   TileKernel::get(dtype, padded_rows, head.depth, padded)(m.score, m.q + strip * head.depth, m.k);
   float factor[kTileRows];
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t query = block + strip + i;
     const float* bias = o.bias_at(place, query);
     factor[i] =
-        update_row(m.weight + i * padded, m.score + i * padded, o.visible(place, query, begin, count), padded,
+        update_row(m.weight + i * depth, m.score + i * padded, o.visible(place, query, begin, count), depth,
                    bias == nullptr ? nullptr : bias + begin, o.shape.scale, m.largest + strip + i, m.total + strip + i);
   }
-  std::fill_n(m.weight + rows * padded, (padded_rows - rows) * padded, T(0.0F));
-  TileKernel::get(dtype, padded_rows, padded, head.cols)(m.tile, m.weight, m.v);
+  std::fill_n(m.weight + rows * depth, (padded_rows - rows) * depth, T(0.0F));
+  TileKernel::get(dtype, padded_rows, depth, head.cols)(m.tile, m.weight, m.v);
   for (std::int64_t i = 0; i < rows; ++i) {
     float* sum = m.sum + (strip + i) * head.cols;
     const float* tile = m.tile + i * head.cols;
@@ -137,8 +138,9 @@ void attend(const Operands& o, const Place& place, const HeadTile& head, const M
       const std::int64_t padded = round_up(count, kTileColStep);
       pack_b(m.k, head.dtype, {&k, true, 0, head.dim, begin, count}, head.depth, padded,
              TileKernel::get(dtype, kTileRowStep, head.depth, padded).layout());
-      pack_b(m.v, head.dtype, {&v, false, begin, count, 0, head.dim}, padded, head.cols,
-             TileKernel::get(dtype, kTileRowStep, padded, head.cols).layout());
+      const std::int64_t depth = round_up(count, depth_step(dtype));
+      pack_b(m.v, head.dtype, {&v, false, begin, count, 0, head.dim}, depth, head.cols,
+             TileKernel::get(dtype, kTileRowStep, depth, head.cols).layout());
       for (std::int64_t strip = 0; strip < queries; strip += kTileRows) {
         attend_strip(o, place, head, m, block, strip, std::min(kTileRows, queries - strip), begin, count);
       }

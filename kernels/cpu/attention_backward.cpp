@@ -73,11 +73,12 @@ void load_queries(const Operands& o, const Place& place, const HeadTile& head, c
   const Tensor out = place.query_rows(o.out_TQ, o.shape);
   const std::int64_t padded = round_up(queries, kTileColStep);
   const PackedLayout turned = layout_for(dtype, head.depth, padded);
-  const PackedLayout straight = layout_for(dtype, padded, head.cols);
+  const std::int64_t depth = round_up(queries, depth_step(dtype));
+  const PackedLayout straight = layout_for(dtype, depth, head.cols);
   pack_b(m.q_turned, head.dtype, {&q, true, 0, head.dim, block, queries}, head.depth, padded, turned);
   pack_b(m.dout_turned, head.dtype, {&dout, true, 0, head.dim, block, queries}, head.depth, padded, turned);
-  pack_b(m.q, head.dtype, {&q, false, block, queries, 0, head.dim}, padded, head.cols, straight);
-  pack_b(m.dout, head.dtype, {&dout, false, block, queries, 0, head.dim}, padded, head.cols, straight);
+  pack_b(m.q, head.dtype, {&q, false, block, queries, 0, head.dim}, depth, head.cols, straight);
+  pack_b(m.dout, head.dtype, {&dout, false, block, queries, 0, head.dim}, depth, head.cols, straight);
   for (std::int64_t i = 0; i < queries; ++i) {
     const C* a = dout.row<C>(block + i);
     const C* b = out.row<C>(block + i);
@@ -104,10 +105,11 @@ void load_keys(const Operands& o, const Place& place, const HeadTile& head, cons
 template <class T>
 void softmax_gradient(const Operands& o, const Place& place, const Memory<T>& m, const Pair& pair, float* dbias) {
   const std::int64_t padded = round_up(pair.queries, kTileColStep);
+  const std::int64_t depth = round_up(pair.queries, depth_step(dtype_of<T>::value));
   const float scale = o.shape.scale;
   for (std::int64_t r = 0; r < round_up(pair.keys, kTileRowStep); ++r) {
-    T* p = m.p + r * padded;
-    T* dscore = m.dscore + r * padded;
+    T* p = m.p + r * depth;
+    T* dscore = m.dscore + r * depth;
     const float* score = m.score + r * padded;
     float* dp = m.dp + r * padded;
     const std::int64_t offset = place.shift + pair.block - (pair.strip + r);  // of query 0 of the block to this key
@@ -115,8 +117,8 @@ void softmax_gradient(const Operands& o, const Place& place, const Memory<T>& m,
     if (r >= pair.keys) first = pair.queries;
     std::fill_n(p, first, T(0.0F));
     std::fill_n(dscore, first, T(0.0F));
-    std::fill_n(p + pair.queries, padded - pair.queries, T(0.0F));
-    std::fill_n(dscore + pair.queries, padded - pair.queries, T(0.0F));
+    std::fill_n(p + pair.queries, depth - pair.queries, T(0.0F));
+    std::fill_n(dscore + pair.queries, depth - pair.queries, T(0.0F));
     const float* bias =
         o.bias_HP.absent() ? nullptr : o.bias_HP.row<float>(place.head) + offset + (o.bias_HP.cols - 1) / 2;
     float probability[kBlock];
@@ -152,14 +154,15 @@ void pair_gradient(const Operands& o, const Place& place, const HeadTile& head, 
   against_queries(m.dp, m.v_rows, m.dout_turned);
   softmax_gradient(o, place, m, pair, dbias);
 
-  const TileKernel& over_queries = TileKernel::get(dtype, rows, padded, head.cols);
+  const std::int64_t query_depth = round_up(pair.queries, depth_step(dtype));
+  const TileKernel& over_queries = TileKernel::get(dtype, rows, query_depth, head.cols);
   over_queries(m.tile, m.p, m.dout);
   add_rows(m.dv + pair.strip * head.cols, m.tile, pair.keys * head.cols);
   over_queries(m.tile, m.dscore, m.q);
   add_rows(m.dk + pair.strip * head.cols, m.tile, pair.keys * head.cols);
 
   const std::int64_t depth = round_up(pair.keys, depth_step(dtype));
-  const Tensor dscore{m.dscore, dtype, 1, pair.keys, pair.queries, padded};
+  const Tensor dscore{m.dscore, dtype, 1, pair.keys, pair.queries, query_depth};
   pack_a(m.dscore_turned, head.dtype, {&dscore, true, 0, pair.queries, 0, pair.keys},
          round_up(pair.queries, kTileRowStep), depth);
   for (std::int64_t i = 0; i < pair.queries; i += kTileRows) {

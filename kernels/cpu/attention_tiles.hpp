@@ -84,9 +84,10 @@ inline float widened(bf16 x) { return float(x); }
 /// Calls f(C, T) with values of the storage type and of the type of tiles.
 template <class F>
 void with_tile_type(DType compute, F&& f) {
+  const DType tile = tile_dtype(compute);
   if (compute == DType::f32) {
     f(float{}, float{});
-  } else if (tile_dtype(compute) == DType::bf16) {
+  } else if (tile == DType::bf16) {
     f(bf16{}, bf16{});
   } else {
     f(bf16{}, float{});

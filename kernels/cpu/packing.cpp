@@ -76,6 +76,10 @@ void turn_block(Word* to, std::int64_t to_stride, const T* from, std::int64_t st
                 std::int64_t cols, bool depth_across) {
   const std::int64_t full_rows = depth_across ? kSide : kSide * kPerWord<T>;
   const std::int64_t full_cols = depth_across ? kSide * kPerWord<T> : kSide;
+  if (rows <= 0 || cols <= 0) {
+    for (std::int64_t i = 0; i < kSide; ++i) store_line(to + i * to_stride, Line{});
+    return;
+  }
   T edge[kSide * kSide * kPerWord<T>];
   if (rows < full_rows || cols < full_cols) {
     std::memset(static_cast<void*>(edge), 0, sizeof edge);
@@ -105,7 +109,7 @@ struct Stored {
   const T* data;
   std::int64_t stride, rows, cols;
 
-  const T* at(std::int64_t i, std::int64_t j) const { return data + i * stride + j; }
+  const T* at(std::int64_t i, std::int64_t j) const { return data + i * stride + j; }  // may lie outside: not read
 };
 
 template <class T>
@@ -125,11 +129,9 @@ void pack_a_of(T* dst, const Window& a, std::int64_t padded_rows, std::int64_t p
   const std::int64_t row_words = padded_depth / kPerWord<T>;
   for (std::int64_t k = 0; k < padded_depth; k += depth_block) {  // reads run along the stored rows
     for (std::int64_t i = 0; i < padded_rows; i += kSide) {
-      const std::int64_t rows = std::clamp<std::int64_t>(m.rows - k, 0, depth_block);
-      const std::int64_t cols = std::clamp<std::int64_t>(m.cols - i, 0, kSide);
-      const bool inside = rows > 0 && cols > 0;
-      turn_block(words + i * row_words + k / kPerWord<T>, row_words, inside ? m.at(k, i) : m.data, m.stride,
-                 inside ? rows : 0, inside ? cols : 0, false);
+      const std::int64_t rows = std::min(m.rows - k, depth_block);
+      const std::int64_t cols = std::min(m.cols - i, kSide);
+      turn_block(words + i * row_words + k / kPerWord<T>, row_words, m.at(k, i), m.stride, rows, cols, false);
     }
   }
 }
@@ -159,15 +161,17 @@ void pack_b_straight(T* dst, const Window& b, std::int64_t padded_depth, std::in
     const std::int64_t end = std::min(first + kSide, depth_words);
     for (std::int64_t n = 0; n < padded_cols; n += block_cols) {
       Word* to = reinterpret_cast<Word*>(dst) + n * depth_words + first * block_cols;
-      const bool whole = end * kPerWord<T> <= b.rows && n + block_cols <= b.cols && block_cols == kTileColStep;
+      const bool whole_cols = n + block_cols <= b.cols && block_cols == kTileColStep;
       for (std::int64_t w = first; w < end; ++w, to += block_cols) {
-        const std::int64_t k = std::min(w * kPerWord<T>, b.rows - 1);
-        if (whole) {
+        const std::int64_t k = w * kPerWord<T>;
+        const std::int64_t rows = b.rows - k;
+        if (rows <= 0 || n >= b.cols) {
+          for (std::int64_t i = 0; i < block_cols; i += kSide) store_line(to + i, Line{});
+        } else if (rows >= kPerWord<T> && whole_cols) {
           const T* from = m.at(k, n);
           for (std::int64_t i = 0; i < kTileColStep; i += kSide) store_line(to + i, across(from + i, m.stride));
         } else {
-          copy_across_edge(to, m.at(k, std::min(n, b.cols)), m.stride, b.rows - w * kPerWord<T>, b.cols - n,
-                           block_cols);
+          copy_across_edge(to, m.at(k, n), m.stride, rows, b.cols - n, block_cols);
         }
       }
     }
@@ -184,12 +188,9 @@ void pack_b_turned(T* dst, const Window& b, std::int64_t padded_depth, std::int6
   Word* words = reinterpret_cast<Word*>(dst);
   for (std::int64_t n = 0; n < padded_cols; n += kSide) {
     Word* column = words + n / block_cols * block_cols * depth_words + n % block_cols;
-    const std::int64_t rows = std::clamp<std::int64_t>(b.cols - n, 0, kSide);
     for (std::int64_t k = 0; k < padded_depth; k += depth_block) {
-      const std::int64_t cols = std::clamp<std::int64_t>(b.rows - k, 0, depth_block);
-      const bool inside = rows > 0 && cols > 0;
-      turn_block(column + k / kPerWord<T> * block_cols, block_cols, inside ? m.at(n, k) : m.data, m.stride,
-                 inside ? rows : 0, inside ? cols : 0, true);
+      turn_block(column + k / kPerWord<T> * block_cols, block_cols, m.at(n, k), m.stride, std::min(b.cols - n, kSide),
+                 std::min(b.rows - k, depth_block), true);
     }
   }
 }

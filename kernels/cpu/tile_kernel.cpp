@@ -2,12 +2,12 @@
 
 #include <omp.h>
 
+#include <array>
 #include <deque>
 #include <dnnl.hpp>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <shared_mutex>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -19,6 +19,7 @@ namespace flanmoe::cpu {
 struct TileKernel::Primitive {
   dnnl::matmul matmul;
   dnnl::memory::desc a, b, c, scratchpad;
+  std::size_t scratchpad_bytes = 0;
 };
 
 namespace {
@@ -67,9 +68,19 @@ struct Arguments {
       : a(a_desc, cpu_engine(), nullptr),
         b(b_desc, cpu_engine(), nullptr),
         c(c_desc, cpu_engine(), nullptr),
-        scratchpad(scratchpad_desc, cpu_engine()) {}
+        scratchpad(scratchpad_desc, cpu_engine(), nullptr) {}
   dnnl::memory a, b, c, scratchpad;
 };
+
+/// Memory for the scratchpad of whatever kernel the thread runs; grows to the largest one asked for.
+void* thread_scratchpad(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 64;
+  static thread_local std::vector<char> memory;
+  if (memory.size() < bytes + kAlignment) memory.resize(bytes + kAlignment);
+  void* aligned = memory.data();
+  std::size_t space = memory.size();
+  return std::align(kAlignment, bytes, aligned, space);
+}
 
 std::string shape_text(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
   return fmt::format("{} x {} x {} in {}", rows, depth, cols, name_of(dtype));
@@ -99,6 +110,8 @@ bool has_bf16() {
 }  // namespace
 
 DType tile_dtype(DType operands) {
+  FLANMOE_EXPECT(operands == DType::f32 || operands == DType::bf16, "the cpu device multiplies f32 and bf16, not {}",
+                 name_of(operands));
   static const bool bf16_tiles = has_bf16();
   return operands == DType::bf16 && !bf16_tiles ? DType::f32 : operands;
 }
@@ -110,27 +123,39 @@ bool TileKernel::reads_blocks(DType dtype) {
 }
 
 const TileKernel& TileKernel::get(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
+  // What this thread asked for before is found without a lock.
+  struct Remembered {
+    std::uint64_t key = 0;
+    const TileKernel* kernel = nullptr;
+  };
+  constexpr int kBits = 8;
+  static thread_local std::array<Remembered, 1 << kBits> remembered;
+  const std::uint64_t key = ((std::uint64_t(depth) << 32 | std::uint64_t(cols)) << 8 | std::uint64_t(rows)) << 2 |
+                            std::uint64_t(dtype == DType::bf16) << 1 | 1U;
+  Remembered& slot = remembered[(key * 0x9e3779b97f4a7c15U) >> (64 - kBits)];
+  if (slot.key != key) slot = {key, &find_or_make(dtype, rows, depth, cols)};
+  return *slot.kernel;
+}
+
+const TileKernel& TileKernel::find_or_make(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols) {
   using Key = std::tuple<DType, std::int64_t, std::int64_t, std::int64_t>;
-  static std::shared_mutex mutex;
+  static std::mutex mutex;
   static std::map<Key, const TileKernel*> known;
   static std::deque<TileKernel> kernels;
   static std::deque<Primitive> primitives;
 
+  const std::lock_guard lock(mutex);
   const Key key{dtype, rows, depth, cols};
-  {
-    const std::shared_lock lock(mutex);
-    const auto found = known.find(key);
-    if (found != known.end()) return *found->second;
-  }
-  FLANMOE_EXPECT(dtype == DType::f32 || dtype == DType::bf16, "the cpu device has no products in {}", name_of(dtype));
-  const std::unique_lock lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) return *found->second;
   try {
     TileKernel kernel;
     const bool blocked = reads_blocks(dtype);
     kernel.layout_ = blocked ? PackedLayout{kTileColStep, dtype == DType::bf16 ? 2 : 1} : PackedLayout{cols, 1};
     const PrimitiveDescriptor pd = describe(dtype, rows, depth, cols, blocked ? blocked_tag(dtype) : Tag::ab);
     const SingleThreadScope alone;
-    primitives.push_back({dnnl::matmul(pd), pd.src_desc(), pd.weights_desc(), pd.dst_desc(), pd.scratchpad_desc()});
+    primitives.push_back({dnnl::matmul(pd), pd.src_desc(), pd.weights_desc(), pd.dst_desc(), pd.scratchpad_desc(),
+                          pd.scratchpad_desc().get_size()});
     kernel.primitive_ = &primitives.back();
     kernel.index_ = kernels.size();
     kernels.push_back(kernel);
@@ -151,6 +176,7 @@ void TileKernel::operator()(float* c, const void* a, const void* packed_b) const
   dnnl_memory_set_data_handle(slot->a.get(), const_cast<void*>(a));
   dnnl_memory_set_data_handle(slot->b.get(), const_cast<void*>(packed_b));
   dnnl_memory_set_data_handle(slot->c.get(), c);
+  dnnl_memory_set_data_handle(slot->scratchpad.get(), thread_scratchpad(primitive_->scratchpad_bytes));
   const dnnl_exec_arg_t list[] = {{DNNL_ARG_SRC, slot->a.get()},
                                   {DNNL_ARG_WEIGHTS, slot->b.get()},
                                   {DNNL_ARG_DST, slot->c.get()},

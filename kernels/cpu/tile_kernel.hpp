@@ -60,6 +60,7 @@ class TileKernel {
  private:
   struct Primitive;
   TileKernel() = default;
+  static const TileKernel& find_or_make(DType dtype, std::int64_t rows, std::int64_t depth, std::int64_t cols);
 
   const Primitive* primitive_ = nullptr;
   PackedLayout layout_;

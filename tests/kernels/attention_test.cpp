@@ -1,12 +1,11 @@
 #include "kernels/attention.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
 
 namespace flanmoe::test {
 namespace {
@@ -314,22 +313,13 @@ TEST(Attention, ResultsDoNotDependOnTheNumberOfThreads) {
     shape.head_dim = 16;
     std::vector<std::int32_t> counts;
     for (std::int32_t s = 0; s < 40; ++s) counts.push_back(5 + s * 7 % 90);
-    std::vector<Problem> runs;
-    const int before = omp_get_max_threads();
-    for (const int threads : {1, 2, 3}) {
-      omp_set_num_threads(threads);
+    expect_same_bits_on_threads([&](std::vector<Buffer>& out) {
       TestContext context;
-      runs.emplace_back(type, layout_of(counts, counts), shape, true);
-      runs.back().forward(cpu::attention_kernels, context);
-      runs.back().backward(cpu::attention_kernels, context);
-    }
-    omp_set_num_threads(before);
-    for (const std::size_t i : {1U, 2U}) {
-      EXPECT_TRUE(same_bits(runs[0].out, runs[i].out)) << name_of(type);
-      EXPECT_TRUE(same_bits(runs[0].dq, runs[i].dq)) << name_of(type);
-      EXPECT_TRUE(same_bits(runs[0].dk, runs[i].dk)) << name_of(type);
-      EXPECT_TRUE(same_bits(runs[0].dbias, runs[i].dbias)) << name_of(type);
-    }
+      Problem p(type, layout_of(counts, counts), shape, true);
+      p.forward(cpu::attention_kernels, context);
+      p.backward(cpu::attention_kernels, context);
+      for (Buffer* x : {&p.out, &p.logsumexp, &p.dq, &p.dk, &p.dv, &p.dbias}) out.push_back(std::move(*x));
+    });
   }
 }
 

@@ -1,11 +1,10 @@
 #include "kernels/matmul.hpp"
 
-#include <omp.h>
-
 #include <cmath>
 #include <numeric>
 
 #include "kernels/kernel_test.hpp"
+#include "kernels/thread_test.hpp"
 
 namespace flanmoe::test {
 namespace {
@@ -23,18 +22,6 @@ std::vector<std::int64_t> boundaries(const std::vector<std::int64_t>& counts) {
   std::partial_sum(counts.begin(), counts.end(), first.begin() + 1);
   return first;
 }
-
-/// Sets the number of threads for one scope.
-class Threads {
- public:
-  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
-  ~Threads() { omp_set_num_threads(before_); }
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
-
- private:
-  int before_;
-};
 
 TEST(Matmul, ProductOfSmallMatricesIsAsByHand) {
   for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
@@ -140,6 +127,9 @@ TEST(Matmul, OperandsThatDoNotFitAreRefused) {
     Buffer w(DType::f32, 4, 6, 0, 2);
     EXPECT_THROW(device.kernels.grouped(context, y, a, w, no, wrong), LogicError) << device.device;
   }
+  TestContext context;
+  Buffer a(DType::f64, 3, 4), b(DType::f64, 4, 6), y(DType::f64, 3, 6);
+  EXPECT_THROW(cpu::matmul_kernels.product(context, y, a, no, b, no, 0), LogicError) << "f64 is for the reference";
 }
 
 void compare_grouped(DType type, const std::vector<std::int64_t>& counts, std::int64_t depth, std::int64_t cols,
@@ -233,24 +223,19 @@ TEST(Matmul, ResultsDoNotDependOnTheNumberOfThreads) {
     x.randomize(11);
     w.randomize(12);
     dy.randomize(13);
-    std::vector<Buffer> y, z, dw;
-    for (const int threads : {1, 2, 5}) {
-      const Threads scope(threads);
+    expect_same_bits_on_threads([&](std::vector<Buffer>& out) {
       TestContext context;
-      y.emplace_back(type, 1000, 70);
-      z.emplace_back(type, 1000, 70);
-      dw.emplace_back(DType::f32, 130, 70, 0, 5).fill(1);
+      Buffer y(type, 1000, 70), z(type, 1000, 70), dw(DType::f32, 130, 70, 0, 5);
+      dw.fill(1);
       std::vector<Tensor> dw_views;
-      for (int g = 0; g < 5; ++g) dw_views.push_back(dw.back().view().matrix(g));
-      cpu::matmul_kernels.grouped(context, y.back(), x, w, no, first);
-      cpu::matmul_kernels.product(context, z.back(), x, no, w.view().matrix(0), no, 0);
+      for (int g = 0; g < 5; ++g) dw_views.push_back(dw.view().matrix(g));
+      cpu::matmul_kernels.grouped(context, y, x, w, no, first);
+      cpu::matmul_kernels.product(context, z, x, no, w.view().matrix(0), no, 0);
       cpu::matmul_kernels.grouped_weight_gradient(context, dw_views, x, dy, first);
-    }
-    for (int i : {1, 2}) {
-      EXPECT_TRUE(same_bits(y[0], y[std::size_t(i)])) << name_of(type);
-      EXPECT_TRUE(same_bits(z[0], z[std::size_t(i)])) << name_of(type);
-      EXPECT_TRUE(same_bits(dw[0], dw[std::size_t(i)])) << name_of(type);
-    }
+      out.push_back(std::move(y));
+      out.push_back(std::move(z));
+      out.push_back(std::move(dw));
+    });
   }
 }
 
