@@ -1,10 +1,11 @@
 #include <algorithm>
+#include <exception>
 #include <map>
 #include <mutex>
 
-#include "checkpoint/agree.hpp"
 #include "checkpoint/folder.hpp"
 #include "checkpoint/reader.hpp"
+#include "parallel/together.hpp"
 
 namespace flanmoe {
 
@@ -42,7 +43,7 @@ CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const Paramete
                                const Communicator& world, bool weights_only) {
   const std::scoped_lock lock(hdf5_mutex());
   CheckpointInfo info;
-  detail::on_every_rank(world, [&] {
+  together(world, [&] {
     const CheckpointReader reader(checkpoint_dir);
     info = reader.info();
     if (world.rank() == 0) reader.refuse_other_weights(store.specs());
@@ -63,9 +64,10 @@ CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const Paramete
 namespace {
 
 /// Dense weights: each read by one rank, which passes it on; so the file is read once, whatever the number of ranks.
-/// Returns this rank's error; all ranks stop at the same tensor.
-std::string read_dense_weights(const CheckpointReader& reader, const ParameterStore& store, KernelContext& context,
-                               const Kernels& kernels, const Communicator& world, std::vector<char>& staging) {
+/// Returns this rank's failure; all ranks stop at the same tensor.
+std::exception_ptr read_dense_weights(const CheckpointReader& reader, const ParameterStore& store,
+                                      KernelContext& context, const Kernels& kernels, const Communicator& world,
+                                      std::vector<char>& staging) {
   const DType dtype = accumulate_dtype(store.compute());
   for (std::size_t p = 0; p < store.specs().size(); ++p) {
     const ParameterSpec& spec = store.specs()[p];
@@ -73,16 +75,20 @@ std::string read_dense_weights(const CheckpointReader& reader, const ParameterSt
     const int source = int(p) % world.size();
     for (std::int64_t e = 0; e < spec.experts; ++e) {
       const Tensor matrix{staging.data(), dtype, 1, spec.rows, spec.cols, spec.cols};
-      std::string error;
-      if (world.rank() == source) error = detail::error_of([&] { reader.read_matrix(spec, "master", e, matrix); });
-      std::int32_t failed = error.empty() ? 0 : 1;
+      std::exception_ptr failure;
+      try {
+        if (world.rank() == source) reader.read_matrix(spec, "master", e, matrix);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      std::int32_t failed = failure ? 1 : 0;
       world.broadcast(std::span(&failed, 1), source);
-      if (failed != 0) return error;
+      if (failed != 0) return failure;
       world.broadcast(std::span(staging.data(), matrix.bytes()), source);
       kernels.elementwise.convert(context, store.weight(int(p)).matrix(e), matrix);
     }
   }
-  return "";
+  return nullptr;
 }
 
 /// Expert weights: every rank reads the experts it holds.
@@ -110,13 +116,16 @@ CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& s
   for (const ParameterSpec& spec : store.specs()) largest = std::max(largest, spec.matrix_size());
   std::vector<char> staging(std::size_t(largest) * size_of(accumulate_dtype(store.compute())));
 
-  detail::on_every_rank(world, [&] {
+  together(world, [&] {
     reader.emplace(checkpoint_dir);
     info = reader->info();
     if (world.rank() == 0) reader->refuse_other_weights(store.specs());
   });
-  detail::agree(world, read_dense_weights(*reader, store, context, kernels, world, staging));
-  detail::on_every_rank(world, [&] { read_expert_weights(*reader, store, context, kernels, staging); });
+  const std::exception_ptr failure = read_dense_weights(*reader, store, context, kernels, world, staging);
+  together(world, [&] {
+    if (failure) std::rethrow_exception(failure);
+  });
+  together(world, [&] { read_expert_weights(*reader, store, context, kernels, staging); });
   return info;
 }
 

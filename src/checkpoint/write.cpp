@@ -1,9 +1,10 @@
+#include <exception>
 #include <filesystem>
 #include <mutex>
 
-#include "checkpoint/agree.hpp"
 #include "checkpoint/folder.hpp"
 #include "checkpoint/format.hpp"
+#include "parallel/together.hpp"
 #include "parallel/watchdog.hpp"
 
 namespace flanmoe {
@@ -104,7 +105,7 @@ void write_part(hid_t file, const DatasetPlan& plan, std::int64_t global_expert,
   const H5Dataset dataset(H5Dopen2(file, plan.path.c_str(), H5P_DEFAULT), plan.path);
   h5_check(H5Dwrite(dataset.get(), plan.memory_type, plan.memory_space().get(),
                     plan.matrix_of(dataset.get(), global_expert).get(), H5P_DEFAULT, data),
-           plan.path);
+           "cannot write " + plan.path);
 }
 
 /// Every matrix this rank owns, with its checksum. Not collective.
@@ -124,18 +125,22 @@ void write_together(const fs::path& path, const ParameterStore& store, const Opt
   const H5Property access = detail::file_access();
   h5_check(H5Pset_fapl_mpio(access.get(), world.raw(), MPI_INFO_NULL), "H5Pset_fapl_mpio");
   H5File file;
-  const std::string open_error = detail::error_of([&] {
+  together(world, [&] {
     const CollectiveScope scope("H5Fopen", world.name());
-    file = H5File(H5Fopen(path.c_str(), H5F_ACC_RDWR, access.get()), "cannot open");
+    file = H5File(H5Fopen(path.c_str(), H5F_ACC_RDWR, access.get()), "cannot open " + path.string());
   });
-  std::string error =
-      open_error.empty() ? detail::error_of([&] { write_owned(file.get(), store, optimizer); }) : open_error;
-  if (file) {
-    const CollectiveScope scope("H5Fclose", world.name());
-    const std::string close_error = detail::error_of([&] { h5_check(H5Fclose(file.release()), "cannot close"); });
-    if (error.empty()) error = close_error;
+  std::exception_ptr failure;  // kept until all ranks have closed the file
+  try {
+    write_owned(file.get(), store, optimizer);
+  } catch (...) {
+    failure = std::current_exception();
   }
-  detail::agree(world, error.empty() ? "" : fmt::format("{}: {}", path.string(), error));
+  together(world, [&] {
+    const CollectiveScope scope("H5Fclose", world.name());
+    const herr_t closed = H5Fclose(file.release());
+    if (failure) std::rethrow_exception(failure);
+    h5_check(closed, "cannot close " + path.string());
+  });
 }
 
 }  // namespace
@@ -148,7 +153,7 @@ std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& i
   const std::vector<KindSet> kinds = kinds_of_all(store, optimizer, world);
   const DType dtype = accumulate_dtype(store.compute());
   try {
-    detail::on_first_rank(world, [&] {
+    on_root(world, [&] {
       detail::prepare_aside(run_dir, info.step);
       const FileSize size = size_of_file(info, store.specs(), kinds, dtype);
       detail::require_room(file, size.structure + size.data, size.structure);
@@ -157,15 +162,15 @@ std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& i
     });
     write_together(file, store, optimizer, world);
     // Every node flushes what its ranks wrote.
-    detail::on_every_rank(world, [&] { detail::sync_to_disk(file); });
-    detail::on_first_rank(world, [&] { detail::publish(run_dir, info.step); });
+    together(world, [&] { detail::sync_to_disk(file); });
+    on_root(world, [&] { detail::publish(run_dir, info.step); });
   } catch (const Error& error) {
     std::error_code ignored;  // the message that counts is the first one
     if (world.rank() == 0) fs::remove_all(aside, ignored);
-    throw Error(fmt::format("the checkpoint of step {} was not written; older ones are as they were: {}", info.step,
-                            error.what()));
+    throw Error(fmt::format("the checkpoint of step {} was not written in {}; older ones are as they were: {}",
+                            info.step, run_dir, error.what()));
   }
-  detail::on_first_rank(world, [&] { detail::prune(run_dir, info.step, keep); });
+  on_root(world, [&] { detail::prune(run_dir, info.step, keep); });
   return detail::published_folder(run_dir, info.step).string();
 }
 

@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "base/hdf5.hpp"
-#include "checkpoint/agree.hpp"
 #include "checkpoint_fixture.hpp"
 
 namespace flanmoe {
@@ -201,19 +200,6 @@ TEST(Checkpoint, AnotherModelIsRefusedByTensorName) {
   expect_twice(refusals(experts),
                "tensor weights/encoder/layer_00/expert_up has shape [12, 6, 9], this model needs [24, 6, 9]");
   expect_twice(refusals(fewer), "1 tensors that this model does not have, the first is weights/encoder/layer_00/query");
-}
-
-TEST(Agree, EveryRankHearsOfTheLowestFailure) {
-  const Communicator world = Communicator::world();
-  const int last = world.size() - 1;
-  const std::string text = error_message([&] {
-    detail::on_every_rank(world, [&] {
-      if (world.rank() >= last - 1) fail("disk of rank {} is full", world.rank());
-    });
-  });
-  detail::on_every_rank(world, [] {});
-
-  EXPECT_NE(text.find(fmt::format("disk of rank {} is full", std::max(0, last - 1))), std::string::npos) << text;
 }
 
 }  // namespace
