@@ -98,6 +98,21 @@ TEST_F(Refusal, DamagedShardIsNamed) {
   EXPECT_NE(other.output.find(shard_), std::string::npos) << other.output;
 }
 
+TEST_F(Refusal, ShardFoundDamagedWhileTrainingEndsAllRanks) {
+  shard_ = write_text(workplace_);
+  std::fstream file(shard_, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(std::streamoff(fs::file_size(shard_) / 2));  // inside the tokens, which are most of the file
+  file << std::string(64, '\x5a');
+  file.close();
+
+  const Ended ended = run(3, command());
+
+  EXPECT_EQ(ended.exit_code, 1) << ended.output;
+  EXPECT_NE(ended.output.find(shard_), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("checksum"), std::string::npos) << ended.output;
+  EXPECT_FALSE(fs::exists(dir_ + "/summary.json"));
+}
+
 TEST_F(Refusal, FolderOfAnotherRunIsRefused) {
   fs::create_directories(dir_);
   const int lock = open((dir_ + "/lock").c_str(), O_RDWR | O_CREAT, 0666);
