@@ -11,10 +11,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PRETRAIN_STEPS=${PRETRAIN_STEPS:-300}
-INSTRUCT_STEPS=${INSTRUCT_STEPS:-500}
-FINETUNE_STEPS=${FINETUNE_STEPS:-80}
-TEST_EXAMPLES=${TEST_EXAMPLES:-50}
+PRETRAIN_STEPS=${PRETRAIN_STEPS:-120}
+INSTRUCT_STEPS=${INSTRUCT_STEPS:-220}
+FINETUNE_STEPS=${FINETUNE_STEPS:-40}
+TEST_EXAMPLES=${TEST_EXAMPLES:-40}
 FINETUNE_TEST_EXAMPLES=${FINETUNE_TEST_EXAMPLES:-200}
 RANKS=${RANKS:-2}
 EXPERT_RANKS=${EXPERT_RANKS:-2}
@@ -38,6 +38,8 @@ if [[ $(id -u) == 0 ]]; then launch+=(--allow-run-as-root); fi
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
 export OMPI_MCA_plm_rsh_agent=sh
 export OMPI_MCA_btl_base_warn_component_unused=0
+# Where cores are shared, a rank that waits lets others compute.
+export OMPI_MCA_mpi_yield_when_idle=1
 # mpirun gives its ranks a terminal even when it writes to a file; say that there is none.
 if [[ ! -t 1 ]]; then export TERM=dumb; fi
 
