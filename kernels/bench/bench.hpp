@@ -17,7 +17,7 @@ struct Roof {
   double bf16_flops = 0;
   double f32_packed_flops = 0;  // best with weights already in oneDNN's own blocked layout
   double bf16_packed_flops = 0;
-  double bytes_per_second = 0;  // copying memory with all threads, bytes read plus bytes written
+  double bytes_per_second = 0;  // y += x with all threads, bytes read plus bytes written
 
   double flops(DType dtype) const { return dtype == DType::bf16 ? bf16_flops : f32_flops; }
 };

@@ -1,7 +1,7 @@
 // What oneDNN and the memory do at their best.
 #include <omp.h>
 
-#include <cstring>
+#include <algorithm>
 #include <dnnl.hpp>
 
 #include "kernels/bench/bench.hpp"
@@ -51,20 +51,21 @@ double product_rate(Workbench& bench, DType dtype, const Shape& shape, bool pack
   return rate;
 }
 
-double copy_rate() {
-  constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+/// Bytes read and written per second by y += x with all threads, each on a contiguous share.
+double stream_rate(std::int64_t bytes) {
   Workbench bench(64);
-  const Tensor from = bench.tensor(DType::f32, 1, kBytes / 4);
-  const Tensor to = bench.tensor(DType::f32, 1, kBytes / 4);
+  const std::int64_t count = bytes / std::int64_t(sizeof(float));
+  const Tensor from = bench.tensor(DType::f32, 1, count);
+  const Tensor to = bench.tensor(DType::f32, 1, count);
+  const float* x = from.as<float>();
+  float* y = to.as<float>();
   const double seconds = best_seconds([&] {
-#pragma omp parallel
-    {
-      const std::int64_t share = kBytes / omp_get_num_threads();
-      const std::int64_t begin = omp_get_thread_num() * share;
-      std::memcpy(static_cast<char*>(to.data) + begin, static_cast<const char*>(from.data) + begin, std::size_t(share));
-    }
+#pragma omp parallel for simd schedule(static)
+    for (std::int64_t i = 0; i < count; ++i) y[i] += x[i];
   });
-  return 2.0 * double(kBytes) / seconds;
+  const double rate = 3.0 * double(bytes) / seconds;
+  fmt::print("  memory, two operands of {} MiB {:8.1f} GB/s\n", bytes >> 20, rate * 1e-9);
+  return rate;
 }
 
 double best_product(DType dtype, bool packed) {
@@ -86,7 +87,8 @@ Roof measure_roof() {
   roof.f32_packed_flops = best_product(DType::f32, true);
   roof.bf16_flops = best_product(DType::bf16, false);
   roof.bf16_packed_flops = best_product(DType::bf16, true);
-  roof.bytes_per_second = copy_rate();
+  // Activations of a microbatch, which caches may hold, and what no cache holds.
+  roof.bytes_per_second = std::max(stream_rate(std::int64_t{12} << 20), stream_rate(std::int64_t{256} << 20));
   fmt::print("  fp32 {:.1f} GFLOP/s ({:.1f} packed), bf16 {:.1f} GFLOP/s ({:.1f} packed), memory {:.1f} GB/s\n",
              roof.f32_flops * 1e-9, roof.f32_packed_flops * 1e-9, roof.bf16_flops * 1e-9, roof.bf16_packed_flops * 1e-9,
              roof.bytes_per_second * 1e-9);
