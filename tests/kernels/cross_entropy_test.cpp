@@ -40,30 +40,30 @@ struct Problem {
   Buffer nll, z, hit, dx, dw, x, w, target;
 };
 
-TEST(CrossEntropy, TwoTokensOverThreeWordsAreAsByHand) {
+TEST(CrossEntropy, ThreeTokensOverThreeWordsAreAsByHand) {
   for (const auto& device : devices) {
     TestContext context;
     CrossEntropyShape shape;
     shape.logit_scale = 2;
     shape.z_coefficient = 0.1;
-    Problem p(DType::f32, 2, 1, 3, shape);
-    p.x.assign({1, 0});
+    Problem p(DType::f32, 3, 1, 3, shape);
+    p.x.assign({1, 0, 0});
     p.w.assign({0, std::log(2.0) / 2, std::log(5.0) / 2});  // logits of the first token: ln 1, ln 2, ln 5
-    p.target.assign({1, 0});
+    p.target.assign({1, 0, 2});
     p.dw.fill(0);
 
     p.run(device.kernels, context);
 
     const double l0 = std::log(8.0), l1 = std::log(3.0);
-    expect_close(p.nll, std::vector<double>{std::log(4.0), std::log(3.0)}, 1e-6, device.device);
-    expect_close(p.z, std::vector<double>{0.1 * l0 * l0, 0.1 * l1 * l1}, 1e-6, device.device);
-    EXPECT_EQ(p.hit.values(), (std::vector<double>{0, 1})) << "of equal logits the first counts, " << device.device;
+    expect_close(p.nll, std::vector<double>{std::log(4.0), std::log(3.0), std::log(3.0)}, 1e-6, device.device);
+    expect_close(p.z, std::vector<double>{0.1 * l0 * l0, 0.1 * l1 * l1, 0.1 * l1 * l1}, 1e-6, device.device);
+    EXPECT_EQ(p.hit.values(), (std::vector<double>{0, 1, 0})) << "of equal logits the first counts, " << device.device;
     const double f0 = 1 + 0.2 * l0;
     const std::vector<double> dlogit = {f0 / 8, f0 * 2 / 8 - 1, f0 * 5 / 8};
     expect_close(p.dw, std::vector<double>{2 * dlogit[0], 2 * dlogit[1], 2 * dlogit[2]}, 1e-6, device.device);
+    const double equal = (1 + 0.2 * l1) / 3 * std::log(10.0);
     expect_close(
-        p.dx,
-        std::vector<double>{dlogit[1] * std::log(2.0) + dlogit[2] * std::log(5.0), (1 + 0.2 * l1) / 3 * std::log(10.0)},
+        p.dx, std::vector<double>{dlogit[1] * std::log(2.0) + dlogit[2] * std::log(5.0), equal, equal - std::log(5.0)},
         1e-6, device.device);
   }
 }
