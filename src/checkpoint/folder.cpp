@@ -79,7 +79,12 @@ fs::path aside_folder(const std::string& run_dir, std::int64_t step) {
 std::vector<std::pair<std::int64_t, fs::path>> published_checkpoints(const std::string& run_dir) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
   std::error_code code;
-  for (const auto& entry : fs::directory_iterator(checkpoints_folder(run_dir), code)) {
+  const fs::path folder = checkpoints_folder(run_dir);
+  fs::directory_iterator entries(folder, code);
+  if (code == std::errc::no_such_file_or_directory || code == std::errc::not_a_directory) return found;
+  // A folder that cannot be listed is not an empty one: starting over would end in its checkpoints being removed.
+  if (code) fail("cannot list {}: {}", folder.string(), code.message());
+  for (const auto& entry : entries) {
     const std::int64_t step = step_of(entry.path().filename().string());
     if (step >= 0 && fs::exists(entry.path() / checkpoint_file)) found.emplace_back(step, entry.path());
   }

@@ -98,6 +98,10 @@ void check_model(const Deck& deck, Problems& problems) {
   const MoeDeck& moe = deck.moe;
   if (moe.top_k > moe.experts)
     add(problems, "moe.top_k = {}: expected at most moe.experts = {}", moe.top_k, moe.experts);
+  if (moe.renormalize && moe.top_k == 1)
+    problems.add(
+        "moe.renormalize = true with moe.top_k = 1: every weight would be 1 and the router could not learn from "
+        "the task; expected moe.top_k of at least 2");
   if (moe.buffer_factor > 0 && moe.buffer_factor < 1)
     add(problems,
         "moe.buffer_factor = {}: expected 0 or at least 1, a rank receives as many rows as it sends on average",
@@ -156,7 +160,8 @@ void check_inputs(const Deck& deck, Problems& problems) {
   }
   if (!deck.data.tokenizer.empty() && !fs::is_regular_file(deck.data.tokenizer))
     add(problems, "data.tokenizer: expected a SentencePiece model file, found none at {}", deck.data.tokenizer);
-  if (!deck.run.init_from.empty() && !fs::is_directory(deck.run.init_from))
+  const bool goes_on = deck.run.stage != "evaluate" && fs::is_directory(fs::path(deck.run.dir) / "checkpoints");
+  if (!deck.run.init_from.empty() && !goes_on && !fs::is_directory(deck.run.init_from))
     add(problems, "run.init_from: expected a checkpoint folder or a run folder, found none at {}", deck.run.init_from);
   if (fs::exists(deck.run.dir) && !fs::is_directory(deck.run.dir))
     add(problems, "run.dir: expected a folder, found a file at {}", deck.run.dir);

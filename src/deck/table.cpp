@@ -125,7 +125,7 @@ void add_moe(std::vector<Parameter>& table) {
               "Slots of an expert while training, times tokens of the group over experts; 0: no limit, none dropped.");
   rows.number("capacity_factor_eval", &S::capacity_factor_eval, at_least(0), "",
               "The same while evaluating; 0: no limit, none dropped.");
-  rows.number("min_capacity", &S::min_capacity, at_least(0), "tokens", "An expert has at least this many slots.");
+  rows.number("min_capacity", &S::min_capacity, at_least(1), "tokens", "An expert has at least this many slots.");
   rows.number("group_rows", &S::group_rows, at_least(1), "rows",
               "Rows whose tokens compete for the slots of an expert; divides the rows of a microbatch.");
   rows.choice("priority", &S::priority, {"token_order", "probability"},
@@ -201,7 +201,7 @@ void add_evaluate(std::vector<Parameter>& table) {
   rows.text("shards", &S::shards, "Evaluation shards: paths or patterns, separated by spaces.");
   rows.text("tasks", &S::tasks, "Tasks to evaluate: name patterns, separated by spaces.");
   rows.required_text("split", &S::split, "Split of the shards to evaluate on.");
-  rows.number("limit", &S::limit, at_least(0), "examples", "Examples of each task; 0: all.");
+  rows.number("limit", &S::limit, at_least(0), "examples", "Examples of each task and variant; 0: all.");
   rows.number("batch_rows", &S::batch_rows, at_least(1), "examples", "Examples that a rank decodes together.");
   rows.number("max_new_tokens", &S::max_new_tokens, at_least(1), "tokens", "Longest answer that is generated.");
   rows.flag("generate", &S::generate, "Generate an answer greedily and compare it.");
@@ -252,7 +252,7 @@ const std::vector<Preset>& presets() {
        "T5 1.1, dense",
        {{"model.activation", "gated_gelu"}, {"model.tied_logits", "false"}, {"moe.router", "none"}}},
       {"switch",
-       "Switch Transformer: each token goes to one expert",
+       "Switch Transformer: each token goes to one expert; no input jitter, as in the T5X configurations",
        {{"model.activation", "relu"},
         {"model.tied_logits", "true"},
         {"model.init_scale", "0.1"},
@@ -265,7 +265,8 @@ const std::vector<Preset>& presets() {
         {"moe.renormalize", "false"},
         {"moe.balance_coefficient", "0.01"}}},
       {"gshard",
-       "GShard: each token goes to two experts",
+       "GShard-style top-2: weights renormalised; the second expert is always tried, the balance loss counts both "
+       "choices",
        {{"model.activation", "gated_gelu"},
         {"model.tied_logits", "false"},
         {"model.init_scale", "0.1"},

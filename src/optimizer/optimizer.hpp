@@ -41,7 +41,7 @@ class Optimizer {
   void publish_weights(KernelContext&);
 
   struct StepResult {
-    double gradient_norm = 0;  // before clipping; every parameter counted once; the same bits in any layout
+    double gradient_norm = 0;  // before clipping; every parameter counted once; does not depend on owners
     bool finite = true;        // false: nothing was updated
   };
   /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, zeroes gradients.

@@ -21,7 +21,7 @@ struct MoeLayerRecord {
 struct StepRecord {
   std::int64_t step = 0;  // optimizer steps completed, this one included
   double loss = 0;        // nats per target token, without auxiliary losses
-  double z_loss = 0;      // mean over target tokens of (log Z)^2, before its coefficient
+  double z_loss = 0;      // mean over target tokens of model.z_loss * (log Z)^2
   double accuracy = 0;    // share of target tokens that were the most likely ones
   double grad_norm = 0;   // before clipping
   double learning_rate = 0;

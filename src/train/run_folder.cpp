@@ -25,7 +25,8 @@
 namespace flanmoe {
 namespace {
 
-// Changing these between two starts of one run leaves its training as it is (layout: within the rounding of sums).
+// Changing these between two starts of one run leaves its training as it is (layout: within the rounding of sums);
+// run.steps only with a schedule that does not look at it.
 constexpr std::array<std::string_view, 16> kFreeKeys = {"run.steps",
                                                         "run.dir",
                                                         "run.device",
@@ -124,10 +125,14 @@ std::vector<std::string> training_differences(const std::string& deck_then, cons
     const auto found = values.find(key);
     return found == values.end() ? std::string("absent") : found->second.empty() ? "empty" : found->second;
   };
+  // Linear and cosine rates end at the last step, so with them the number of steps changes every rate.
+  const std::string schedule = shown(now, "optimizer.schedule");
+  const bool steps_matter = schedule == "linear" || schedule == "cosine";
   std::vector<std::string> differences;
   for (const std::string& key : keys) {
     const std::string before = shown(then, key), after = shown(now, key);
-    if (before != after && !is_free(key)) differences.push_back(fmt::format("{}: then {}, now {}", key, before, after));
+    if (before != after && (!is_free(key) || (steps_matter && key == "run.steps")))
+      differences.push_back(fmt::format("{}: then {}, now {}", key, before, after));
   }
   return differences;
 }

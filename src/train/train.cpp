@@ -43,7 +43,7 @@ class Loop {
   Outcome run(Examples examples);
 
  private:
-  // Set-up, in order; everything that can refuse comes before anything is written.
+  // Set-up, in order; what can refuse comes before anything but the lock and the log is written.
   void open_data(Examples examples);
   void find_initial_weights();
   void prepare_memory();
@@ -91,6 +91,8 @@ void Loop::find_initial_weights() {
   const std::string& from = deck_.run.init_from;
   if (from.empty()) return;
   on_root(world_, [&] {
+    // A run that goes on from its own checkpoint needs nothing from where it once began.
+    if (newest_checkpoint(deck_.run.dir)) return;
     initial_weights_ = from;
     if (!std::filesystem::exists(from + "/checkpoint.h5")) {
       const auto newest = newest_checkpoint(from);

@@ -227,6 +227,15 @@ TEST(CheckpointFolder, NewestIgnoresWhatIsNotACheckpoint) {
   EXPECT_EQ(newest_checkpoint(run.path()), std::nullopt);
 }
 
+TEST(CheckpointFolder, AFolderThatCannotBeListedIsNotTakenForAnEmptyOne) {
+  const Communicator world = Communicator::world();
+  const TemporaryFolder run(world);
+  if (world.rank() == 0) fs::create_symlink("checkpoints", run.path() + "/checkpoints");  // a loop
+  world.barrier();
+  EXPECT_THROW(newest_checkpoint(run.path()), Error);
+  world.barrier();
+}
+
 TEST(CheckpointFolder, AFolderThatCannotBeMadeIsReportedOnEveryRank) {
   const Communicator world = Communicator::world();
   const TemporaryFolder run(world);

@@ -101,6 +101,24 @@ TEST_F(DeckCheck, ATokenCannotChooseMoreExpertsThanThereAre) {
   expect_problem("moe.top_k = 3: expected at most moe.experts = 2");
 }
 
+TEST_F(DeckCheck, ARenormalizedSingleChoiceCannotLearnItsRouter) {
+  deck_.moe.router = "top_k";
+  deck_.moe.renormalize = true;
+  expect_problem("moe.renormalize = true with moe.top_k = 1");
+  deck_.moe.top_k = 2;
+  EXPECT_EQ(problems(), "");
+}
+
+TEST_F(DeckCheck, ARunThatGoesOnNeedsNothingFromWhereItBegan) {
+  deck_.run.init_from = "moved/away";
+  expect_problem("run.init_from: expected a checkpoint folder or a run folder, found none at moved/away");
+  const std::string dir = (std::filesystem::temp_directory_path() / "flanmoe_goes_on").string();
+  std::filesystem::create_directories(dir + "/checkpoints");
+  deck_.run.dir = dir;
+  EXPECT_EQ(problems(), "");
+  std::filesystem::remove_all(dir);
+}
+
 TEST_F(DeckCheck, ARouterWithoutASparseLayerIsAProblem) {
   deck_.moe.router = "top_k";
   deck_.moe.every = 5;

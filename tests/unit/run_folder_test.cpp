@@ -81,6 +81,15 @@ TEST(TrainingDifferences, LayoutLengthAndReportingAreFree) {
   EXPECT_TRUE(training_differences(print_deck(then), print_deck(now)).empty());
 }
 
+TEST(TrainingDifferences, LengthIsNotFreeWhereTheScheduleLooksAtIt) {
+  Deck then, now;
+  now.run.steps = 7;
+  then.optimizer.schedule = now.optimizer.schedule = "cosine";
+
+  EXPECT_EQ(training_differences(print_deck(then), print_deck(now)),
+            (std::vector<std::string>{"run.steps: then 100, now 7"}));
+}
+
 TEST(TrainingDifferences, WhatChangesTheTrainingIsListedWithBothValues) {
   Deck then, now;
   now.run.seed = 2;
