@@ -9,7 +9,7 @@
 
 namespace flanmoe {
 
-/// In which order the tokens of a group claim the slots of an expert.
+/// In which order the tokens of a group claim the slots of an expert (paper facts 4.4).
 enum class SlotPriority : std::uint8_t {
   token_order,  // first choices in token order, then second choices in token order, ...
   probability,  // the same with tokens sorted by descending weight_Tk[t][0], ties in token order (batch priority)
@@ -23,11 +23,12 @@ struct RouterKernels {
 
   /// Gives slots. Group g owns tokens [first_token[g], first_token[g+1]); each expert has capacity[g] slots in it
   /// (INT64_MAX: dropless). Choice j of token t is kept iff fewer than capacity[g] claims for that expert came before
-  /// it; claims that overflow count as claims. kept_Tk (i32) = 1 or 0. chosen_GE (i32) = claims per group and expert
-  /// before capacity.
+  /// it; claims that overflow count as claims. p_TE is read for SlotPriority::probability only: what counts is the
+  /// probability of the first choice, whatever the combine weights. kept_Tk (i32) = 1 or 0. chosen_GE (i32) = claims
+  /// per group and expert before capacity.
   void (*assign)(KernelContext&, const Tensor& kept_Tk, const Tensor& chosen_GE, const Tensor& choice_Tk,
-                 const Tensor& weight_Tk, std::span<const std::int64_t> first_token,
-                 std::span<const std::int64_t> capacity, SlotPriority priority);
+                 const Tensor& p_TE, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
+                 SlotPriority priority);
 
   /// Rows for the experts: histogram, exclusive scan, row map. count_E (i32, 1 x E) = kept copies per expert.
   /// slot_Tk (i32) = row of copy (t, j) in expert order, -1 when dropped; rows of an expert are ordered by token, and

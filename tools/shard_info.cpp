@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
 #include "base/log.hpp"
+#include "base/tool.hpp"
 #include "data/shard.hpp"
 #include "data/tokenizer.hpp"
 
@@ -102,16 +103,5 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   flanmoe::silence_hdf5();
-  try {
-    return run(argc, argv);
-  } catch (const po::error& error) {
-    std::fprintf(stderr, "flanmoe-shard-info: %s (see --help)\n", error.what());
-    return 2;
-  } catch (const flanmoe::UsageError& error) {
-    std::fprintf(stderr, "flanmoe-shard-info: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "flanmoe-shard-info: %s\n", error.what());
-    return 1;
-  }
+  return flanmoe::run_tool("flanmoe-shard-info", [&] { return run(argc, argv); });
 }

@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
+#include "base/tool.hpp"
 #include "data/tutorial/tutorial.hpp"
 
 namespace {
@@ -56,16 +57,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const po::error& error) {
-    std::fprintf(stderr, "flanmoe-tutorial-data: %s (see --help)\n", error.what());
-    return 2;
-  } catch (const flanmoe::UsageError& error) {
-    std::fprintf(stderr, "flanmoe-tutorial-data: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "flanmoe-tutorial-data: %s\n", error.what());
-    return 1;
-  }
+  return flanmoe::run_tool("flanmoe-tutorial-data", [&] { return run(argc, argv); });
 }

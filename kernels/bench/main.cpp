@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "base/error.hpp"
+#include "base/tool.hpp"
 #include "kernels/bench/bench.hpp"
 #include "parallel/communicator.hpp"
 
@@ -66,17 +67,6 @@ void run(const std::string& filter, const std::string& json_file) {
 
 }  // namespace
 
-/// The exit code. Errors are told here, while MPI still runs: leaving it by an exception ends the process.
-int run_and_report(const std::string& filter, const std::string& json_file) {
-  try {
-    run(filter, json_file);
-    return 0;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "flanmoe-bench: {}\n", error.what());
-    return 1;
-  }
-}
-
 }  // namespace flanmoe::bench
 
 int main(int argc, char** argv) {
@@ -85,7 +75,13 @@ int main(int argc, char** argv) {
   po::options_description options("flanmoe-bench: speed of operations next to the machine's roof");
   options.add_options()("help", "this text")("json", po::value(&json_file), "also write the numbers to this file")(
       "filter", po::value(&filter), "only sections whose title contains this text");
-  try {
+  // The training step asks for communicators, of one rank. MPI ends after errors are told: an exception that leaves it
+  // would end the process.
+  const auto measure = [&] {
+    flanmoe::bench::run(filter, json_file);
+    return 0;
+  };
+  return flanmoe::run_tool("flanmoe-bench", [&] {
     po::variables_map values;
     po::store(po::parse_command_line(argc, argv, options), values);
     po::notify(values);
@@ -93,13 +89,7 @@ int main(int argc, char** argv) {
       std::cout << options;
       return 0;
     }
-    const flanmoe::MpiEnvironment mpi(&argc, &argv);  // the training step asks for communicators, of one rank
-    return flanmoe::bench::run_and_report(filter, json_file);
-  } catch (const po::error& error) {
-    fmt::print(stderr, "flanmoe-bench: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "flanmoe-bench: {}\n", error.what());
-    return 1;
-  }
+    const flanmoe::MpiEnvironment mpi(&argc, &argv);
+    return flanmoe::run_tool("flanmoe-bench", measure);
+  });
 }

@@ -1,14 +1,10 @@
 // A whole training step of a T5-base-sized model: forward, backward, optimizer; tokens per second, share of the roof
 // and where the time goes.
-#include <omp.h>
-
 #include <random>
 
 #include "base/timer.hpp"
 #include "kernels/bench/bench.hpp"
-#include "model/model.hpp"
-#include "optimizer/optimizer.hpp"
-#include "train/flops.hpp"
+#include "train/trainer.hpp"
 
 namespace flanmoe::bench {
 namespace {
@@ -17,8 +13,10 @@ constexpr std::int64_t kRows = 8;
 constexpr std::int64_t kInput = 398;  // with 114 target tokens: 512 a row, 4,096 a step
 constexpr std::int64_t kTarget = 114;
 
-Deck base_deck(bool sparse) {
+Deck base_deck(DType compute, bool sparse) {
   Deck deck;
+  deck.run.device = "cpu";
+  deck.run.precision = compute == DType::bf16 ? "bf16" : "fp32";
   deck.batch = {.rows = kRows, .microbatch_rows = kRows, .input_length = kInput, .target_length = kTarget};
   deck.model.vocabulary = 32128;
   deck.model.width = 768;
@@ -57,71 +55,31 @@ PackedBatch full_batch(const Deck& deck) {
   return batch;
 }
 
-/// Everything one rank needs for a step, in committed arenas.
-struct Trial {
-  Trial(const Kernels& k, const Deck& deck_in, DType compute)
-      : deck(deck_in),
-        communicators(Communicators::make(world, grid)),
-        store(model_parameters(deck.model, deck.moe), grid.coordinates(), compute),
-        model(deck, store, communicators, k),
-        optimizer(deck.optimizer, store, communicators, k) {
-    const BatchLimits limits{kRows, kRows * kInput, kRows * kTarget, kInput, kTarget};
-    for (const bool real : {false, true}) {
-      store.lay(weights, &gradients);
-      model.lay(activations, scratch, limits, true);
-      optimizer.lay(state, scratch);
-      if (real) break;
-      for (Arena* arena : {&weights, &gradients, &activations, &scratch, &state}) {
-        arena->rewind();
-        arena->commit();
-      }
-    }
-    scratch.rewind();
-    optimizer.initialize(context, 1);
-  }
-  void step(const PackedBatch& batch) {
-    statistics.reset();
-    model.forward_backward(context, batch, statistics);
-    const PartScope part(Part::optimizer);
-    optimizer.step(context, steps++, 1e-3);
-  }
-
-  Deck deck;
-  Communicator world = Communicator::world();
-  ProcessGrid grid{1, 0, 1};
-  Communicators communicators;
-  Arena weights{"weights"}, gradients{"gradients"}, activations{"activations"}, scratch{"scratch"}, state{"state"};
-  KernelContext context{&scratch, nullptr};
-  ParameterStore store;
-  Model model;
-  Optimizer optimizer;
-  StepStatistics statistics;
-  std::int64_t steps = 0;
-};
-
-Measurement measure(const Kernels& k, DType compute, bool sparse) {
-  const Deck deck = base_deck(sparse);
-  const PackedBatch batch = full_batch(deck);
-  Trial trial(k, deck, compute);
-  trial.step(batch);  // primitives are made, memory is touched
+Measurement measure(DType compute, bool sparse) {
+  const Deck deck = base_deck(compute, sparse);
+  const Communicator world = Communicator::world();
+  const ProcessGrid grid{1, 0, 1};
+  const Communicators communicators = Communicators::make(world, grid);
+  Trainer trainer(deck, grid, communicators);
+  trainer.commit_memory();
+  trainer.start_from_seed();
+  const std::vector<PackedBatch> batch{full_batch(deck)};
+  std::int64_t step = 0;
+  Trainer::StepOutcome outcome = trainer.step(step++, batch, false);  // primitives are made, memory is touched
   reset_part_seconds();
   double best = 1e30;
   int runs = 0;
   for (const double begin = seconds_now(); runs < 2 || seconds_now() - begin < 5.0; ++runs) {
     const double start = seconds_now();
-    trial.step(batch);
+    outcome = trainer.step(step++, batch, false);
     best = std::min(best, seconds_now() - start);
-  }
-  WorkCounts work = count_work(batch);
-  for (const MoeLayerStatistics& layer : trial.statistics.moe) {
-    work.routed_copies += layer.tokens * double(deck.moe.top_k) - layer.dropped;
   }
   Measurement m;
   m.name = sparse ? "training step, MoE, 8 experts, top-1" : "training step, dense twin";
   m.precision = compute == DType::bf16 ? "bf16" : "fp32";
   m.shape = "T5-base, 8 rows of 398+114 tokens";
   m.seconds = best;
-  m.flops = training_flops(deck.model, deck.moe, work).total();
+  m.flops = training_flops(deck.model, deck.moe, outcome.work).total();
   m.more["tokens_per_second"] = double(kRows * (kInput + kTarget)) / best;
   const auto seconds = part_seconds();
   std::string text;
@@ -135,10 +93,10 @@ Measurement measure(const Kernels& k, DType compute, bool sparse) {
   return m;
 }
 
-std::vector<Measurement> steps(const Kernels& k) {
+std::vector<Measurement> steps(const Kernels& /*cpu*/) {
   std::vector<Measurement> results;
   for (const DType compute : {DType::f32, DType::bf16}) {
-    for (const bool sparse : {true, false}) results.push_back(measure(k, compute, sparse));
+    for (const bool sparse : {true, false}) results.push_back(measure(compute, sparse));
   }
   return results;
 }

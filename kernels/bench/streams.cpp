@@ -91,7 +91,7 @@ void measure_routing(Collector& m) {
   m.add("router top-2", {logits, p, choice, weight},
         [&] { k.router.top_k(context, p, log_z, choice, weight, logits, true); });
   m.add("router slots", {choice, kept, slot, token}, [&] {
-    k.router.assign(context, kept, chosen, choice, weight, first, capacity, SlotPriority::token_order);
+    k.router.assign(context, kept, chosen, choice, p, first, capacity, SlotPriority::token_order);
     k.router.row_map(context, slot, token, count, choice, kept);
   });
   const Tensor x = m.bench.tensor(m.dtype, kTokens, kWidth), y = m.bench.tensor(m.dtype, kTokens, kWidth);

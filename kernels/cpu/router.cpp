@@ -84,25 +84,28 @@ void top_k(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T
   });
 }
 
-/// order[0..count) = tokens by descending first weight, ties in token order. Weights are not negative, so their bits
-/// sort like their values, and NaN has a place too.
-void sort_by_weight(std::int32_t* order, std::int64_t count, const float* weight, std::int64_t stride) {
-  for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(i);
-  std::sort(order, order + count, [=](std::int32_t a, std::int32_t b) {
-    const auto wa = std::bit_cast<std::uint32_t>(weight[a * stride]);
-    const auto wb = std::bit_cast<std::uint32_t>(weight[b * stride]);
-    return wa != wb ? wa > wb : a < b;
+/// order[0..count) = the tokens first..first+count by descending probability of their first choice, ties in token
+/// order. Probabilities are not negative, so their bits sort like their values, and NaN has a place too.
+void sort_by_probability(std::int32_t* order, std::int64_t first, std::int64_t count, const Tensor& p_TE,
+                         const Tensor& choice_Tk) {
+  const auto key = [&](std::int32_t t) {
+    return std::bit_cast<std::uint32_t>(p_TE.row<float>(t)[*choice_Tk.row<std::int32_t>(t)]);
+  };
+  for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(first + i);
+  std::sort(order, order + count, [&](std::int32_t a, std::int32_t b) {
+    const auto pa = key(a), pb = key(b);
+    return pa != pb ? pa > pb : a < b;
   });
 }
 
 void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_GE, const Tensor& choice_Tk,
-            const Tensor& weight_Tk, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
+            const Tensor& p_TE, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
             SlotPriority priority) {
   const std::int64_t groups = std::int64_t(capacity.size());
   const std::int64_t k = choice_Tk.cols;
   expect_matrix(choice_Tk, DType::i32, kept_Tk.rows, kept_Tk.cols, "choice");
   expect_like(kept_Tk, choice_Tk, "kept");
-  expect_matrix(weight_Tk, DType::f32, kept_Tk.rows, k, "weight");
+  expect_matrix(p_TE, DType::f32, kept_Tk.rows, chosen_GE.cols, "p");
   expect_matrix(chosen_GE, DType::i32, groups, chosen_GE.cols, "chosen");
   FLANMOE_EXPECT(
       std::int64_t(first_token.size()) == groups + 1 && first_token.front() == 0 && first_token.back() == kept_Tk.rows,
@@ -111,7 +114,6 @@ void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_
   ScratchScope scratch(context);
   std::int32_t* order_T = sorted ? scratch.take<std::int32_t>(kept_Tk.rows) : nullptr;
   const auto* choices = choice_Tk.as<std::int32_t>();
-  const auto* weights = weight_Tk.as<float>();
   auto* kept = kept_Tk.as<std::int32_t>();
   auto* chosen = chosen_GE.as<std::int32_t>();
   for_blocks(groups, 1, kept_Tk.rows * k, [&](std::int64_t g, std::int64_t /*begin*/, std::int64_t /*end*/) {
@@ -121,10 +123,10 @@ void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_
     std::int32_t* claims = chosen + g * chosen_GE.stride;
     std::fill(claims, claims + chosen_GE.cols, 0);
     std::int32_t* order = sorted ? order_T + first : nullptr;
-    if (sorted) sort_by_weight(order, count, weights + first * weight_Tk.stride, weight_Tk.stride);
+    if (sorted) sort_by_probability(order, first, count, p_TE, choice_Tk);
     for (std::int64_t j = 0; j < k; ++j) {
       for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t t = first + (sorted ? order[i] : i);
+        const std::int64_t t = sorted ? order[i] : first + i;
         const std::int32_t earlier = claims[choices[t * choice_Tk.stride + j]]++;
         kept[t * kept_Tk.stride + j] = earlier < slots ? 1 : 0;
       }

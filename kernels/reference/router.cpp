@@ -56,25 +56,27 @@ void top_k(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T
   });
 }
 
-/// order[0..count) = the tokens first..first+count by descending first weight, ties in token order.
+/// order[0..count) = the tokens first..first+count by descending probability of their first choice, ties in token
+/// order.
 template <class A>
-void sort_by_weight(std::int32_t* order, std::int64_t first, std::int64_t count, const Tensor& weight_Tk) {
+void sort_by_probability(std::int32_t* order, std::int64_t first, std::int64_t count, const Tensor& p_TE,
+                         const Tensor& choice_Tk) {
+  const auto key = [&](std::int32_t t) { return p_TE.row<A>(t)[*choice_Tk.row<std::int32_t>(t)]; };
   for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(first + i);
   std::sort(order, order + count, [&](std::int32_t a, std::int32_t b) {
-    const A wa = *weight_Tk.row<A>(a);
-    const A wb = *weight_Tk.row<A>(b);
-    if (std::isnan(wa) || std::isnan(wb)) return std::isnan(wa) == std::isnan(wb) ? a < b : std::isnan(wb);
-    return wa != wb ? wa > wb : a < b;
+    const A pa = key(a), pb = key(b);
+    if (std::isnan(pa) || std::isnan(pb)) return std::isnan(pa) == std::isnan(pb) ? a < b : std::isnan(pb);
+    return pa != pb ? pa > pb : a < b;
   });
 }
 
 void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_GE, const Tensor& choice_Tk,
-            const Tensor& weight_Tk, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
+            const Tensor& p_TE, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
             SlotPriority priority) {
   const std::int64_t groups = std::int64_t(capacity.size());
   expect_matrix(choice_Tk, DType::i32, kept_Tk.rows, kept_Tk.cols, "choice");
   expect_like(kept_Tk, choice_Tk, "kept");
-  expect_matrix(weight_Tk, weight_Tk.dtype, kept_Tk.rows, kept_Tk.cols, "weight");
+  expect_matrix(p_TE, p_TE.dtype, kept_Tk.rows, chosen_GE.cols, "p");
   expect_matrix(chosen_GE, DType::i32, groups, chosen_GE.cols, "chosen");
   FLANMOE_EXPECT(
       std::int64_t(first_token.size()) == groups + 1 && first_token.front() == 0 && first_token.back() == kept_Tk.rows,
@@ -85,8 +87,8 @@ void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_
     const std::int64_t first = first_token[std::size_t(g)];
     const std::int64_t count = first_token[std::size_t(g) + 1] - first;
     if (priority == SlotPriority::probability) {
-      with_type<float, double>(weight_Tk, "weight", [&]<class A>(std::type_identity<A>) {
-        sort_by_weight<A>(order, first, count, weight_Tk);
+      with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
+        sort_by_probability<A>(order, first, count, p_TE, choice_Tk);
       });
     } else {
       for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(first + i);

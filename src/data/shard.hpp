@@ -12,6 +12,9 @@ namespace flanmoe {
 
 using TokenIds = std::vector<std::int32_t>;
 
+/// Ids that every vocabulary of flanmoe has, as T5's; pad also starts the decoder.
+constexpr std::int32_t kPad = 0, kEos = 1;
+
 /// One example. A text example (raw documents for pretraining) has input tokens only and has_target false.
 /// Evaluation examples may carry choices: candidate targets, of which `gold` is right (-1: no choices).
 struct Example {
@@ -28,7 +31,7 @@ struct Example {
 struct TokenizerIdentity {
   std::string fingerprint;  // SHA-256 or CRC of the model file, hex
   std::int32_t vocabulary = 0;
-  std::int32_t pad = 0, eos = 1, unknown = 2, sentinels = 100;
+  std::int32_t pad = kPad, eos = kEos, unknown = 2, sentinels = 100;
   bool operator==(const TokenizerIdentity&) const = default;
 };
 

@@ -12,6 +12,8 @@
 namespace flanmoe {
 namespace {
 
+constexpr double kSecondsBetweenReports = 5.0;
+
 /// Targets to score for one example: the choices (when ranked), then the right target unless it is one of them.
 struct Candidates {
   std::vector<TokenIds> targets;
@@ -204,6 +206,7 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
   });
   std::vector<Prediction> mine;
   const double start = seconds_now();
+  double reported = 0;  // seconds after the start
   std::size_t first = 0;
   for (std::size_t round = 0; round < task.rounds.size(); ++round) {
     const auto count = std::size_t(task.rounds[round]);
@@ -211,11 +214,14 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
     std::move(predictions.begin(), predictions.end(), std::back_inserter(mine));
     first += count;
     const double seconds = seconds_now() - start;
+    const bool last = round + 1 == task.rounds.size();
+    if (!last && seconds - reported < kSecondsBetweenReports) continue;
+    reported = seconds;
     const double share = double(round + 1) / double(task.rounds.size());
     log_progress(
         fmt::format("evaluate {:3.0f}% of {} examples | {:.1f} examples/s | {:.1f} min left", 100 * share, task.total,
                     share * double(task.total) / std::max(seconds, 1e-9), seconds * (1 - share) / share / 60),
-        round + 1 == task.rounds.size());
+        last);
   }
   return gather(std::move(mine), world);
 }

@@ -5,11 +5,6 @@
 namespace flanmoe {
 namespace {
 
-/// Positions that address a dropout mask on features.
-std::span<const std::int32_t> mask_positions(const LayerContext& c, const Side& side) {
-  return c.deck.model.dropout_shared_over_length ? side.shared_T : side.position_T;
-}
-
 /// Dropout of attention probabilities with one mask per (row, head, key), shared over the queries: the same as dropping
 /// rows of v head by head.
 void drop_values(const LayerContext& c, const Tensor& v_TQ, const AttentionLayer& layer) {
@@ -44,13 +39,12 @@ void SublayerWork::lay(Arena& arena, const ModelDeck& model, DType compute, std:
 void add_to_residual(const LayerContext& c, const Tensor& x_out_TD, const Tensor& x_TD, const Tensor& part_TD,
                      const Side& side, std::uint32_t site) {
   c.k.elementwise.convert(c.context, x_out_TD, x_TD);
-  c.k.dropout.add(c.context, x_out_TD, part_TD,
-                  c.mask(c.deck.model.dropout, site, side.row_T, mask_positions(c, side)));
+  c.k.dropout.add(c.context, x_out_TD, part_TD, feature_mask(c, side, site));
 }
 
 Tensor residual_gradient(const LayerContext& c, const Tensor& part_TD, const Tensor& dx_TD, const Side& side,
                          std::uint32_t site) {
-  const DropoutMask mask = c.mask(c.deck.model.dropout, site, side.row_T, mask_positions(c, side));
+  const DropoutMask mask = feature_mask(c, side, site);
   if (mask.rate == 0.0F && !c.mixed()) return dx_TD;
   c.k.elementwise.convert(c.context, part_TD, dx_TD);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, part_TD, part_TD, mask);

@@ -8,10 +8,6 @@
 namespace flanmoe {
 namespace {
 
-using Ids = std::vector<std::int32_t>;
-constexpr std::int32_t kEos = 1;
-constexpr std::int32_t kPad = 0;
-
 /// The newest token of every row that is still being decoded, as a Side of one-token rows.
 struct DecodingStep {
   RaggedSide batch;
@@ -21,7 +17,7 @@ struct DecodingStep {
 };
 
 /// Points the step at the rows in `active` (indices into the batch), whose newest tokens are `newest`.
-void bind_step(DecodingStep& step, const std::vector<std::int32_t>& active, const Ids& newest,
+void bind_step(DecodingStep& step, const std::vector<std::int32_t>& active, const TokenIds& newest,
                const RaggedSide& encoder, std::int64_t position, std::int64_t longest) {
   step.batch = {};
   step.batch.row_first.assign(1, 0);
@@ -118,8 +114,8 @@ std::int32_t argmax(const Tensor& logits_BV, std::int64_t row) {
 }
 
 /// Decodes inputs [first, last). Every rank of the expert group calls it the same number of times.
-void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<Ids>& inputs, std::size_t first,
-                  std::size_t last, std::int64_t max_new_tokens, std::vector<Ids>& outputs) {
+void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<TokenIds>& inputs, std::size_t first,
+                  std::size_t last, std::int64_t max_new_tokens, std::vector<TokenIds>& outputs) {
   const LayerContext c = s.context(kernel, false, 0);
   StepStatistics statistics;
   s.prepare(statistics);
@@ -134,7 +130,7 @@ void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<Ids>
   fill_cross_cache(c, s, encoded_TD);
   s.decoder->expand_bias(c);
 
-  Ids newest(last - first, kPad);
+  TokenIds newest(last - first, kPad);
   std::vector<std::int32_t> active(last - first);
   std::iota(active.begin(), active.end(), 0);
   DecodingStep step;
@@ -160,7 +156,7 @@ void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<Ids>
 
 }  // namespace
 
-void append_row(RaggedSide& side, const Ids& tokens) {
+void append_row(RaggedSide& side, const TokenIds& tokens) {
   if (side.row_first.empty()) side.row_first.assign(1, 0);
   side.segment_begin_S.push_back(std::int32_t(side.tokens()));
   side.segment_count_S.push_back(std::int32_t(tokens.size()));
@@ -168,17 +164,20 @@ void append_row(RaggedSide& side, const Ids& tokens) {
   side.row_first.push_back(side.tokens());
 }
 
-std::vector<Ids> generate_greedy(Model& model, KernelContext& kernel, const std::vector<Ids>& inputs,
-                                 std::int64_t max_new_tokens) {
+TokenIds with_eos(TokenIds ids, std::int64_t longest) {
+  ids.resize(std::min(ids.size(), std::size_t(longest - 1)));
+  ids.push_back(kEos);
+  return ids;
+}
+
+std::vector<TokenIds> generate_greedy(Model& model, KernelContext& kernel, const std::vector<TokenIds>& inputs,
+                                      std::int64_t max_new_tokens) {
   Model::State& s = model.state();
   FLANMOE_EXPECT(!s.training && max_new_tokens <= s.cache.longest,
                  "decoding {} tokens needs a model laid for evaluation with room for them ({})", max_new_tokens,
                  s.cache.longest);
-  std::vector<Ids> trimmed = inputs;
-  for (Ids& ids : trimmed) {
-    ids.resize(std::min(ids.size(), std::size_t(s.limits.longest_input - 1)));
-    ids.push_back(kEos);
-  }
+  std::vector<TokenIds> trimmed = inputs;
+  for (TokenIds& ids : trimmed) ids = with_eos(std::move(ids), s.limits.longest_input);
   std::vector<std::size_t> cuts{0};
   std::int64_t tokens = 0;
   for (std::size_t i = 0; i < trimmed.size(); ++i) {
@@ -193,7 +192,7 @@ std::vector<Ids> generate_greedy(Model& model, KernelContext& kernel, const std:
   const auto mine = std::int64_t(trimmed.empty() ? 0 : cuts.size());
   const std::int64_t batches = s.communicators.expert.all_reduce(mine, ReduceOp::max);
   cuts.resize(std::size_t(batches) + 1, trimmed.size());  // ranks with fewer batches end with empty ones
-  std::vector<Ids> outputs(trimmed.size());
+  std::vector<TokenIds> outputs(trimmed.size());
   for (std::int64_t b = 0; b < batches; ++b) {
     decode_batch(s, kernel, trimmed, cuts[std::size_t(b)], cuts[std::size_t(b) + 1], max_new_tokens, outputs);
   }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "data/shard.hpp"
 #include "model/stack.hpp"
 
 namespace flanmoe {
@@ -45,12 +46,16 @@ struct Model::State {
   void bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train);
   void check_fits(const PackedBatch& batch) const;
   void prepare(StepStatistics& statistics) const;
+  /// Adds the sums over the first `tokens` entries of nll_T, z_T and hit_T.
+  void add_losses(StepStatistics& statistics, std::int64_t tokens) const;
 };
 
 /// Bytes of scratch that the kernels of one microbatch need.
 std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&,
                                  const CrossEntropyShape&);
 /// A batch of single-segment rows: segment s is row s. Used by decoding and scoring.
-void append_row(RaggedSide& side, const std::vector<std::int32_t>& tokens);
+void append_row(RaggedSide& side, const TokenIds& tokens);
+/// The first longest - 1 tokens, and EOS.
+TokenIds with_eos(TokenIds ids, std::int64_t longest);
 
 }  // namespace flanmoe

@@ -6,10 +6,6 @@
 namespace flanmoe {
 namespace {
 
-using Ids = std::vector<std::int32_t>;
-constexpr std::int32_t kEos = 1;
-constexpr std::int32_t kPad = 0;
-
 /// Microbatches of candidate targets; several targets of a request share one encoder row where they fit together.
 struct ScoringBatch {
   PackedBatch batch;
@@ -26,17 +22,11 @@ class BatchCutter {
   std::vector<ScoringBatch> batches;
 
  private:
-  static Ids with_eos(Ids ids, std::int64_t longest) {
-    ids.resize(std::min(ids.size(), std::size_t(longest - 1)));
-    ids.push_back(kEos);
-    return ids;
-  }
-
   void add(std::size_t r, const ScoreRequest& request) {
-    const Ids input = with_eos(request.input, limits_.longest_input);
+    const TokenIds input = with_eos(request.input, limits_.longest_input);
     bool encoded = false;  // the input stands in the current batch
     for (std::size_t t = 0; t < request.targets.size(); ++t) {
-      const Ids target = with_eos(request.targets[t], limits_.longest_target);
+      const TokenIds target = with_eos(request.targets[t], limits_.longest_target);
       const RaggedSide& encoder = current_.batch.encoder;
       const RaggedSide& decoder = current_.batch.decoder;
       const std::int64_t more = encoded ? 0 : std::int64_t(input.size());
@@ -48,7 +38,7 @@ class BatchCutter {
       }
       if (!encoded) append_row(current_.batch.encoder, input);
       encoded = true;
-      Ids shifted(target.size(), kPad);
+      TokenIds shifted(target.size(), kPad);
       std::copy(target.begin(), target.end() - 1, shifted.begin() + 1);
       append_row(current_.batch.decoder, shifted);
       current_.batch.target_T.insert(current_.batch.target_T.end(), target.begin(), target.end());

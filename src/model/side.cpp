@@ -40,4 +40,12 @@ void Side::bind_cross(const RaggedSide& decoder, const RaggedSide& encoder,
   cross = {decoder.segment_begin_S, decoder.segment_count_S, key_begin_S, key_count_S};
 }
 
+DropoutMask feature_mask(const LayerContext& c, const Side& side, std::uint32_t site, bool shared) {
+  return c.mask(c.deck.model.dropout, site, side.row_T, shared ? side.shared_T : side.position_T);
+}
+
+DropoutMask feature_mask(const LayerContext& c, const Side& side, std::uint32_t site) {
+  return feature_mask(c, side, site, c.deck.model.dropout_shared_over_length);
+}
+
 }  // namespace flanmoe

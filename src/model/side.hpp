@@ -6,6 +6,7 @@
 
 #include "data/batch.hpp"
 #include "kernels/attention.hpp"
+#include "moe/layer_context.hpp"
 #include "moe/router.hpp"
 
 namespace flanmoe {
@@ -27,5 +28,10 @@ struct Side {
   /// Cross attention from `decoder` to `encoder` segments; `encoder_of_S` empty: the same index.
   void bind_cross(const RaggedSide& decoder, const RaggedSide& encoder, const std::vector<std::int32_t>& encoder_of_S);
 };
+
+/// The mask of dropout site `site` over features of this side's tokens. `shared`: one mask for all positions of a row.
+DropoutMask feature_mask(const LayerContext& c, const Side& side, std::uint32_t site, bool shared);
+/// As the deck says: shared over the length of a row or not.
+DropoutMask feature_mask(const LayerContext& c, const Side& side, std::uint32_t site);
 
 }  // namespace flanmoe

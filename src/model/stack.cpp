@@ -38,6 +38,16 @@ std::uint32_t Stack::site(std::size_t l, std::uint32_t which) const {
   return (encoder_ ? 0 : kDecoderSites) + kSitesPerLayer * std::uint32_t(l) + which;
 }
 
+DropoutMask Stack::embedding_mask(const LayerContext& c, const Side& side) const {
+  return feature_mask(c, side, (encoder_ ? 0 : kDecoderSites) + kEmbeddingSite);
+}
+
+DropoutMask Stack::final_mask(const LayerContext& c, const Side& side) const {
+  // T5X drops single elements behind the encoder's final norm and shares the mask over the length in the decoder.
+  const bool shared = deck_.model.dropout_shared_over_length && !encoder_;
+  return feature_mask(c, side, (encoder_ ? 0 : kDecoderSites) + kFinalSite, shared);
+}
+
 AttentionShape Stack::self_shape() const {
   return {int(deck_.model.heads), int(deck_.model.head_width), !encoder_, 1.0F};
 }
@@ -90,7 +100,7 @@ void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLi
   if (dispatcher_ != nullptr) {
     const std::int64_t received = received_rows_bound(deck_.moe, training, expert_ranks, tokens, groups_limit(limits));
     work.moe.lay(arena, deck_, compute, tokens, groups_limit(limits), received, deck_.moe.experts / expert_ranks);
-    dispatcher_->lay(arena, compute, tokens * deck_.moe.top_k, received, model.width);
+    dispatcher_->lay(arena, compute, received, model.width);
   }
   if (!training) return;
   const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});
@@ -121,9 +131,7 @@ AttentionLayer Stack::cross_attention(const Side& side, const Stack& encoder, co
 void Stack::embed(const LayerContext& c, const Side& side) {
   const Tensor x_TD = first_rows(activations_.layers[0].x_self_TD, side.tokens);
   c.k.embedding.forward(c.context, x_TD, c.weight(embedding_), side.ids_T);
-  const auto positions = deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
-  const DropoutMask mask =
-      c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kEmbeddingSite, side.row_T, positions);
+  const DropoutMask mask = embedding_mask(c, side);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, x_TD, x_TD, mask);
 }
 
@@ -137,10 +145,7 @@ Tensor Stack::finish(const LayerContext& c, const Side& side) {
   c.k.norm.forward(c.context, out_TD, first_rows(activations_.final_rstd_T, side.tokens),
                    first_rows(activations_.x_final_TD, side.tokens), c.weight(tensors_.final_norm_D),
                    float(deck_.model.norm_epsilon));
-  // T5X drops single elements behind the encoder's final norm and shares the mask over the length in the decoder.
-  const bool shared = deck_.model.dropout_shared_over_length && !encoder_;
-  const DropoutMask mask = c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kFinalSite, side.row_T,
-                                  shared ? std::span(side.shared_T) : std::span(side.position_T));
+  const DropoutMask mask = final_mask(c, side);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, out_TD, out_TD, mask);
   return out_TD;
 }
@@ -160,9 +165,7 @@ void Stack::feed_forward_sublayer(const LayerContext& c, const Tensor& x_out_TD,
                 statistics.moe[std::size_t(moe_index_[l])], site(l, kHidden));
   } else {
     const auto first = one_group(side.tokens);
-    const auto positions =
-        deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
-    const DropoutMask mask = c.mask(deck_.model.dropout, site(l, kHidden), side.row_T, positions);
+    const DropoutMask mask = feature_mask(c, side, site(l, kHidden));
     feed_forward(c, part_TD, saved.dense, y_TD, {tensors.dense, first, mask, Part::dense_ffn});
   }
   add_to_residual(c, x_out_TD, x_TD, part_TD, side, site(l, kFeedForward));
@@ -182,9 +185,7 @@ void Stack::feed_forward_backward_sublayer(const LayerContext& c, StackWork& wor
                  site(l, kHidden));
   } else {
     const auto first = one_group(side.tokens);
-    const auto positions =
-        deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
-    const DropoutMask mask = c.mask(deck_.model.dropout, site(l, kHidden), side.row_T, positions);
+    const DropoutMask mask = feature_mask(c, side, site(l, kHidden));
     feed_forward_backward(c, dy_TD, work.dense, dpart_TD, y_TD, saved.dense,
                           {tensors.dense, first, mask, Part::dense_ffn});
   }
@@ -216,14 +217,12 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
   const Tensor dx_TD = rows(work.dx_TD);
   const Tensor dout_TD = rows(work.dout_TD);
-  // The last P columns of the work buffer serve as this stack's bias gradient.
+  // The two stacks share the work buffer; this one uses as much of its front as its own lengths need.
   const Tensor& bias_HP = activations_.bias_HP;
   const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, 1, bias_HP.rows, bias_HP.cols, bias_HP.cols};
   c.k.elementwise.zero(c.context, dx_TD);
   c.k.elementwise.zero(c.context, dbias_HP);
-  const bool shared = deck_.model.dropout_shared_over_length && !encoder_;
-  const DropoutMask mask = c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kFinalSite, side.row_T,
-                                  shared ? std::span(side.shared_T) : std::span(side.position_T));
+  const DropoutMask mask = final_mask(c, side);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, dout_TD, dout_TD, mask);
   c.k.norm.backward(c.context, dx_TD, c.gradient(tensors_.final_norm_D), dout_TD, rows(activations_.x_final_TD),
                     rows(activations_.final_rstd_T), c.weight(tensors_.final_norm_D));
@@ -240,10 +239,8 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   }
   c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
                              int(deck_.model.bias_max_distance));
-  const auto positions = deck_.model.dropout_shared_over_length ? std::span(side.shared_T) : std::span(side.position_T);
-  const DropoutMask embedding_mask =
-      c.mask(deck_.model.dropout, (encoder_ ? 0 : kDecoderSites) + kEmbeddingSite, side.row_T, positions);
-  if (embedding_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, embedding_mask);
+  const DropoutMask input_mask = embedding_mask(c, side);
+  if (input_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, input_mask);
   c.k.embedding.backward(c.context, c.gradient(embedding_), dx_TD, side.ids_T);
 }
 

@@ -74,6 +74,8 @@ class Stack {
   const Tensor& after_self(std::size_t l) const;  // where self attention of layer l writes
   const Tensor& after_ffn(std::size_t l) const;
   std::uint32_t site(std::size_t l, std::uint32_t which) const;
+  DropoutMask embedding_mask(const LayerContext& c, const Side& side) const;
+  DropoutMask final_mask(const LayerContext& c, const Side& side) const;
   std::int64_t groups_limit(const BatchLimits& limits) const { return limits.rows; }
   std::int64_t tokens_limit(const BatchLimits& limits) const {
     return encoder_ ? limits.encoder_tokens : limits.decoder_tokens;

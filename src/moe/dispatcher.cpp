@@ -37,7 +37,7 @@ Dispatcher::Dispatcher(const Communicator& expert_group, const MoeDeck& moe)
       send_count_(std::size_t(moe.experts), 0),
       receive_count_(std::size_t(moe.experts), 0) {}
 
-void Dispatcher::lay(Arena& arena, DType compute, std::int64_t /*sent*/, std::int64_t received, std::int64_t width) {
+void Dispatcher::lay(Arena& arena, DType compute, std::int64_t received, std::int64_t width) {
   arrival_RD_ = arena.allocate(compute, local() ? 0 : received, width);
 }
 

@@ -32,7 +32,7 @@ class Dispatcher {
   Dispatcher(const Communicator& expert_group, const MoeDeck& moe);
 
   bool local() const { return group_.size() == 1; }
-  void lay(Arena& arena, DType compute, std::int64_t sent, std::int64_t received, std::int64_t width);
+  void lay(Arena& arena, DType compute, std::int64_t received, std::int64_t width);
 
   /// Exchanges the counts of kept copies (count_E: 1 x E, i32). Collective. Throws Error naming moe.buffer_factor when
   /// more rows arrive than the buffers hold.

@@ -120,7 +120,7 @@ void route_forward(const LayerContext& c, RouterActivations& saved, RouterWork& 
   }
   const auto priority = moe.priority == "probability" ? SlotPriority::probability : SlotPriority::token_order;
   c.k.router.assign(c.context, rows(saved.kept_Tk), first_rows(saved.chosen_GE, groups.count()), rows(saved.choice_Tk),
-                    rows(saved.weight_Tk), groups.first_token, work.capacity, priority);
+                    rows(saved.p_TE), groups.first_token, work.capacity, priority);
 
   // 3. Rows in expert order.
   saved.rows = c.k.router.row_map(c.context, rows(saved.slot_Tk), first_rows(saved.token_N, tokens * moe.top_k),

@@ -108,16 +108,16 @@ double normal_of(const std::array<std::uint32_t, 4>& words) {
   return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
 }
 
-double draw(const ParameterSpec& spec, const RandomKey& key, std::uint64_t expert, std::uint32_t high,
-            std::uint32_t low) {
-  // Counter: row = expert and upper half of the element index, position = lower half, block = attempt.
-  const std::uint64_t row = (expert << 32) | high;
-  if (spec.init == InitKind::uniform) {
-    return (double(key.words(row, low)[0]) * 0x1.0p-31 - 1.0) * spec.init_scale;
-  }
-  if (spec.init == InitKind::normal) return normal_of(key.words(row, low)) * spec.init_scale;
+double draw(const ParameterSpec& spec, std::array<std::uint32_t, 2> key, std::uint32_t expert, std::uint64_t element) {
+  // RandomKey::words with row = expert and upper half of the element, position = its lower half, block = attempt; the
+  // key is hashed once for the whole matrix.
+  const auto words = [&](std::uint32_t attempt) {
+    return philox4x32({std::uint32_t(element >> 32), expert, std::uint32_t(element), attempt}, key);
+  };
+  if (spec.init == InitKind::uniform) return (double(words(0)[0]) * 0x1.0p-31 - 1.0) * spec.init_scale;
+  if (spec.init == InitKind::normal) return normal_of(words(0)) * spec.init_scale;
   for (std::uint32_t attempt = 0;; ++attempt) {
-    const double x = normal_of(key.words(row, low, attempt));
+    const double x = normal_of(words(attempt));
     // Cutting at two sigma shrinks the deviation to 0.87962566; dividing restores it.
     if (std::abs(x) <= 2.0) return x / 0.87962566103423978 * spec.init_scale;
   }
@@ -127,13 +127,14 @@ template <class T>
 void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, const RandomKey& key) {
   const auto values = out.flat<T>();
   const auto count = std::int64_t(values.size());
+  const auto philox_key = key.philox_key();
 #pragma omp parallel for schedule(static)
   for (std::int64_t i = 0; i < count; ++i) {
     double value = 0.0;
     if (spec.init == InitKind::ones) {
       value = 1.0;
     } else if (spec.init != InitKind::zeros) {
-      value = draw(spec, key, std::uint64_t(expert), std::uint32_t(std::uint64_t(i) >> 32), std::uint32_t(i));
+      value = draw(spec, philox_key, std::uint32_t(expert), std::uint64_t(i));
     }
     values[std::size_t(i)] = T(value);
   }

@@ -30,7 +30,7 @@ class Trainer {
   /// Builds everything and measures its memory; takes none yet.
   Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators);
 
-  /// Takes the memory of all arenas, touched: after this the steady state allocates nothing.
+  /// Takes the memory of all arenas, touched: after this model and optimizer take none from the heap in a step.
   void commit_memory();
   std::vector<const Arena*> arenas() const { return {arenas_.begin(), arenas_.end()}; }
   std::size_t arena_bytes() const;

@@ -40,9 +40,18 @@ struct Problem {
   void top_k(const RouterKernels& kernels, bool renormalize) {
     kernels.top_k(context, p, log_z, choice, weight, logits, renormalize);
   }
+  /// Choices made by hand, with the probability of each token's first one.
+  void choose(const std::vector<double>& choices, const std::vector<double>& first_probability_T = {}) {
+    choice.assign(choices);
+    p.fill(0);
+    for (std::size_t t = 0; t < first_probability_T.size(); ++t) {
+      const auto token_index = std::int64_t(t);
+      p.set(token_index * E + std::int64_t(choice.get(token_index * k)), first_probability_T[t]);
+    }
+  }
   void assign(const RouterKernels& kernels, std::int64_t slots, SlotPriority priority = SlotPriority::token_order) {
     const std::vector<std::int64_t> capacity(static_cast<std::size_t>(G), slots);
-    kernels.assign(context, kept, chosen, choice, weight, first, capacity, priority);
+    kernels.assign(context, kept, chosen, choice, p, first, capacity, priority);
     rows = kernels.row_map(context, slot, token, count, choice, kept);
   }
   void backward(const RouterKernels& kernels, double z_scale, bool renormalize) {
@@ -137,8 +146,7 @@ TEST(Router, AllFirstChoicesClaimBeforeAnySecondChoice) {
   for (const auto& device : devices()) {
     Problem x(DType::f32, 3, 3, 2);
     // Token 0 has expert 1 as its second choice, tokens 1 and 2 as their first: with 2 slots the second choice loses.
-    x.choice.assign({0, 1, 1, 0, 1, 2});
-    x.weight.assign({0.6, 0.4, 0.9, 0.1, 0.8, 0.2});
+    x.choose({0, 1, 1, 0, 1, 2});
     x.assign(device.kernels, 2);
     test::expect_close(x.kept, {1, 0, 1, 1, 1, 1}, 0, device.device);
     test::expect_close(x.chosen, {2, 3, 1}, 0, device.device);
@@ -154,8 +162,7 @@ TEST(Router, ClaimsThatOverflowCountAsClaims) {
   for (const auto& device : devices()) {
     // Everybody wants expert 2 first, with one slot; nobody wants expert 1.
     Problem x(DType::f32, 4, 3, 1);
-    x.choice.assign({2, 2, 2, 2});
-    x.weight.assign({0.5, 0.5, 0.9, 0.5});
+    x.choose({2, 2, 2, 2});
     x.assign(device.kernels, 1);
     test::expect_close(x.kept, {1, 0, 0, 0}, 0, device.device);
     test::expect_close(x.chosen, {0, 0, 4}, 0, device.device);
@@ -173,8 +180,7 @@ TEST(Router, ClaimsThatOverflowCountAsClaims) {
 TEST(Router, ProbabilityPriorityServesTheSurestTokensFirst) {
   for (const auto& device : devices()) {
     Problem x(DType::f32, 4, 2, 1);
-    x.choice.assign({0, 0, 0, 0});
-    x.weight.assign({0.5, 0.7, 0.9, 0.7});
+    x.choose({0, 0, 0, 0}, {0.5, 0.7, 0.9, 0.7});
     x.assign(device.kernels, 2, SlotPriority::probability);
     test::expect_close(x.kept, {0, 1, 1, 0}, 0, device.device);  // the tie at 0.7 goes to the earlier token
     // Rows stay in token order, whatever the order of the claims.
@@ -183,13 +189,26 @@ TEST(Router, ProbabilityPriorityServesTheSurestTokensFirst) {
   }
 }
 
-TEST(Router, PriorityOfSecondChoicesFollowsTheFirstWeight) {
+TEST(Router, PriorityOfSecondChoicesFollowsTheFirstProbability) {
   for (const auto& device : devices()) {
     Problem x(DType::f32, 2, 3, 2);
-    x.choice.assign({0, 2, 1, 2});
-    x.weight.assign({0.50, 0.45, 0.6, 0.2});
+    x.choose({0, 2, 1, 2}, {0.5, 0.6});
     x.assign(device.kernels, 1, SlotPriority::probability);
     test::expect_close(x.kept, {1, 0, 1, 1}, 0, device.device);
+  }
+}
+
+TEST(Router, RenormalizedWeightsDoNotChangeThePriority) {
+  for (const auto& device : devices()) {
+    // Token 1 is surer of its first choice (0.6 against 0.5), though renormalised over two its weight is the smaller
+    // one.
+    Problem x(DType::f32, 2, 3, 2);
+    x.logits.assign({std::log(0.50), std::log(0.25), std::log(0.25), std::log(0.60), std::log(0.39), std::log(0.01)});
+    x.top_k(device.kernels, true);
+    ASSERT_GT(x.weight.get(0), x.weight.get(2)) << device.device;
+    x.assign(device.kernels, 1, SlotPriority::probability);
+    EXPECT_EQ(x.kept.get(0), 0) << device.device;
+    EXPECT_EQ(x.kept.get(2), 1) << device.device;
   }
 }
 
@@ -197,8 +216,7 @@ TEST(Router, GroupsCompeteAmongThemselvesOnly) {
   for (const auto& device : devices()) {
     for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
       Problem x(DType::f32, 5, 2, 1, {0, 3, 3, 5});
-      x.choice.assign({0, 0, 1, 0, 0});
-      x.weight.fill(0.5);
+      x.choose({0, 0, 1, 0, 0}, {0.5, 0.5, 0.5, 0.5, 0.5});
       x.assign(device.kernels, 1, priority);
       test::expect_close(x.kept, {1, 0, 1, 1, 0}, 0, device.device);
       test::expect_close(x.chosen, {2, 1, 0, 0, 2, 0}, 0, device.device);
@@ -266,7 +284,7 @@ TEST(Router, CpuEqualsReferenceOnOddSizes) {
       test::expect_close(c.log_z, r.log_z, extra, "log_z");
       test::expect_close(c.weight, r.weight, extra, "weight");
       EXPECT_TRUE(same_bits(c.choice, r.choice));
-      c.weight.copy_from(r.weight);
+      c.p.copy_from(r.p);
       for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
         for (const std::int64_t slots : {std::int64_t{3}, kDropless}) {
           r.assign(reference::router_kernels, slots, priority);
@@ -302,7 +320,7 @@ TEST(Router, ScratchIsAsAnnounced) {
     x.top_k(device.kernels, false);
     TestContext small(std::int64_t(device.kernels.scratch_bytes(3000)));
     const std::vector<std::int64_t> capacity = {100};
-    device.kernels.assign(small, x.kept, x.chosen, x.choice, x.weight, x.first, capacity, SlotPriority::probability);
+    device.kernels.assign(small, x.kept, x.chosen, x.choice, x.p, x.first, capacity, SlotPriority::probability);
   }
 }
 

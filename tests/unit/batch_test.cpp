@@ -16,7 +16,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr std::int32_t kVocabulary = 30000, kEos = 1;
+constexpr std::int32_t kVocabulary = 30000;
 
 /// Tokens of a pair are its own: input tokens count up from first_token, target tokens follow.
 Example pair_of(const std::string& task, std::int32_t first_token, int inputs, int targets) {
