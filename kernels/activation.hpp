@@ -1,4 +1,5 @@
-// Feed-forward activations: ReLU (T5 1.0) and gated GELU (T5 1.1), gelu in its tanh form (flax default).
+// Feed-forward activations: ReLU (T5 1.0), gated GELU (T5 1.1), gelu in its tanh form (flax default), and gated swish
+// (SwiGLU; PaLM), swish(x) = x / (1 + e^-x).
 #pragma once
 
 #include "kernels/context.hpp"
@@ -16,6 +17,11 @@ struct ActivationKernels {
   /// dgate, dup: C. dup may be dy.
   void (*gated_gelu_backward)(KernelContext&, const Tensor& dgate_TF, const Tensor& dup_TF, const Tensor& dy_TF,
                               const Tensor& gate_TF, const Tensor& up_TF);
+  /// y = swish(gate) * up; C.
+  void (*gated_swish_forward)(KernelContext&, const Tensor& y_TF, const Tensor& gate_TF, const Tensor& up_TF);
+  /// dgate, dup: C. dup may be dy.
+  void (*gated_swish_backward)(KernelContext&, const Tensor& dgate_TF, const Tensor& dup_TF, const Tensor& dy_TF,
+                               const Tensor& gate_TF, const Tensor& up_TF);
 };
 
 }  // namespace flanmoe

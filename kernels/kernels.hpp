@@ -22,6 +22,7 @@
 #include "kernels/optimizer.hpp"
 #include "kernels/permute.hpp"
 #include "kernels/relative_bias.hpp"
+#include "kernels/rotary.hpp"
 #include "kernels/router.hpp"
 
 namespace flanmoe {
@@ -30,8 +31,10 @@ struct Kernels {
   const char* device;
   const MatmulKernels& matmul;
   const NormKernels& norm;
+  const NormKernels& layer_norm;
   const AttentionKernels& attention;
   const RelativeBiasKernels& relative_bias;
+  const RotaryKernels& rotary;
   const ActivationKernels& activation;
   const DropoutKernels& dropout;
   const EmbeddingKernels& embedding;

@@ -1,4 +1,5 @@
-// RMSNorm (T5X layers.py): y = x * rsqrt(mean(x^2) + epsilon) * scale, statistics in A.
+// RMSNorm (T5X layers.py): y = x * rsqrt(mean(x^2) + epsilon) * scale, statistics in A; and LayerNorm without a bias
+// (PaLM, which has no bias in any layer): the same of x - mean(x).
 #pragma once
 
 #include "kernels/context.hpp"
@@ -21,8 +22,8 @@ struct NormKernels {
 }  // namespace flanmoe
 
 namespace flanmoe::reference {
-extern const NormKernels norm_kernels;
+extern const NormKernels norm_kernels, layer_norm_kernels;
 }
 namespace flanmoe::cpu {
-extern const NormKernels norm_kernels;
+extern const NormKernels norm_kernels, layer_norm_kernels;
 }

@@ -30,8 +30,7 @@ struct Operands {
   }
   /// Keys [begin, begin+count) that the query sees.
   std::int64_t visible(const Place& place, std::int64_t query, std::int64_t begin, std::int64_t count) const {
-    if (!shape.causal) return count;
-    return std::clamp<std::int64_t>(place.shift + query + 1 - begin, 0, count);
+    return std::clamp<std::int64_t>(place.seen(shape, query) - begin, 0, count);
   }
 };
 

@@ -4,8 +4,9 @@
 //   p = exp(score - logsumexp), dp = dout.v^T, dscore = p (dp - <dout, out>)
 //   dv = p^T.dout, dk = scale dscore^T.q, dq = scale dscore.k, dbias = dscore summed over equal offsets
 //
-// One task takes one head of a fixed share of the segments, one after the other, and sums dbias in a buffer of its
-// own; the buffers are then added in the order of the shares. So nothing depends on the number of threads.
+// One task takes one key/value head, with the query heads that share it, of a fixed share of the segments, one after
+// the other, and sums dbias in buffers of its own; the buffers are then added in the order of the shares. So nothing
+// depends on the number of threads.
 #include <cmath>
 
 #include "kernels/attention_checks.hpp"
@@ -113,7 +114,8 @@ void softmax_gradient(const Operands& o, const Place& place, const Memory<T>& m,
     const float* score = m.score + r * padded;
     float* dp = m.dp + r * padded;
     const std::int64_t offset = place.shift + pair.block - (pair.strip + r);  // of query 0 of the block to this key
-    std::int64_t first = o.shape.causal ? std::clamp<std::int64_t>(-offset, 0, pair.queries) : 0;
+    const bool by_position = o.shape.causal && pair.strip + r >= place.prefix;
+    std::int64_t first = by_position ? std::clamp<std::int64_t>(-offset, 0, pair.queries) : 0;
     if (r >= pair.keys) first = pair.queries;
     std::fill_n(p, first, T(0.0F));
     std::fill_n(dscore, first, T(0.0F));
@@ -184,13 +186,10 @@ void write_rows(const Tensor& y, std::int64_t first, std::int64_t count, const f
 
 template <class C, class T>
 void place_gradient(const Operands& o, const Place& place, const HeadTile& head, const Memory<T>& m, float* dbias) {
-  std::fill_n(m.dk, place.keys * head.cols, 0.0F);
-  std::fill_n(m.dv, place.keys * head.cols, 0.0F);
   for (std::int64_t block = 0; block < place.queries; block += kBlock) {
     const std::int64_t queries = std::min(kBlock, place.queries - block);
     load_queries<C>(o, place, head, m, block, queries);
-    const std::int64_t seen =
-        o.shape.causal ? std::min(place.keys, place.shift + block + queries) : place.keys;  // by the last query
+    const std::int64_t seen = place.seen(o.shape, block + queries - 1);  // by the last query
     for (std::int64_t strip = 0; strip < seen; strip += kTileRows) {
       const Pair pair{block, queries, strip, std::min(kTileRows, seen - strip)};
       load_keys(o, place, head, m, strip, pair.keys);
@@ -198,8 +197,22 @@ void place_gradient(const Operands& o, const Place& place, const HeadTile& head,
     }
     write_rows<C>(place.query_rows(o.dq_TQ, o.shape), block, queries, m.dq, head, o.shape.scale);
   }
-  write_rows<C>(place.key_rows(o.dk_TQ, o.shape), 0, place.keys, m.dk, head, o.shape.scale);
-  write_rows<C>(place.key_rows(o.dv_TQ, o.shape), 0, place.keys, m.dv, head, 1.0F);
+}
+
+/// One segment and all heads that share key/value head g: dk and dv are sums over them. Head h adds to dbias +
+/// (h - first head) * head_stride.
+template <class C, class T>
+void shared_gradient(const Operands& o, const AttentionSegments& segments, std::int64_t s, std::int64_t g,
+                     const HeadTile& head, const Memory<T>& m, float* dbias, std::int64_t head_stride) {
+  const std::int64_t first = g * o.shape.sharing();
+  const Place shared(segments, s, first);
+  std::fill_n(m.dk, shared.keys * head.cols, 0.0F);
+  std::fill_n(m.dv, shared.keys * head.cols, 0.0F);
+  for (std::int64_t i = 0; i < o.shape.sharing(); ++i) {
+    place_gradient<C>(o, Place(segments, s, first + i), head, m, dbias == nullptr ? nullptr : dbias + i * head_stride);
+  }
+  write_rows<C>(shared.key_rows(o.dk_TQ, o.shape), 0, shared.keys, m.dk, head, o.shape.scale);
+  write_rows<C>(shared.key_rows(o.dv_TQ, o.shape), 0, shared.keys, m.dv, head, 1.0F);
 }
 
 /// First segment of share g: shares have about equal numbers of scores.
@@ -239,10 +252,10 @@ void backward_in(KernelContext& context, const Operands& o, const AttentionSegme
     const Memory<T> mine(memory + omp_get_thread_num() * thread_bytes, head, longest);
 #pragma omp for collapse(2) schedule(dynamic)
     for (std::int64_t g = 0; g < kShares; ++g) {
-      for (std::int64_t h = 0; h < heads; ++h) {
-        float* dbias = with_bias ? partial + (h * kShares + g) * width + longest : nullptr;
+      for (std::int64_t kv = 0; kv < o.shape.key_heads(); ++kv) {
+        float* dbias = with_bias ? partial + (kv * o.shape.sharing() * kShares + g) * width + longest : nullptr;
         for (std::int64_t s = begin[g]; s < begin[g + 1]; ++s) {
-          place_gradient<C>(o, Place(segments, s, h), head, mine, dbias);
+          shared_gradient<C>(o, segments, s, kv, head, mine, dbias, kShares * width);
         }
       }
     }

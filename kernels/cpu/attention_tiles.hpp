@@ -21,7 +21,8 @@ inline constexpr std::int64_t kWidestHead = 256;
 struct Place {
   std::int64_t q0, queries, k0, keys;
   std::int64_t head;
-  std::int64_t shift;  // position of query i is i + shift, of key j is j
+  std::int64_t shift;   // position of query i is i + shift, of key j is j
+  std::int64_t prefix;  // keys that every query sees
 
   Place(const AttentionSegments& segments, std::int64_t segment, std::int64_t h)
       : q0(segments.query_begin[std::size_t(segment)]),
@@ -29,13 +30,18 @@ struct Place {
         k0(segments.key_begin[std::size_t(segment)]),
         keys(segments.key_count[std::size_t(segment)]),
         head(h),
-        shift(keys - queries) {}
+        shift(keys - queries),
+        prefix(segments.prefix.empty() ? 0 : segments.prefix[std::size_t(segment)]) {}
 
   Tensor query_rows(const Tensor& x, const AttentionShape& shape) const {
     return x.slice_rows(q0, queries).slice_cols(head * shape.head_dim, shape.head_dim);
   }
   Tensor key_rows(const Tensor& x, const AttentionShape& shape) const {
-    return x.slice_rows(k0, keys).slice_cols(head * shape.head_dim, shape.head_dim);
+    return x.slice_rows(k0, keys).slice_cols(head / shape.sharing() * shape.head_dim, shape.head_dim);
+  }
+  /// Keys [0, seen) are what query i sees: a prefix, or all up to its own position.
+  std::int64_t seen(const AttentionShape& shape, std::int64_t i) const {
+    return shape.causal ? std::clamp<std::int64_t>(std::max(shift + i + 1, prefix), 0, keys) : keys;
   }
 };
 

@@ -76,6 +76,15 @@ struct Gelu {
   }
 };
 
+/// swish(x) = x s with s = 1 / (1 + e^-x); with e = e^-|x|, s and 1 - s are 1/(1+e) and e/(1+e) as for gelu.
+struct Swish {
+  static float decay(float x) {  // e^-|x|, not below 2^-126
+    const float exponent = x * 1.44269504088896341F;
+    const std::int32_t magnitude = std::bit_cast<std::int32_t>(exponent) & 0x7fffffff;  // see Gelu::decay
+    return exp2_of_minus(std::bit_cast<float>(std::min(magnitude, std::bit_cast<std::int32_t>(126.0F))));
+  }
+};
+
 /// The sum of f(i) for i in [0, n): `lanes` interleaved partial sums, then a tree over them. A fixed order, which
 /// vector units of any width can follow.
 template <class A, std::int64_t lanes = 256 / sizeof(A), class F>

@@ -34,13 +34,13 @@ void relu_backward(KernelContext& /*context*/, const Tensor& dx_TF, const Tensor
   });
 }
 
-struct Gelu {
+struct Gate {
   double value, slope;
 };
 
 /// gelu(x) = x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative. In double for every type,
 /// since 1 + tanh(u) cancels below zero.
-Gelu gelu(double x) {
+Gate gelu(double x) {
   const double root = 0.79788456080286535588;
   const double cubic = 0.044715;
   const double tanh_u = std::tanh(root * (x + cubic * x * x * x));
@@ -48,24 +48,32 @@ Gelu gelu(double x) {
   return {x / 2 * (1 + tanh_u), (1 + tanh_u) / 2 + x / 2 * (1 - tanh_u * tanh_u) * du};
 }
 
-void gated_gelu_forward(KernelContext& /*context*/, const Tensor& y_TF, const Tensor& gate_TF, const Tensor& up_TF) {
+/// swish(x) = x s with s = 1 / (1 + e^-x), and its derivative s + x s (1 - s).
+Gate swish(double x) {
+  const double s = 1 / (1 + std::exp(-x));
+  return {x * s, s + x * s * (1 - s)};
+}
+
+template <Gate (*gate_of)(double)>
+void gated_forward(KernelContext& /*context*/, const Tensor& y_TF, const Tensor& gate_TF, const Tensor& up_TF) {
   expect_like(gate_TF, y_TF, "gate");
   expect_like(up_TF, y_TF, "up");
   with_type<float, bf16, double>(y_TF, "y", [&]<class C>(std::type_identity<C>) {
     for_each_element<C>(y_TF, [&](std::int64_t t, std::int64_t c) {
-      const double gate = gelu(widen(gate_TF.row<C>(t)[c])).value;
+      const double gate = gate_of(widen(gate_TF.row<C>(t)[c])).value;
       y_TF.row<C>(t)[c] = C(accumulate_t<C>(gate * widen(up_TF.row<C>(t)[c])));
     });
   });
 }
 
-void gated_gelu_backward(KernelContext& /*context*/, const Tensor& dgate_TF, const Tensor& dup_TF, const Tensor& dy_TF,
-                         const Tensor& gate_TF, const Tensor& up_TF) {
+template <Gate (*gate_of)(double)>
+void gated_backward(KernelContext& /*context*/, const Tensor& dgate_TF, const Tensor& dup_TF, const Tensor& dy_TF,
+                    const Tensor& gate_TF, const Tensor& up_TF) {
   for (const Tensor* tensor : {&dgate_TF, &dup_TF, &gate_TF, &up_TF}) expect_like(*tensor, dy_TF, "operand");
   with_type<float, bf16, double>(dy_TF, "dy", [&]<class C>(std::type_identity<C>) {
     for_each_element<C>(dy_TF, [&](std::int64_t t, std::int64_t c) {
       const double dy = widen(dy_TF.row<C>(t)[c]);
-      const Gelu g = gelu(widen(gate_TF.row<C>(t)[c]));
+      const Gate g = gate_of(widen(gate_TF.row<C>(t)[c]));
       dgate_TF.row<C>(t)[c] = C(accumulate_t<C>(dy * widen(up_TF.row<C>(t)[c]) * g.slope));
       dup_TF.row<C>(t)[c] = C(accumulate_t<C>(dy * g.value));
     });
@@ -74,6 +82,7 @@ void gated_gelu_backward(KernelContext& /*context*/, const Tensor& dgate_TF, con
 
 }  // namespace
 
-const ActivationKernels activation_kernels = {relu_forward, relu_backward, gated_gelu_forward, gated_gelu_backward};
+const ActivationKernels activation_kernels = {relu_forward,         relu_backward,        gated_forward<gelu>,
+                                              gated_backward<gelu>, gated_forward<swish>, gated_backward<swish>};
 
 }  // namespace flanmoe::reference

@@ -29,6 +29,9 @@ TEST(Activation, AgreesWithHandNumbers) {
     device.kernels.gated_gelu_forward(context, y, x, up);
     // gelu(-2) = -0.04540231, gelu(0.5) = 0.34571401, gelu(3) = 2.99636273 in the tanh form.
     test::expect_close(y, {-0.04540231, 0, 0.69142802, -2.99636273}, 1e-6, device.device);
+    device.kernels.gated_swish_forward(context, y, x, up);
+    // -2/(1+e^2) = -0.23840584, 0.5/(1+e^-0.5) = 0.31122967, 3/(1+e^-3) = 2.85772238.
+    test::expect_close(y, {-0.23840584, 0, 0.62245933, -2.85772238}, 1e-6, device.device);
   }
 }
 
@@ -46,6 +49,18 @@ TEST(Activation, GeluKeepsItsRelativePrecisionFarBelowZero) {
   }
 }
 
+TEST(Activation, SwishKeepsItsRelativePrecisionFarBelowZero) {
+  TestContext context;
+  Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
+  up.fill(1);
+  for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 4);
+  cpu::activation_kernels.gated_swish_forward(context, y, x, up);
+  for (std::int64_t i = 1; i <= 100; ++i) {
+    const double v = x.get(i);
+    EXPECT_NEAR(y.get(i) / (v / (1 + std::exp(-v))), 1, 4e-6) << v;
+  }
+}
+
 TEST(Activation, BackwardIsTheGradientOfTheForward) {
   TestContext context;
   Buffer gate(DType::f64, 3, 5), up(DType::f64, 3, 5), dy(DType::f64, 3, 5);
@@ -53,14 +68,18 @@ TEST(Activation, BackwardIsTheGradientOfTheForward) {
   gate.randomize(1);
   up.randomize(2);
   dy.randomize(3);
-  reference::activation_kernels.gated_gelu_backward(context, dgate, dup, dy, gate, up);
-  const auto loss = [&] {
-    Buffer y(DType::f64, 3, 5);
-    reference::activation_kernels.gated_gelu_forward(context, y, gate, up);
-    return test::weighted_sum(y, dy);
-  };
-  test::expect_gradient(dgate, loss, gate, "dgate");
-  test::expect_gradient(dup, loss, up, "dup");
+  const ActivationKernels& k = reference::activation_kernels;
+  for (const auto& [forward, backward] :
+       {std::pair{k.gated_gelu_forward, k.gated_gelu_backward}, {k.gated_swish_forward, k.gated_swish_backward}}) {
+    backward(context, dgate, dup, dy, gate, up);
+    const auto loss = [&, forward = forward] {
+      Buffer y(DType::f64, 3, 5);
+      forward(context, y, gate, up);
+      return test::weighted_sum(y, dy);
+    };
+    test::expect_gradient(dgate, loss, gate, "dgate");
+    test::expect_gradient(dup, loss, up, "dup");
+  }
 
   Buffer y(DType::f64, 3, 5), dx(DType::f64, 3, 5);
   reference::activation_kernels.relu_forward(context, y, gate);
@@ -84,6 +103,10 @@ struct Problem {
     kernels.gated_gelu_forward(context, y, gate, up);
     kernels.gated_gelu_backward(context, dgate, dup, dy, gate, up);
   }
+  void swish(const ActivationKernels& kernels) {
+    kernels.gated_swish_forward(context, y, gate, up);
+    kernels.gated_swish_backward(context, dgate, dup, dy, gate, up);
+  }
   TestContext context;
   Buffer gate, up, dy, y, dgate, dup;
 };
@@ -96,13 +119,16 @@ TEST(Activation, CpuEqualsReferenceOnOddSizes) {
         exact.gate.copy_from(actual.gate);
         exact.up.copy_from(actual.up);
         exact.dy.copy_from(actual.dy);
-        exact.gelu(reference::activation_kernels);
-        for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
-          actual.gelu(device.kernels);
-          const double extra = device.device == "cpu" ? kGelu : kNone;
-          test::expect_close(actual.y, exact.y, extra, device.device + " y");
-          test::expect_close(actual.dgate, exact.dgate, extra, device.device + " dgate");
-          test::expect_close(actual.dup, exact.dup, extra, device.device + " dup");
+        for (const auto run : {&Problem::gelu, &Problem::swish}) {
+          (exact.*run)(reference::activation_kernels);
+          for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+            (actual.*run)(device.kernels);
+            const std::string what = device.device + (run == &Problem::gelu ? " gelu" : " swish");
+            const double extra = device.device == "cpu" ? kGelu : kNone;
+            test::expect_close(actual.y, exact.y, extra, what + " y");
+            test::expect_close(actual.dgate, exact.dgate, extra, what + " dgate");
+            test::expect_close(actual.dup, exact.dup, extra, what + " dup");
+          }
         }
         reference::activation_kernels.relu_forward(expected.context, expected.y, expected.gate);
         cpu::activation_kernels.relu_forward(actual.context, actual.y, actual.gate);
@@ -117,6 +143,13 @@ TEST(Activation, CpuEqualsReferenceOnOddSizes) {
 
 TEST(Activation, WorksInPlaceWhereItSaysSo) {
   for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+    Problem swish(DType::bf16, 9, 77, 0), swish_inside(DType::bf16, 9, 77, 0);
+    swish.swish(device.kernels);
+    device.kernels.gated_swish_backward(swish_inside.context, swish_inside.dgate, swish_inside.dy, swish_inside.dy,
+                                        swish_inside.gate, swish_inside.up);
+    EXPECT_TRUE(same_bits(swish.dgate, swish_inside.dgate)) << device.device;
+    EXPECT_TRUE(same_bits(swish.dup, swish_inside.dy)) << device.device;
+
     Problem apart(DType::bf16, 9, 77, 0), inside(DType::bf16, 9, 77, 0);
     apart.gelu(device.kernels);
     device.kernels.gated_gelu_backward(inside.context, inside.dgate, inside.dy, inside.dy, inside.gate, inside.up);
@@ -138,10 +171,12 @@ TEST(Activation, NotANumberPassesThrough) {
     for (const DType c : {DType::f32, DType::bf16}) {
       Problem p(c, 2, 40, 0);
       p.gate.set(41, std::numeric_limits<double>::quiet_NaN());
-      p.gelu(device.kernels);
-      for (std::int64_t i = 0; i < 80; ++i) {
-        EXPECT_EQ(std::isnan(p.y.get(i)), i == 41) << device.device << " " << i;
-        EXPECT_EQ(std::isnan(p.dgate.get(i)), i == 41) << device.device << " " << i;
+      for (const auto run : {&Problem::gelu, &Problem::swish}) {
+        (p.*run)(device.kernels);
+        for (std::int64_t i = 0; i < 80; ++i) {
+          EXPECT_EQ(std::isnan(p.y.get(i)), i == 41) << device.device << " " << i;
+          EXPECT_EQ(std::isnan(p.dgate.get(i)), i == 41) << device.device << " " << i;
+        }
       }
       device.kernels.relu_forward(p.context, p.y, p.gate);
       EXPECT_TRUE(std::isnan(p.y.get(41))) << device.device;

@@ -16,7 +16,8 @@ constexpr std::uint64_t kOut = 9;
 /// Lists of segments that stay alive.
 struct Layout {
   std::vector<std::int32_t> q0, q, k0, k;
-  AttentionSegments segments() const { return {q0, q, k0, k}; }
+  std::vector<std::int32_t> prefix = {};  // of each segment; empty: none
+  AttentionSegments segments() const { return {q0, q, k0, k, prefix}; }
   std::int32_t queries() const { return rows(q0, q); }
   std::int32_t keys() const { return rows(k0, k); }
   std::int32_t longest_keys() const { return *std::max_element(k.begin(), k.end()); }
@@ -50,13 +51,13 @@ struct Problem {
         shape(s),
         biased(with_bias),
         q(type, l.queries(), width(), padding),
-        k(type, l.keys(), width(), padding),
-        v(type, l.keys(), width(), padding),
+        k(type, l.keys(), key_width(), padding),
+        v(type, l.keys(), key_width(), padding),
         out(type, l.queries(), width(), padding),
         dout(type, l.queries(), width(), padding),
         dq(type, l.queries(), width(), padding),
-        dk(type, l.keys(), width(), padding),
-        dv(type, l.keys(), width(), padding),
+        dk(type, l.keys(), key_width(), padding),
+        dv(type, l.keys(), key_width(), padding),
         bias(accumulate_dtype(type), s.heads, 2 * l.longest_keys() + 1, padding),
         dbias(accumulate_dtype(type), s.heads, 2 * l.longest_keys() + 1, padding),
         logsumexp(accumulate_dtype(type), l.queries(), s.heads, padding) {
@@ -69,6 +70,7 @@ struct Problem {
     dbias.randomize(6);
   }
   std::int64_t width() const { return std::int64_t{shape.heads} * shape.head_dim; }
+  std::int64_t key_width() const { return std::int64_t{shape.key_heads()} * shape.head_dim; }
   Tensor bias_or_nothing() const { return biased ? bias.view() : Tensor{}; }
   void forward(const AttentionKernels& kernels, KernelContext& context) {
     kernels.forward(context, out, logsumexp, q, k, v, bias_or_nothing(), layout.segments(), shape);
@@ -104,8 +106,9 @@ void compare(DType type, const Layout& layout, AttentionShape shape, bool with_b
   expected.forward(reference::attention_kernels, context);
   expected.backward(reference::attention_kernels, context);
   got.forward(cpu::attention_kernels, context);
-  const auto what = fmt::format("{} {} heads of {}, causal {}, bias {}, {} queries, {} keys", name_of(type),
-                                shape.heads, shape.head_dim, shape.causal, with_bias, layout.queries(), layout.keys());
+  const auto what = fmt::format("{} {} ({}) heads of {}, causal {}, prefix {}, bias {}, {} queries, {} keys",
+                                name_of(type), shape.heads, shape.kv_heads, shape.head_dim, shape.causal,
+                                !layout.prefix.empty(), with_bias, layout.queries(), layout.keys());
   // In bf16 probabilities and dscore are rounded before they are multiplied.
   const double extra = type == DType::bf16 ? 2 * roundoff(DType::bf16) : 1e-5;
   const auto queries = [&](const Buffer& x) { return rows_of(x, layout.q0, layout.q); };
@@ -214,6 +217,97 @@ TEST(Attention, CrossAttentionMayHaveMoreQueriesThanKeysAndSegmentsWithoutKeys) 
   }
 }
 
+TEST(Attention, SharedKeysAndAPrefixAreAsByHand) {
+  for (const auto& device : devices) {
+    TestContext context;
+    AttentionShape shape;
+    shape.heads = 2;
+    shape.head_dim = 1;
+    shape.causal = true;
+    shape.kv_heads = 1;
+    Layout layout = layout_of({3}, {3});
+    layout.prefix = {2};
+    Problem p(DType::f32, layout, shape, false);
+    p.q.assign({1, 0, 2, 0, 0, 1});  // three queries of two heads
+    p.k.assign({0, std::log(3.0), 5});
+    p.v.assign({1, 2, 4});
+    p.dout.assign({1, 0, 0, 0, 0, 1});
+
+    p.forward(device.kernels, context);
+    p.backward(device.kernels, context);
+
+    // Queries 0 and 1 see the prefix, keys 0 and 1; query 2 sees all. Weights of head 0: 1:3, 1:9, 1:1:1.
+    const double third = (1 + 2 + 4) / 3.0, e5 = std::exp(5.0), all = 1 + 3 + e5;
+    const double last = (1 + 2 * 3 + 4 * e5) / all;  // query 2, head 1: 1 : 3 : e^5
+    expect_close(p.out, std::vector<double>{1.75, 1.5, 1.9, 1.5, third, last}, 1e-6, device.device);
+    expect_close(
+        p.logsumexp,
+        std::vector<double>{std::log(4.0), std::log(2.0), std::log(10.0), std::log(2.0), std::log(3.0), std::log(all)},
+        1e-6, device.device);
+    // Query 0 of head 0 and query 2 of head 1 have a gradient; both reach the one key/value head.
+    expect_close(p.dv, std::vector<double>{0.25 + 1 / all, 0.75 + 3 / all, e5 / all}, 1e-6, device.device);
+    const double d0 = 0.25 * (1 - 1.75), d1 = 0.75 * (2 - 1.75);  // dscore of query 0, whose q is 1
+    const std::vector<double> dk{d0 + (1 - last) / all, d1 + 3 * (2 - last) / all, e5 * (4 - last) / all};
+    expect_close(p.dk, dk, 1e-5, device.device);
+    expect_close(p.dq,
+                 std::vector<double>{d1 * std::log(3.0), 0, 0, 0, 0,
+                                     (3 * (2 - last) * std::log(3.0) + e5 * (4 - last) * 5) / all},
+                 1e-5, device.device);
+  }
+}
+
+TEST(Attention, CpuEqualsReferenceWithFewerKeyHeadsAndPrefixes) {
+  TestContext context;
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const int kv_heads : {1, 2, 3}) {
+      for (const bool prefix : {false, true}) {
+        AttentionShape shape;
+        shape.heads = 6;
+        shape.head_dim = 7;
+        shape.causal = true;
+        shape.kv_heads = kv_heads;
+        shape.scale = 0.5F;
+        Layout layout = layout_of({1, 7, 0, 70, 17, 4}, {1, 7, 0, 70, 33, 90});
+        if (prefix) layout.prefix = {1, 3, 0, 70, 20, 0};
+        compare(type, layout, shape, prefix, 3, context);
+      }
+    }
+    AttentionShape shape;
+    shape.heads = 2;
+    shape.head_dim = 33;
+    shape.causal = true;
+    shape.kv_heads = 1;
+    for (const std::int32_t prefix : {0, 5, 64, 257, 300, 599}) {  // around the edges of strips and blocks
+      Layout layout = layout_of({300, 3}, {600, 600});
+      layout.prefix = {prefix, prefix};
+      compare(type, layout, shape, false, 0, context);
+    }
+  }
+}
+
+TEST(Attention, APrefixOfAllKeysIsAttentionInBothDirections) {
+  for (const auto& device : devices) {
+    TestContext context;
+    AttentionShape shape;
+    shape.heads = 2;
+    shape.head_dim = 8;
+    Problem open(DType::f32, layout_of({90, 30}, {90, 30}), shape, false);
+    shape.causal = true;
+    Layout layout = layout_of({90, 30}, {90, 30});
+    layout.prefix = {90, 30};
+    Problem prefix(DType::f32, layout, shape, false);
+    for (Problem* p : {&open, &prefix}) {
+      for (Buffer* x : {&p->out, &p->dq, &p->dk, &p->dv}) x->fill(0);
+      p->forward(device.kernels, context);
+      p->backward(device.kernels, context);
+    }
+    EXPECT_TRUE(same_bits(open.out, prefix.out)) << device.device;
+    EXPECT_TRUE(same_bits(open.dq, prefix.dq)) << device.device;
+    EXPECT_TRUE(same_bits(open.dk, prefix.dk)) << device.device;
+    EXPECT_TRUE(same_bits(open.dv, prefix.dv)) << device.device;
+  }
+}
+
 TEST(Attention, RowsOutsideOfSegmentsAreNotTouched) {
   for (const auto& device : devices) {
     TestContext context;
@@ -275,15 +369,17 @@ TEST(Attention, HugeScoresStayFinite) {
 }
 
 TEST(Attention, GradientsAgreeWithCentralDifferences) {
-  for (const bool causal : {false, true}) {
-    for (const bool bias : {false, true}) {
+  for (const auto& [kv_heads, bias] : {std::pair{0, false}, {0, true}, {1, false}, {2, true}}) {
+    for (const bool causal : {false, true}) {
       TestContext context;
       AttentionShape shape;
-      shape.heads = 2;
+      shape.heads = kv_heads == 2 ? 4 : 2;
       shape.head_dim = 3;
       shape.causal = causal;
       shape.scale = 0.6F;
-      const Layout layout = layout_of({4, 2}, {4, 5});
+      shape.kv_heads = kv_heads;
+      Layout layout = layout_of({4, 2}, {4, 5});
+      if (kv_heads > 0) layout.prefix = {2, 5};
       Problem p(DType::f64, layout, shape, bias), probe(DType::f64, layout, shape, bias);
       for (Buffer* x : {&p.dq, &p.dk, &p.dv, &p.dbias, &p.out, &p.dout}) x->fill(0);
       for (std::size_t s = 0; s < layout.q.size(); ++s) {  // rows outside of segments stay 0
@@ -313,6 +409,8 @@ TEST(Attention, ResultsDoNotDependOnTheNumberOfThreads) {
     shape.head_dim = 16;
     std::vector<std::int32_t> counts;
     for (std::int32_t s = 0; s < 40; ++s) counts.push_back(5 + s * 7 % 90);
+    shape.causal = true;
+    shape.kv_heads = 1;
     expect_same_bits_on_threads([&](std::vector<Buffer>& out) {
       TestContext context;
       Problem p(type, layout_of(counts, counts), shape, true);
@@ -348,6 +446,11 @@ TEST(Attention, OperandsThatDoNotFitAreRefused) {
     Problem past_the_end(DType::f32, layout_of({5}, {5}), shape, false);
     past_the_end.layout.k[0] = 7;
     EXPECT_THROW(past_the_end.forward(device.kernels, context), LogicError) << device.device;
+    Problem wrong_prefix(DType::f32, layout_of({5}, {5}), shape, false);
+    wrong_prefix.layout.prefix = {6};
+    EXPECT_THROW(wrong_prefix.forward(device.kernels, context), LogicError) << device.device;
+    wrong_prefix.layout.prefix = {1, 1};
+    EXPECT_THROW(wrong_prefix.forward(device.kernels, context), LogicError) << device.device;
     Problem more_queries_than_keys(DType::f32, layout_of({5}, {4}), shape, true);
     EXPECT_THROW(more_queries_than_keys.forward(device.kernels, context), LogicError) << device.device;
   }

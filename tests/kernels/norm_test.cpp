@@ -49,33 +49,56 @@ TEST(Norm, ReferenceAgreesWithHandNumbers) {
   test::expect_close(rstd, {1 / std::sqrt(13.0), std::sqrt(2.0)}, 1e-15);
 }
 
+TEST(LayerNorm, ReferenceAgreesWithHandNumbers) {
+  TestContext context;
+  Buffer x(DType::f64, 2, 2), scale(DType::f64, 1, 2), y(DType::f64, 2, 2), rstd(DType::f64, 2, 1);
+  x.assign({3, 7, 4, 4});
+  scale.assign({2, -1});
+  reference::layer_norm_kernels.forward(context, y, rstd, x, scale, 0.5F);
+  // Around their mean the rows are (-2, 2), of variance 4, and (0, 0).
+  test::expect_close(y, {-4 / std::sqrt(4.5), -2 / std::sqrt(4.5), 0, 0}, 1e-15);
+  test::expect_close(rstd, {1 / std::sqrt(4.5), std::sqrt(2.0)}, 1e-15);
+}
+
+/// RMSNorm and LayerNorm on both devices.
+struct Kind {
+  const char* name;
+  const NormKernels &reference, &cpu;
+};
+const Kind kinds[] = {{"RMSNorm", reference::norm_kernels, cpu::norm_kernels},
+                      {"LayerNorm", reference::layer_norm_kernels, cpu::layer_norm_kernels}};
+
 TEST(Norm, BackwardIsTheGradientOfTheForward) {
-  Problem p(DType::f64, 3, 5, 2, 1);
-  p.dx.fill(0);
-  p.dscale.fill(0);
-  p.run(reference::norm_kernels);
-  const auto loss = [&] {
-    Buffer y(DType::f64, 3, 5);
-    reference::norm_kernels.forward(p.context, y, {}, p.x, p.scale, kEpsilon);
-    return test::weighted_sum(y, p.dy);
-  };
-  test::expect_gradient(p.dx, loss, p.x, "dx");
-  test::expect_gradient(p.dscale, loss, p.scale, "dscale");
+  for (const Kind& kind : kinds) {
+    Problem p(DType::f64, 3, 5, 2, 1);
+    p.dx.fill(0);
+    p.dscale.fill(0);
+    p.run(kind.reference);
+    const auto loss = [&] {
+      Buffer y(DType::f64, 3, 5);
+      kind.reference.forward(p.context, y, {}, p.x, p.scale, kEpsilon);
+      return test::weighted_sum(y, p.dy);
+    };
+    test::expect_gradient(p.dx, loss, p.x, std::string(kind.name) + " dx");
+    test::expect_gradient(p.dscale, loss, p.scale, std::string(kind.name) + " dscale");
+  }
 }
 
 TEST(Norm, CpuEqualsReferenceOnOddSizes) {
-  for (const DType c : {DType::f32, DType::bf16}) {
-    for (const auto& [T, D] : {std::pair{0, 7}, {1, 1}, {5, 3}, {33, 67}, {40, 768}, {1100, 129}}) {
-      Problem expected(c, T, D, 3, 7);
-      Problem actual(c, T, D, 3, 7);
-      expected.run(reference::norm_kernels);
-      actual.run(cpu::norm_kernels);
-      // fp32 sums of up to 768 terms in another order, through one bf16 rounding of y.
-      const double extra = 3e-6;
-      test::expect_close(actual.rstd, expected.rstd, extra, "rstd");
-      test::expect_close(actual.y, expected.y, extra, "y");
-      test::expect_close(actual.dx, expected.dx, extra, "dx");
-      test::expect_close(actual.dscale, expected.dscale, extra, "dscale");
+  for (const Kind& kind : kinds) {
+    for (const DType c : {DType::f32, DType::bf16}) {
+      for (const auto& [T, D] : {std::pair{0, 7}, {1, 1}, {5, 3}, {33, 67}, {40, 768}, {1100, 129}}) {
+        Problem expected(c, T, D, 3, 7);
+        Problem actual(c, T, D, 3, 7);
+        expected.run(kind.reference);
+        actual.run(kind.cpu);
+        // fp32 sums of up to 768 terms in another order, through one bf16 rounding of y.
+        const double extra = 3e-6;
+        test::expect_close(actual.rstd, expected.rstd, extra, std::string(kind.name) + " rstd");
+        test::expect_close(actual.y, expected.y, extra, std::string(kind.name) + " y");
+        test::expect_close(actual.dx, expected.dx, extra, std::string(kind.name) + " dx");
+        test::expect_close(actual.dscale, expected.dscale, extra, std::string(kind.name) + " dscale");
+      }
     }
   }
 }
@@ -100,13 +123,15 @@ TEST(Norm, BackwardAddsToItsGradients) {
 }
 
 TEST(Norm, BitsDoNotDependOnThreads) {
-  test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
-    Problem p(DType::bf16, 777, 192, 0, 11);
-    p.run(cpu::norm_kernels);
-    out.push_back(std::move(p.y));
-    out.push_back(std::move(p.dx));
-    out.push_back(std::move(p.dscale));
-  });
+  for (const Kind& kind : kinds) {
+    test::expect_same_bits_on_threads([&](std::vector<Buffer>& out) {
+      Problem p(DType::bf16, 777, 192, 0, 11);
+      p.run(kind.cpu);
+      out.push_back(std::move(p.y));
+      out.push_back(std::move(p.dx));
+      out.push_back(std::move(p.dscale));
+    });
+  }
 }
 
 TEST(Norm, ScratchIsAsAnnounced) {
