@@ -19,12 +19,12 @@ constexpr std::int64_t kTaskRows = 512;  // most rows that one task multiplies b
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
 /// A depth between `depth` and the largest for which a kernel is kept. Weight gradients have a new depth (a number of
-/// tokens) in every step, so few depths are kept: the coarser the deeper, at most an eighth of padding from 128 up.
+/// tokens) in every step, so few depths are kept: the coarser the deeper, at most an eighth of padding from 64 up.
 std::int64_t kernel_depth(DType dtype, std::int64_t depth, bool ragged) {
   const std::int64_t step = depth_step(dtype);
   if (!ragged) return round_up(depth, step);
-  const std::int64_t unit = 32;
-  const std::int64_t coarse = depth <= 512 ? unit : depth <= 1024 ? 2 * unit : depth <= 2048 ? 4 * unit : 8 * unit;
+  std::int64_t coarse = 8;
+  while (coarse < 256 && depth > 16 * coarse) coarse *= 2;
   return round_up(depth, coarse);
 }
 
@@ -64,6 +64,9 @@ struct Slice {
   bool first;                           // the first slice writes y unless the product accumulates; later ones add
 
   std::int64_t element() const { return std::int64_t(size_of(dtype)); }
+  std::int64_t row_bytes() const { return padded_depth * element(); }                      // of a, packed
+  std::int64_t packed_depth() const { return round_up(padded_depth, depth_step(dtype)); }  // of b: whole blocks
+  std::int64_t column_bytes() const { return packed_depth() * element(); }                 // of b, packed
   std::int64_t cols_at(std::int64_t n) const { return std::min(panel_cols, product->size.cols - n); }
   std::int64_t padded_cols_at(std::int64_t n) const { return round_up(cols_at(n), kTileColStep); }
   /// Only the kernels for blocked layouts are known to give a row the same bits in a tile of any height.
@@ -104,7 +107,7 @@ Slice slice_of(const Product& p, std::int64_t index) {
   const std::int64_t share = round_up(ceil_div(p.size.inner, slice_count(p)), depth_step(dtype));
   const std::int64_t k = std::min(index * share, p.size.inner);
   const std::int64_t depth = std::min(share, p.size.inner - k);
-  const std::int64_t widest = kernel_depth(dtype, share, p.transpose_a);
+  const std::int64_t widest = round_up(kernel_depth(dtype, share, p.transpose_a), depth_step(dtype));
   // Panels of about equal width, as wide as the cache allows: rows of b are read, and rows of y written, in runs of
   // this length.
   const std::int64_t fit = std::min(kPackedBytes / (widest * std::int64_t(size_of(dtype))),
@@ -139,7 +142,7 @@ struct Panel {
 void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& mine, const char* packed_a,
                     const char* packed_b) {
   const bool ready = slice.a_is_ready();
-  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  const std::int64_t row_bytes = slice.row_bytes();
   const std::int64_t ld = slice.padded_cols_at(panel.n0);
   for (std::int64_t m = panel.m0; m < panel.m1; m += kTileRows) {
     const std::int64_t rows = std::min(kTileRows, panel.m1 - m);
@@ -192,7 +195,7 @@ bool prepare(const Product& p) {
 
 /// All of `area`, by all threads of the enclosing parallel region, from shared packed operands. Ends with a barrier.
 void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine, char* shared_a, char* shared_b) {
-  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  const std::int64_t row_bytes = slice.row_bytes();
   const bool pack = !slice.a_is_ready() || area.m1 % kTileRows != slice.padded_rows(area.m1 % kTileRows);
   const std::int64_t group = kTileRows * kStripsPacked;
   // Blocks of columns lie one after the other in packed memory, so a panel may be packed in pieces.
@@ -201,7 +204,7 @@ void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine,
 #pragma omp for schedule(dynamic) nowait
   for (std::int64_t n = area.n0; n < area.n1; n += piece) {
     const std::int64_t cols = std::min(piece, area.n1 - n);
-    pack_b(shared_b + (n - area.n0) * row_bytes, slice.dtype, slice.window_b(n, cols), slice.padded_depth,
+    pack_b(shared_b + (n - area.n0) * slice.column_bytes(), slice.dtype, slice.window_b(n, cols), slice.packed_depth(),
            round_up(cols, kTileColStep), slice.layout(in_blocks ? area.n0 : n));
   }
   if (pack) {
@@ -217,15 +220,16 @@ void multiply_area(const Slice& slice, const Panel& area, const Workspace& mine,
   for (std::int64_t n = area.n0; n < area.n1; n += slice.panel_cols) {
     for (std::int64_t m = area.m0; m < area.m1; m += kTileRows) {
       multiply_panel(slice, {m, std::min(m + kTileRows, area.m1), n, std::min(n + slice.panel_cols, area.n1)}, mine,
-                     pack ? shared_a + (m - area.m0) * row_bytes : nullptr, shared_b + (n - area.n0) * row_bytes);
+                     pack ? shared_a + (m - area.m0) * row_bytes : nullptr,
+                     shared_b + (n - area.n0) * slice.column_bytes());
     }
   }
 }
 
 void multiply_slice(const Slice& slice, const Workspace& mine, char* shared_a, char* shared_b) {
-  const std::int64_t row_bytes = slice.padded_depth * slice.element();
+  const std::int64_t row_bytes = slice.row_bytes();
   const std::int64_t most_rows = kSharedBytes / row_bytes / kTileRows * kTileRows;
-  const std::int64_t most_cols = kSharedBytes / row_bytes / slice.panel_cols * slice.panel_cols;
+  const std::int64_t most_cols = kSharedBytes / slice.column_bytes() / slice.panel_cols * slice.panel_cols;
   const ProductSize& size = slice.product->size;
   for (std::int64_t n = 0; n < size.cols; n += most_cols) {
     for (std::int64_t m = 0; m < size.rows; m += most_rows) {
@@ -300,7 +304,7 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count, const Pro
           const Panel panel{m, std::min(m + kTaskRows, p.size.rows), n, std::min(n + panel_cols, p.size.cols)};
           for (std::int64_t s = 0; s < slice_count(p); ++s) {
             const Slice slice = slice_of(p, s);
-            pack_b(mine.b, slice.dtype, slice.window_b(n, slice.cols_at(n)), slice.padded_depth,
+            pack_b(mine.b, slice.dtype, slice.window_b(n, slice.cols_at(n)), slice.packed_depth(),
                    slice.padded_cols_at(n), slice.layout(n));
             multiply_panel(slice, panel, mine, nullptr, mine.b);
           }

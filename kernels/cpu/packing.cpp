@@ -69,15 +69,32 @@ Line across(const T* from, std::int64_t stride) {
   }
 }
 
-/// Reads 16 x 16 words, or fewer at the edges, and writes them transposed to `to` (16 rows, `to_stride` words apart).
+/// Where a turned block goes: at most 16 rows of at most 16 words, `stride` words apart.
+struct Place {
+  Word* to;
+  std::int64_t stride, rows = kSide, words = kSide;
+
+  void store(const Line (&lines)[kSide]) const {
+    if (rows >= kSide && words >= kSide) {
+      for (std::int64_t i = 0; i < kSide; ++i) store_line(to + i * stride, lines[i]);
+      return;
+    }
+    for (std::int64_t i = 0; i < std::min(rows, kSide); ++i) {
+      std::memcpy(to + i * stride, &lines[i], std::size_t(std::min(words, kSide)) * sizeof(Word));
+    }
+  }
+};
+
+/// Reads 16 x 16 words, or fewer at the edges, and writes them transposed, with zeros where nothing was read.
 /// `depth_across`: depth runs along the rows of the stored matrix.
 template <class T>
-void turn_block(Word* to, std::int64_t to_stride, const T* from, std::int64_t stride, std::int64_t rows,
-                std::int64_t cols, bool depth_across) {
+void turn_block(const Place& place, const T* from, std::int64_t stride, std::int64_t rows, std::int64_t cols,
+                bool depth_across) {
   const std::int64_t full_rows = depth_across ? kSide : kSide * kPerWord<T>;
   const std::int64_t full_cols = depth_across ? kSide * kPerWord<T> : kSide;
+  Line lines[kSide] = {};
   if (rows <= 0 || cols <= 0) {
-    for (std::int64_t i = 0; i < kSide; ++i) store_line(to + i * to_stride, Line{});
+    place.store(lines);
     return;
   }
   T edge[kSide * kSide * kPerWord<T>];
@@ -89,12 +106,11 @@ void turn_block(Word* to, std::int64_t to_stride, const T* from, std::int64_t st
     from = edge;
     stride = full_cols;
   }
-  Line lines[kSide];
   for (std::int64_t i = 0; i < kSide; ++i) {
     lines[i] = depth_across ? load_line(from + i * stride) : across(from + i * kPerWord<T> * stride, stride);
   }
   transpose(lines);
-  for (std::int64_t i = 0; i < kSide; ++i) store_line(to + i * to_stride, lines[i]);
+  place.store(lines);
 }
 
 /// Where the stored matrix begins for this window, and its extent in stored rows and columns.
@@ -131,7 +147,9 @@ void pack_a_of(T* dst, const Window& a, std::int64_t padded_rows, std::int64_t p
     for (std::int64_t i = 0; i < padded_rows; i += kSide) {
       const std::int64_t rows = std::min(m.rows - k, depth_block);
       const std::int64_t cols = std::min(m.cols - i, kSide);
-      turn_block(words + i * row_words + k / kPerWord<T>, row_words, m.at(k, i), m.stride, rows, cols, false);
+      const std::int64_t word = k / kPerWord<T>;
+      const Place place{words + i * row_words + word, row_words, padded_rows - i, row_words - word};
+      turn_block(place, m.at(k, i), m.stride, rows, cols, false);
     }
   }
 }
@@ -189,8 +207,8 @@ void pack_b_turned(T* dst, const Window& b, std::int64_t padded_depth, std::int6
   for (std::int64_t n = 0; n < padded_cols; n += kSide) {
     Word* column = words + n / block_cols * block_cols * depth_words + n % block_cols;
     for (std::int64_t k = 0; k < padded_depth; k += depth_block) {
-      turn_block(column + k / kPerWord<T> * block_cols, block_cols, m.at(n, k), m.stride, std::min(b.cols - n, kSide),
-                 std::min(b.rows - k, depth_block), true);
+      turn_block(Place{column + k / kPerWord<T> * block_cols, block_cols}, m.at(n, k), m.stride,
+                 std::min(b.cols - n, kSide), std::min(b.rows - k, depth_block), true);
     }
   }
 }

@@ -73,7 +73,7 @@ void compare_product(DType in, DType out, Case c, Transpose ta, Transpose tb, fl
 
 TEST(Matmul, CpuProductEqualsReferenceOnOddSizes) {
   for (const Case c : {Case{1, 1, 1}, Case{1, 64, 300}, Case{5, 7, 3}, Case{67, 71, 129}, Case{130, 33, 65},
-                       Case{64, 128, 256}, Case{33, 200, 321}}) {
+                       Case{64, 128, 256}, Case{33, 200, 321}, Case{72, 8, 64}, Case{8, 24, 72}, Case{56, 40, 192}}) {
     for (const Transpose ta : {no, yes}) {
       for (const Transpose tb : {no, yes}) {
         for (const std::int64_t padding : {0, 3, 32}) {
