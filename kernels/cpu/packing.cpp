@@ -168,6 +168,16 @@ void copy_across_edge(Word* to, const T* from, std::int64_t stride, std::int64_t
   }
 }
 
+/// Asks for the rows of the next sixteen word rows: rows are far apart, and no processor guesses that far ahead. May
+/// point behind the matrix: nothing is read then.
+template <class T>
+void prefetch_rows(const T* from, std::int64_t stride) {
+  constexpr std::int64_t kLine = 64 / std::int64_t(sizeof(T));
+  for (std::int64_t r = 0; r < kPerWord<T>; ++r) {
+    for (std::int64_t i = 0; i < kTileColStep; i += kLine) __builtin_prefetch(from + r * stride + i, 0, 2);
+  }
+}
+
 /// b stored with its columns along the rows: every word row is made of kPerWord stored rows. Sixteen word rows at a
 /// time, block of columns after block of columns: the order that this processor's memory was measured to like best.
 template <class T>
@@ -187,6 +197,7 @@ void pack_b_straight(T* dst, const Window& b, std::int64_t padded_depth, std::in
           for (std::int64_t i = 0; i < block_cols; i += kSide) store_line(to + i, Line{});
         } else if (rows >= kPerWord<T> && whole_cols) {
           const T* from = m.at(k, n);
+          prefetch_rows(from + kSide * kPerWord<T> * m.stride, m.stride);
           for (std::int64_t i = 0; i < kTileColStep; i += kSide) store_line(to + i, across(from + i, m.stride));
         } else {
           copy_across_edge(to, m.at(k, n), m.stride, rows, b.cols - n, block_cols);
@@ -207,6 +218,7 @@ void pack_b_turned(T* dst, const Window& b, std::int64_t padded_depth, std::int6
   for (std::int64_t n = 0; n < padded_cols; n += kSide) {
     Word* column = words + n / block_cols * block_cols * depth_words + n % block_cols;
     for (std::int64_t k = 0; k < padded_depth; k += depth_block) {
+      for (std::int64_t i = 0; i < kSide; ++i) __builtin_prefetch(m.at(n + kSide + i, k), 0, 2);  // the next columns
       turn_block(Place{column + k / kPerWord<T> * block_cols, block_cols}, m.at(n, k), m.stride,
                  std::min(b.cols - n, kSide), std::min(b.rows - k, depth_block), true);
     }
