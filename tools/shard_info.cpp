@@ -30,6 +30,23 @@ void print_header(const flanmoe::ShardReader& shard) {
            tokenizer.vocabulary, tokenizer.sentinels, tokenizer.pad, tokenizer.eos, tokenizer.unknown);
 }
 
+/// How tasks are measured, where the shard says so.
+void print_rules(const flanmoe::ShardReader& shard) {
+  std::map<std::string, flanmoe::TaskInfo> infos;
+  for (std::size_t g = 0; g < shard.groups().size(); ++g) {
+    const std::int64_t first = shard.group_example(std::int64_t(g), 0);
+    infos.emplace(shard.task(first), shard.task_info(first));
+  }
+  std::erase_if(infos, [](const auto& task) { return task.second == flanmoe::TaskInfo(); });
+  if (infos.empty()) return;
+  log_info("\n{:40} {:10} {:16} {:10} {:12} {:>7}  {}", "task", "benchmark", "group", "extraction", "score", "chance",
+           "part of");
+  for (const auto& [task, info] : infos) {
+    log_info("{:40} {:10} {:16} {:10} {:12} {:>7}  {}", task, info.benchmark, info.group, name_of(info.extraction),
+             name_of(info.score), info.chance < 0 ? "choices" : fmt::format("{:.3f}", info.chance), info.part_of);
+  }
+}
+
 void print_tasks(const flanmoe::ShardReader& shard) {
   std::map<std::tuple<std::string, std::string, std::string, std::string>, Count> counts;
   for (std::int64_t i = 0; i < shard.size(); ++i) {
@@ -57,6 +74,7 @@ void print_example(const flanmoe::ShardReader& shard, const flanmoe::Tokenizer& 
   if (!example.has_target) return;
   log_info("  target ({} tokens): {}", example.target.size(), tokenizer.decode(example.target));
   if (!example.answer.empty()) log_info("  answer: {}", example.answer);
+  for (const auto& answer : example.more_answers) log_info("  or:     {}", answer);
   for (std::size_t c = 0; c < example.choices.size(); ++c) {
     log_info("  choice{} {}", std::int32_t(c) == example.gold ? " *" : "  ", tokenizer.decode(example.choices[c]));
   }
@@ -84,6 +102,7 @@ int run(int argc, char** argv) {
   const flanmoe::ShardReader shard(file);
   print_header(shard);
   print_tasks(shard);
+  print_rules(shard);
   if (examples == 0) return 0;
   const flanmoe::Tokenizer tokenizer(model);
   if (const auto own = tokenizer.identity().fingerprint; own != shard.tokenizer().fingerprint) {

@@ -1,4 +1,4 @@
-// Token shards: HDF5 files of tokenised examples (format version 1; see docs in data/README.md).
+// Token shards: HDF5 files of tokenised examples (format version 2; see docs in data/README.md).
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include "data/task_info.hpp"
 
 namespace flanmoe {
 
@@ -25,7 +27,8 @@ struct Example {
   std::vector<TokenIds> choices;
   std::vector<std::int32_t> choice_bytes;  // length of each choice in UTF-8 bytes, for acc_norm
   std::int32_t gold = -1;
-  std::string answer;  // the text the answer must equal after extraction; empty: the decoded target
+  std::string answer;                     // the text the answer must equal after extraction; empty: the decoded target
+  std::vector<std::string> more_answers;  // other texts that are right as well
 };
 
 struct TokenizerIdentity {
@@ -49,6 +52,9 @@ class ShardWriter {
   ShardWriter(std::string path, TokenizerIdentity tokenizer);
   ~ShardWriter();
   void add(const Example& example);
+  /// How a task is measured; once a task, or again with the same. Tasks that nothing says so of have a default
+  /// TaskInfo.
+  void describe_task(const std::string& task, const TaskInfo& info);
   void finish();
 
  private:
@@ -79,6 +85,7 @@ class ShardReader {
   const std::string& variant(std::int64_t i) const;
   const std::string& category(std::int64_t i) const;
   const std::string& template_name(std::int64_t i) const;
+  const TaskInfo& task_info(std::int64_t i) const;
   std::int64_t total_tokens() const;
   /// The whole example, with choices.
   Example read(std::int64_t i) const;

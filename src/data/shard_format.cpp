@@ -32,6 +32,11 @@ std::size_t text_size(const H5Type& type, const std::string& what) {
   return bytes;
 }
 
+/// The texts of the five task tables.
+std::array<std::string, kTaskTables.size()> texts_of(const TaskInfo& info) {
+  return {info.benchmark, info.group, info.part_of, name_of(info.extraction), name_of(info.score)};
+}
+
 std::string without_padding(const char* text, std::size_t bytes) {
   return {text, std::size_t(std::find(text, text + bytes, '\0') - text)};
 }
@@ -90,12 +95,16 @@ H5Type packed(const H5Type& memory_type) {
 std::uint32_t Header::crc32() const {
   // Numbers in decimal and names behind their lengths: one text per header, whatever the machine.
   std::string text =
-      fmt::format("{} {} {}:{} {} {} {} {} {}\n{} {} {} {} {}\n", kFormat, kVersion, tokenizer.fingerprint.size(),
+      fmt::format("{} {} {}:{} {} {} {} {} {}\n{} {} {} {} {}\n", kFormat, version, tokenizer.fingerprint.size(),
                   tokenizer.fingerprint, tokenizer.vocabulary, tokenizer.pad, tokenizer.eos, tokenizer.unknown,
                   tokenizer.sentinels, examples, tokens, choices, choice_tokens, answer_bytes);
   for (const auto& table : names_of) {
     text += fmt::format("{}\n", table.size());
     for (const std::string& name : table) text += fmt::format("{}:{}\n", name.size(), name);
+  }
+  for (const TaskInfo& info : version >= 2 ? task_infos : std::vector<TaskInfo>()) {
+    for (const std::string& value : texts_of(info)) text += fmt::format("{}:{}\n", value.size(), value);
+    text += fmt::format("{:a}\n", info.chance);
   }
   for (const GroupRecord& g : groups) {
     text += fmt::format("{} {} {} {} {}\n", g.task, g.split, g.has_target, g.examples, g.stream_tokens);
@@ -164,6 +173,61 @@ std::vector<std::string> read_names(hid_t file, const char* name, const std::str
   std::vector<std::string> values(count);
   for (std::size_t i = 0; i < count; ++i) values[i] = without_padding(text.data() + i * bytes, bytes);
   return values;
+}
+
+void write_task_infos(hid_t file, const std::vector<TaskInfo>& infos) {
+  std::array<std::vector<std::string>, kTaskTables.size()> texts;
+  std::vector<double> chances;
+  for (const TaskInfo& info : infos) {
+    const auto values = texts_of(info);
+    for (std::size_t t = 0; t < texts.size(); ++t) texts[t].push_back(values[t]);
+    chances.push_back(info.chance);
+  }
+  for (std::size_t t = 0; t < texts.size(); ++t) write_names(file, kTaskTables[t], texts[t]);
+  const hsize_t count = chances.size();
+  const H5Space space(H5Screate_simple(1, &count, nullptr), kTaskChances);
+  const H5Dataset dataset(
+      H5Dcreate2(file, kTaskChances, H5T_IEEE_F64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), kTaskChances);
+  h5_check(H5Dwrite(dataset.get(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, chances.data()), kTaskChances);
+}
+
+std::vector<TaskInfo> read_task_infos(hid_t file, std::size_t tasks, const std::string& where) {
+  std::array<std::vector<std::string>, kTaskTables.size()> texts;
+  const auto expect_size = [&](const char* table, std::size_t size) {
+    if (size != tasks) fail("{}: table '{}' has {} elements for {} tasks", where, table, size, tasks);
+  };
+  for (std::size_t t = 0; t < texts.size(); ++t) {
+    texts[t] = read_names(file, kTaskTables[t], where);
+    expect_size(kTaskTables[t], texts[t].size());
+  }
+  const std::string what = fmt::format("{}: table '{}'", where, kTaskChances);
+  const H5Dataset dataset(H5Dopen2(file, kTaskChances, H5P_DEFAULT), what);
+  const H5Space space(H5Dget_space(dataset.get()), what);
+  expect_size(kTaskChances, std::size_t(H5Sget_simple_extent_npoints(space.get())));
+  std::vector<double> chances(tasks);
+  h5_check(H5Dread(dataset.get(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, chances.data()), what);
+  std::vector<TaskInfo> infos(tasks);
+  for (std::size_t i = 0; i < tasks; ++i) {
+    const auto extraction = extraction_of(texts[3][i]);
+    const auto score = score_of(texts[4][i]);
+    if (!extraction) fail("{}: table '{}', task {}: unknown rule '{}'", where, kTaskTables[3], i, texts[3][i]);
+    if (!score) fail("{}: table '{}', task {}: unknown score '{}'", where, kTaskTables[4], i, texts[4][i]);
+    infos[i] = {texts[0][i], texts[1][i], texts[2][i], *extraction, *score, chances[i]};
+    if (const std::string problem = problem_of(infos[i]); !problem.empty()) fail("{}: task {}: {}", where, i, problem);
+  }
+  return infos;
+}
+
+std::string problem_of(const TaskInfo& info) {
+  for (const std::string* text : {&info.benchmark, &info.group, &info.part_of}) {
+    if (text->size() > kLongestName || text->find('\0') != std::string::npos) {
+      return fmt::format("a name has {} bytes or a zero byte; at most {} bytes", text->size(), kLongestName);
+    }
+  }
+  if (info.chance != -1 && !(info.chance >= 0 && info.chance < 1)) {
+    return fmt::format("chance is {}; expected -1 (by the number of choices) or [0, 1)", info.chance);
+  }
+  return "";
 }
 
 }  // namespace flanmoe::shard_format

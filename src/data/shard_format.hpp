@@ -1,4 +1,4 @@
-// Token shard format version 1: what writer and reader share. Described for users in data/README.md.
+// Token shard format version 2: what writer and reader share. Described for users in data/README.md.
 #pragma once
 
 #include <array>
@@ -12,7 +12,8 @@
 namespace flanmoe::shard_format {
 
 inline constexpr char kFormat[] = "flanmoe token shard";
-inline constexpr std::int64_t kVersion = 1;
+// Version 1 had no information on tasks; it is still read.
+inline constexpr std::int64_t kVersion = 2, kOldestVersion = 1;
 // Chunks are about 32 KiB: small enough to read one example at random, large enough that checksums and index are cheap.
 inline constexpr std::int64_t kTokenChunk = 8192, kExampleChunk = 512, kIndexChunk = 2048, kByteChunk = 32768;
 inline constexpr std::size_t kLongestName = 4096;
@@ -21,6 +22,11 @@ inline constexpr std::size_t kLongestName = 4096;
 enum Name : int { task, category, template_name, variant, split, names };
 inline constexpr std::array<const char*, names> kNameTables = {"task_names", "category_names", "template_names",
                                                                "variant_names", "split_names"};
+
+/// Version 2: one text a task, in the order of "task_names"; "task_chances" holds one float64 each.
+inline constexpr std::array<const char*, 5> kTaskTables = {"task_benchmarks", "task_groups", "task_parts",
+                                                           "task_extractions", "task_scores"};
+inline constexpr char kTaskChances[] = "task_chances";
 
 /// One element of table "examples".
 struct ExampleRecord {
@@ -55,9 +61,11 @@ struct GroupRecord {
 
 /// Everything that is read when a shard is opened; covered by one CRC-32.
 struct Header {
+  std::int64_t version = kVersion;
   TokenizerIdentity tokenizer;
   std::int64_t examples = 0, tokens = 0, choices = 0, choice_tokens = 0, answer_bytes = 0;
   std::array<std::vector<std::string>, names> names_of;
+  std::vector<TaskInfo> task_infos;  // one a task
   std::vector<GroupRecord> groups;
 
   std::uint32_t crc32() const;
@@ -77,5 +85,10 @@ std::string read_text_attribute(hid_t object, const char* name, const std::strin
 /// Name tables: fixed-length strings, padded with zero bytes, contiguous.
 void write_names(hid_t file, const char* name, const std::vector<std::string>& values);
 std::vector<std::string> read_names(hid_t file, const char* name, const std::string& where);
+void write_task_infos(hid_t file, const std::vector<TaskInfo>& infos);
+/// Of `tasks` tasks; `where` begins every error message.
+std::vector<TaskInfo> read_task_infos(hid_t file, std::size_t tasks, const std::string& where);
+/// Empty when the information makes sense, otherwise what is wrong.
+std::string problem_of(const TaskInfo& info);
 
 }  // namespace flanmoe::shard_format

@@ -57,9 +57,12 @@ Header read_header(hid_t file, const std::string& where) {
     fail("{}: is an HDF5 file but not a {}", where, kFormat);
   }
   const std::int64_t version = read_integer_attribute(file, "format_version", where);
-  if (version != kVersion) fail("{}: has format version {}, this program reads version {}", where, version, kVersion);
+  if (version < kOldestVersion || version > kVersion) {
+    fail("{}: has format version {}, this program reads versions {} to {}", where, version, kOldestVersion, kVersion);
+  }
   const auto integer = [&](const char* name) { return read_integer_attribute(file, name, where); };
   Header header;
+  header.version = version;
   header.tokenizer.fingerprint = read_text_attribute(file, "tokenizer_fingerprint", where);
   header.tokenizer.vocabulary = std::int32_t(integer("tokenizer_vocabulary"));
   header.tokenizer.pad = std::int32_t(integer("tokenizer_pad"));
@@ -72,6 +75,8 @@ Header read_header(hid_t file, const std::string& where) {
   header.choice_tokens = integer("choice_tokens");
   header.answer_bytes = integer("answer_bytes");
   for (std::size_t n = 0; n < names; ++n) header.names_of[n] = read_names(file, kNameTables[n], where);
+  const std::size_t tasks = header.names_of[Name::task].size();
+  header.task_infos = version >= 2 ? read_task_infos(file, tasks, where) : std::vector<TaskInfo>(tasks);
   header.groups = read_groups(file, where);
   const auto expected = std::uint32_t(integer("header_crc32"));
   if (header.crc32() != expected) {
@@ -258,6 +263,9 @@ const std::string& ShardReader::split(std::int64_t i) const { return state_->nam
 const std::string& ShardReader::variant(std::int64_t i) const { return state_->name(i, Name::variant); }
 const std::string& ShardReader::category(std::int64_t i) const { return state_->name(i, Name::category); }
 const std::string& ShardReader::template_name(std::int64_t i) const { return state_->name(i, Name::template_name); }
+const TaskInfo& ShardReader::task_info(std::int64_t i) const {
+  return state_->header.task_infos[std::size_t(state_->example(i).name[Name::task])];
+}
 std::int64_t ShardReader::total_tokens() const { return state_->header.tokens; }
 std::int64_t ShardReader::token_offset(std::int64_t i) const { return state_->example(i).token_first; }
 const std::vector<ShardGroup>& ShardReader::groups() const { return state_->groups; }
@@ -289,7 +297,13 @@ Example ShardReader::read(std::int64_t i) const {
   example.gold = r.gold;
   std::vector<std::uint8_t> answer(std::size_t(r.answer_bytes));
   s.answers.copy(r.answer_first, answer);
-  example.answer.assign(answer.begin(), answer.end());
+  const auto answer_end = std::find(answer.begin(), answer.end(), 0);
+  example.answer.assign(answer.begin(), answer_end);
+  for (auto at = answer_end; at != answer.end();) {
+    const auto next = std::find(at + 1, answer.end(), 0);
+    example.more_answers.emplace_back(at + 1, next);
+    at = next;
+  }
   return example;
 }
 

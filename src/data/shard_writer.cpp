@@ -83,6 +83,7 @@ struct ShardWriter::State {
   std::optional<ShardFile> out;  // empty once finished
   Header header;
   std::array<NameTable, names> tables;
+  std::map<std::string, TaskInfo> task_infos;
   std::map<std::tuple<std::int32_t, std::int32_t, std::int32_t>, std::int32_t> group_ids;
   // What the index needs once all examples are known: 8 bytes an example.
   std::vector<std::int32_t> group_of, stream_length;
@@ -125,6 +126,12 @@ void ShardWriter::State::check(const Example& example) const {
   if (choices_here == 0 ? example.gold != -1 : (example.gold < 0 || example.gold >= choices_here)) {
     refuse(fmt::format("gold is {} with {} choices", example.gold, choices_here));
   }
+  if (example.answer.empty() && !example.more_answers.empty()) refuse("more_answers without an answer");
+  std::vector<const std::string*> answers = {&example.answer};
+  for (const std::string& answer : example.more_answers) answers.push_back(&answer);
+  for (const std::string* answer : answers) {
+    if (answer->find('\0') != std::string::npos) refuse("an answer has a zero byte");
+  }
   for (const std::string* name :
        {&example.task, &example.category, &example.template_name, &example.variant, &example.split}) {
     if (name->size() > kLongestName || name->find('\0') != std::string::npos) {
@@ -135,14 +142,17 @@ void ShardWriter::State::check(const Example& example) const {
 
 void ShardWriter::State::add(const Example& example) {
   check(example);
+  // Several right answers are separated by zero bytes.
+  std::string answers = example.answer;
+  for (const std::string& answer : example.more_answers) answers += '\0' + answer;
   ExampleRecord record;
+  record.answer_bytes = std::int32_t(answers.size());
   record.token_first = out->tokens.size();
   record.input_length = std::int32_t(example.input.size());
   record.target_length = std::int32_t(example.target.size());
   record.choice_first = out->choices.size();
   record.choices = std::int32_t(example.choices.size());
   record.answer_first = out->answers.size();
-  record.answer_bytes = std::int32_t(example.answer.size());
   record.gold = example.gold;
   record.has_target = example.has_target ? 1 : 0;
   const std::array<const std::string*, names> name = {&example.task, &example.category, &example.template_name,
@@ -154,7 +164,7 @@ void ShardWriter::State::add(const Example& example) {
     out->choices.add({out->choice_tokens.size(), std::int32_t(example.choices[c].size()), example.choice_bytes[c]});
     out->choice_tokens.add(std::span(example.choices[c]));
   }
-  for (const char c : example.answer) out->answers.add(std::uint8_t(c));
+  for (const char c : answers) out->answers.add(std::uint8_t(c));
 
   const auto [group, is_new] = group_ids.emplace(std::tuple(record.name[task], record.name[split], record.has_target),
                                                  std::int32_t(header.groups.size()));
@@ -193,6 +203,8 @@ void ShardWriter::State::write_header() {
     header.names_of[n] = tables[n].names();
     write_names(root, kNameTables[n], header.names_of[n]);
   }
+  for (const std::string& name : header.names_of[task]) header.task_infos.push_back(task_infos[name]);
+  write_task_infos(root, header.task_infos);
   const H5Type memory = group_type();
   const hsize_t count = header.groups.size();
   const H5Space space(H5Screate_simple(1, &count, nullptr), "groups");
@@ -238,6 +250,15 @@ void ShardWriter::add(const Example& example) {
   FLANMOE_EXPECT(state_->out, "shard {} is already finished", state_->path);
   const std::lock_guard lock(hdf5_mutex());
   state_->add(example);
+}
+
+void ShardWriter::describe_task(const std::string& task, const TaskInfo& info) {
+  FLANMOE_EXPECT(state_->out, "shard {} is already finished", state_->path);
+  if (const std::string problem = problem_of(info); !problem.empty()) {
+    fail("shard {}: task {}: {}", state_->path, task, problem);
+  }
+  const auto [known, is_new] = state_->task_infos.emplace(task, info);
+  if (!is_new && known->second != info) fail("shard {}: task {} is described twice, differently", state_->path, task);
 }
 
 void ShardWriter::finish() {

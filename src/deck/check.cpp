@@ -143,6 +143,22 @@ void check_weights(const std::string& weights, Problems& problems) {
   }
 }
 
+void check_decoding(const EvaluateDeck& evaluate, Problems& problems) {
+  if (evaluate.beams > 1 && evaluate.temperature > 0)
+    add(problems, "evaluate.beams = {} and evaluate.temperature = {}: expected beam search or sampling, not both",
+        evaluate.beams, evaluate.temperature);
+  if (evaluate.temperature == 0 && (evaluate.top_k > 0 || evaluate.top_p < 1))
+    add(problems,
+        "evaluate.top_k = {} and evaluate.top_p = {} choose among drawn tokens, but evaluate.temperature = 0 draws "
+        "none",
+        evaluate.top_k, evaluate.top_p);
+  try {
+    stop_strings(evaluate);
+  } catch (const UsageError& error) {
+    problems.add(error.what());
+  }
+}
+
 void check_inputs(const Deck& deck, Problems& problems) {
   if (trains(deck)) {
     check_shards("data.train", deck.data.train, deck.run.stage, problems);
@@ -153,6 +169,7 @@ void check_inputs(const Deck& deck, Problems& problems) {
       problems.add("data.tokenizer is empty: the evaluate stage compares text and needs it");
     if (!deck.evaluate.generate && !deck.evaluate.rank)
       problems.add("evaluate.generate and evaluate.rank are both false: expected at least one to measure");
+    check_decoding(deck.evaluate, problems);
     if (deck.run.init_from.empty() && !fs::is_directory(fs::path(deck.run.dir) / "checkpoints"))
       add(problems,
           "run.init_from is empty and {}/checkpoints does not exist: the evaluate stage needs trained weights",

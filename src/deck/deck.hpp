@@ -111,8 +111,14 @@ struct EvaluateDeck {
   std::int64_t limit = 0;        // examples per task and variant; 0: all
   std::int64_t batch_rows = 32;  // examples decoded together on a rank
   std::int64_t max_new_tokens = 64;
-  bool generate = true;  // exact match by greedy decoding
-  bool rank = true;      // choices ranked by log-likelihood
+  std::int64_t beams = 1;       // 1: no beam search
+  double length_penalty = 0.6;  // of beam search
+  double temperature = 0;       // 0: the most likely token, otherwise sampling
+  std::int64_t top_k = 0;       // of sampling; 0: all tokens
+  double top_p = 1;             // of sampling
+  std::string stop;             // texts that end an answer; see stop_strings()
+  bool generate = true;         // exact match of the generated answer
+  bool rank = true;             // choices ranked by log-likelihood
 };
 struct Deck {
   RunDeck run;
@@ -135,6 +141,10 @@ Deck parse_deck(const std::string& path, const std::vector<std::string>& overrid
 /// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the
 /// arithmetic. `world_size` 0 skips what depends on it.
 void check_deck(const Deck& deck, int world_size);
+
+/// The texts of evaluate.stop: separated by |, where \n, \t, \| and \\ stand for line end, tab, | and \.
+/// Throws UsageError naming the key when one is empty or another character is escaped.
+std::vector<std::string> stop_strings(const EvaluateDeck& evaluate);
 
 /// The resolved deck as an INI text that parse_deck reads back to the same values; table order.
 std::string print_deck(const Deck& deck);

@@ -204,7 +204,18 @@ void add_evaluate(std::vector<Parameter>& table) {
   rows.number("limit", &S::limit, at_least(0), "examples", "Examples of each task and variant; 0: all.");
   rows.number("batch_rows", &S::batch_rows, at_least(1), "examples", "Examples that a rank decodes together.");
   rows.number("max_new_tokens", &S::max_new_tokens, at_least(1), "tokens", "Longest answer that is generated.");
-  rows.flag("generate", &S::generate, "Generate an answer greedily and compare it.");
+  rows.number("beams", &S::beams, at_least(1), "beams", "Beams of the beam search; 1: no search.");
+  rows.number("length_penalty", &S::length_penalty, at_least(0), "",
+              "Beam search compares hypotheses by log-likelihood / ((5 + tokens) / 6)^length_penalty.");
+  rows.number("temperature", &S::temperature, at_least(0), "",
+              "0: the most likely token; otherwise tokens are drawn from softmax(logits / temperature).");
+  rows.number("top_k", &S::top_k, at_least(0), "tokens", "Draw from this many most likely tokens; 0: from all.");
+  rows.number("top_p", &S::top_p, {.low = 0, .high = 1, .low_open = true}, "",
+              "Draw from the fewest most likely tokens that hold this share of what top_k left.");
+  rows.text("stop", &S::stop,
+            "Texts that end an answer and are cut off with all behind them, separated by |; \\n, \\t, \\| and \\\\ are "
+            "line end, tab, | and backslash.");
+  rows.flag("generate", &S::generate, "Generate an answer and compare it.");
   rows.flag("rank", &S::rank, "Rank the given choices by log-likelihood.");
 }
 

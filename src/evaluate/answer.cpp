@@ -68,6 +68,50 @@ std::vector<std::string> yes_no_words_in(std::string_view text) {
   return found;
 }
 
+bool is_capital(char c) { return c >= 'A' && c <= 'Z'; }
+
+/// "(B)" at `i`.
+bool bracketed_letter(std::string_view text, std::size_t i) {
+  return i + 2 < text.size() && text[i] == '(' && is_capital(text[i + 1]) && text[i + 2] == ')';
+}
+
+/// The option that a whole answer begins with: "(B)", "(B) Paris", "B", "B.", "B) Paris"; "" when there is none.
+std::string leading_letter(std::string_view text) {
+  if (bracketed_letter(text, 0)) return std::string(text.substr(1, 1));
+  if (text.empty() || !is_capital(text[0])) return "";
+  const bool ends = text.size() == 1 || std::string_view(".):,;").find(text[1]) != std::string_view::npos;
+  return ends ? std::string(text.substr(0, 1)) : "";
+}
+
+std::string letter_in(std::string_view text, bool triggered) {
+  std::string last, alone;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (bracketed_letter(text, i)) {
+      last.assign(1, text[i + 1]);
+      if (triggered) return last;
+    }
+    const auto joins = [](char c) { return is_alnum(c) || (static_cast<unsigned char>(c) & 0x80U) != 0 || c == '\''; };
+    if (alone.empty() && is_capital(text[i]) && (i == 0 || !joins(text[i - 1])) &&
+        (i + 1 == text.size() || !joins(text[i + 1]))) {
+      alone.assign(1, text[i]);
+    }
+  }
+  return triggered ? alone : last;
+}
+
+std::vector<std::string> words_of(std::string_view text) {
+  std::vector<std::string> words(1);
+  for (const char c : lower_case(text)) {
+    if (is_alnum(c) || (static_cast<unsigned char>(c) & 0x80U) != 0) {
+      words.back() += c;
+    } else if (!words.back().empty()) {
+      words.emplace_back();
+    }
+  }
+  if (words.back().empty()) words.pop_back();
+  return words;
+}
+
 /// "+007.50" -> "7.5"; "" when the text is no single number. Signs: "-0" is "0".
 std::string canonical_number(std::string_view text) {
   std::string digits = without_final_period(collapse_whitespace(without_commas(text)));
@@ -109,8 +153,23 @@ AnswerKind kind_of_answer(std::string_view gold) {
   return canonical_number(plain).empty() ? AnswerKind::text : AnswerKind::number;
 }
 
+AnswerKind kind_of_answer(Extraction rule, std::string_view gold) {
+  switch (rule) {
+    case Extraction::text: return AnswerKind::text;
+    case Extraction::letter: return AnswerKind::letter;
+    case Extraction::number: return AnswerKind::number;
+    case Extraction::yes_no: return AnswerKind::yes_no;
+    case Extraction::whole: return AnswerKind::whole;
+    case Extraction::automatic: break;
+  }
+  return kind_of_answer(gold);
+}
+
 std::string extract_answer(std::string_view output, AnswerKind kind, bool chain_of_thought) {
-  if (!chain_of_thought) return without_final_period(collapse_whitespace(output));
+  if (!chain_of_thought || kind == AnswerKind::whole) {
+    const std::string answer = collapse_whitespace(output);
+    return kind == AnswerKind::letter ? leading_letter(answer) : without_final_period(answer);
+  }
   // Whitespace first, so that a trigger broken over lines is still one.
   const std::string text = collapse_whitespace(output);
   const std::size_t at = lower_case(text).rfind(trigger);
@@ -121,6 +180,7 @@ std::string extract_answer(std::string_view output, AnswerKind kind, bool chain_
     if (triggered && !answer.empty() && answer[0] == ':') answer = collapse_whitespace(answer.substr(1));
     return without_final_period(answer);
   }
+  if (kind == AnswerKind::letter) return letter_in(piece, triggered);
   const auto found = kind == AnswerKind::number ? numbers_in(without_commas(piece)) : yes_no_words_in(piece);
   if (found.empty()) return "";
   return triggered ? found.front() : found.back();
@@ -133,9 +193,32 @@ bool answers_match(std::string_view answer, std::string_view gold, AnswerKind ki
   switch (kind) {
     case AnswerKind::number: return !canonical_number(a).empty() && canonical_number(a) == canonical_number(g);
     case AnswerKind::yes_no: return lower_case(a) == lower_case(g);
-    case AnswerKind::text: break;
+    case AnswerKind::letter: return !leading_letter(a).empty() && leading_letter(a) == leading_letter(g);
+    case AnswerKind::text:
+    case AnswerKind::whole: break;
   }
   return a == g;
+}
+
+bool matches_any_answer(std::string_view answer, const std::vector<std::string>& golds, AnswerKind kind) {
+  return std::any_of(golds.begin(), golds.end(), [&](const auto& gold) { return answers_match(answer, gold, kind); });
+}
+
+double rouge_l(std::string_view text, std::string_view reference) {
+  const auto a = words_of(text), b = words_of(reference);
+  if (a.empty() || b.empty()) return 0;
+  // Row by row: length[j] is that of the first i words of a and the first j of b.
+  std::vector<std::size_t> length(b.size() + 1, 0);
+  for (const auto& word : a) {
+    std::size_t diagonal = 0;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t above = length[j];
+      length[j] = word == b[j - 1] ? diagonal + 1 : std::max(above, length[j - 1]);
+      diagonal = above;
+    }
+  }
+  // 2PR / (P + R) with P = common / words of a, R = common / words of b.
+  return 2 * double(length.back()) / double(a.size() + b.size());
 }
 
 }  // namespace flanmoe

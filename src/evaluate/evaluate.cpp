@@ -16,7 +16,7 @@
 namespace flanmoe {
 namespace {
 
-constexpr int file_version = 1;
+constexpr int file_version = 2;
 
 /// Path, size and time of change of a file: enough to notice that an evaluation is out of date.
 std::string identity_of(const std::string& path) {
@@ -56,15 +56,35 @@ PredictionTask make_task(const Deck& deck, const EvaluationExamples& examples, c
   task.total = examples.size();
   task.longest_input = deck.batch.input_length;
   task.held_out = split_words(deck.data.exclude_tasks);
+  task.stop = stop_strings(deck.evaluate);
   task.decode = [&tokenizer](const TokenIds& ids) { return tokenizer.decode(ids); };
   for (const auto& round : plan_rounds(lengths, world.size(), world.rank(), deck.evaluate.batch_rows)) {
     task.rounds.push_back(std::int64_t(round.size()));
     for (const auto i : round) {
       task.ordinals.push_back(i);
+      task.ids.push_back(examples.id(i));
+      task.infos.push_back(examples.task_info(i));
       task.examples.push_back(examples.read(i));
     }
   }
   return task;
+}
+
+DecodingOptions decoding_options(const Deck& deck, const PredictionTask& task) {
+  const EvaluateDeck& e = deck.evaluate;
+  DecodingOptions options{.max_new_tokens = e.max_new_tokens,
+                          .beams = e.beams,
+                          .length_penalty = e.length_penalty,
+                          .temperature = e.temperature,
+                          .top_k = e.top_k,
+                          .top_p = e.top_p,
+                          .seed = std::uint64_t(deck.run.seed)};
+  if (task.stop.empty()) return options;
+  options.ends = [&task](const TokenIds& ids) {
+    const std::string text = task.decode(ids);
+    return cut_at_stop(text, task.stop).size() < text.size();
+  };
+  return options;
 }
 
 /// A model with its memory, for inference.
@@ -90,9 +110,9 @@ class LoadedModel {
     info_ = read_weights(checkpoint, store_, context_, kernels_, communicators.world);
   }
 
-  Predictor predictor(std::int64_t max_new_tokens) {
-    return {[this, max_new_tokens](const std::vector<TokenIds>& inputs) {
-              return generate_greedy(*model_, context_, inputs, max_new_tokens);
+  Predictor predictor(const DecodingOptions& options) {
+    return {[this, options](const std::vector<GenerateRequest>& requests) {
+              return generate(*model_, context_, requests, options);
             },
             [this](const std::vector<ScoreRequest>& requests) { return score_targets(*model_, context_, requests); }};
   }
@@ -122,7 +142,6 @@ Json make_evaluation(const Deck& deck, const CheckpointInfo& info, const std::st
     outcomes.push_back(p.outcome);
     generated += p.outcome.generated_tokens;
   }
-  const auto scores = score_tasks(outcomes);
   Json j;
   j["version"] = file_version;
   j["checkpoint"] = checkpoint;
@@ -135,10 +154,7 @@ Json make_evaluation(const Deck& deck, const CheckpointInfo& info, const std::st
   j["seconds"] = seconds;
   j["generated_tokens"] = generated;
   j["definitions"] = score_definitions();
-  j["tasks"] = Json::array();
-  for (const auto& score : scores) j["tasks"].push_back(to_json(score));
-  j["averages"] = Json::array();
-  for (const auto& mean : average_scores(scores)) j["averages"].push_back(to_json(mean));
+  put_scores(j, outcomes);
   return j;
 }
 
@@ -211,7 +227,7 @@ void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicato
   // 3. The measurement.
   log_info("evaluate {} examples of {} on {} ranks with {} (step {})", task.total, deck.evaluate.shards, world.size(),
            checkpoint, model.info().step);
-  const auto predictions = predict(task, deck.evaluate, model.predictor(deck.evaluate.max_new_tokens), world);
+  const auto predictions = predict(task, deck.evaluate, model.predictor(decoding_options(deck, task)), world);
 
   // 4. What came of it.
   on_root(world, [&] {

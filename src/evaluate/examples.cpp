@@ -1,6 +1,7 @@
 #include "evaluate/examples.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <numeric>
 #include <set>
@@ -35,6 +36,7 @@ EvaluationExamples::EvaluationExamples(const Deck& deck)
     : files_(expand_paths("evaluate.shards", deck.evaluate.shards)) {
   std::map<std::pair<std::string, std::string>, std::vector<Place>> by_task;  // (task, variant)
   std::set<std::string> tasks, splits;
+  std::map<std::string, std::pair<TaskInfo, std::string>> infos;  // of each task, and the file that says so
   const auto patterns = split_words(deck.evaluate.tasks);
   for (const auto& file : files_) {
     shards_.push_back(std::make_unique<ShardReader>(file));
@@ -48,6 +50,11 @@ EvaluationExamples::EvaluationExamples(const Deck& deck)
       splits.insert(shard.split(i));
       if (!shard.has_target(i) || shard.split(i) != deck.evaluate.split) continue;
       if (!matches_any(patterns, shard.task(i))) continue;
+      const auto& [info, first_file] = infos.emplace(shard.task(i), std::pair(shard.task_info(i), file)).first->second;
+      if (info != shard.task_info(i)) {
+        usage_fail("evaluate.shards: {} and {} say differently how task {} is measured", first_file, file,
+                   shard.task(i));
+      }
       by_task[{shard.task(i), shard.variant(i)}].push_back({shards_.size() - 1, i});
     }
   }
@@ -77,6 +84,15 @@ std::int64_t EvaluationExamples::input_length(std::int64_t i) const {
 }
 
 const std::string& EvaluationExamples::path(std::int64_t i) const { return files_[places_[std::size_t(i)].shard]; }
+
+const TaskInfo& EvaluationExamples::task_info(std::int64_t i) const {
+  const Place& place = places_[std::size_t(i)];
+  return shards_[place.shard]->task_info(place.index);
+}
+
+std::uint64_t EvaluationExamples::id(std::int64_t i) const {
+  return hash_name(fmt::format("{} {}", std::filesystem::path(path(i)).filename().string(), index_in_shard(i)));
+}
 
 std::vector<std::vector<std::int64_t>> plan_rounds(const std::vector<std::int64_t>& lengths, int ranks, int rank,
                                                    std::int64_t rows_per_rank) {

@@ -26,6 +26,9 @@ class EvaluationExamples {
   Example read(std::int64_t i) const;
   std::int64_t input_length(std::int64_t i) const;
   const std::string& path(std::int64_t i) const;
+  /// Names the example in random numbers: a function of the name of its file and its place there.
+  std::uint64_t id(std::int64_t i) const;
+  const TaskInfo& task_info(std::int64_t i) const;
   std::int64_t index_in_shard(std::int64_t i) const { return places_[std::size_t(i)].index; }
   const TokenizerIdentity& tokenizer() const { return shards_.front()->tokenizer(); }
   const std::vector<std::string>& files() const { return files_; }

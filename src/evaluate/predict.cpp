@@ -38,28 +38,32 @@ void check_example(const Example& e, std::int64_t ordinal) {
   }
 }
 
-void record_generation(Prediction& p, const Example& e, const TokenIds& output, const PredictionTask& task,
-                       const EvaluateDeck& deck) {
-  const std::string gold_text = e.answer.empty() ? task.decode(e.target) : e.answer;
-  const bool chain_of_thought = e.variant.starts_with("cot");
-  // Without a stored answer the target itself holds rationale and answer.
-  AnswerKind kind = kind_of_answer(gold_text);
-  std::string gold = gold_text;
-  if (chain_of_thought && e.answer.empty()) {
-    gold = extract_answer(gold_text, AnswerKind::text, true);
-    kind = kind_of_answer(gold);
+void record_generation(Prediction& p, const Example& e, const Generated& output, const PredictionTask& task) {
+  const Extraction rule = p.outcome.info.extraction;
+  const bool chain_of_thought = e.variant.starts_with("cot") && rule != Extraction::whole;
+  std::vector<std::string> golds = {e.answer};
+  // Without a stored answer the target is the answer, or holds rationale and answer.
+  if (e.answer.empty()) {
+    const std::string target = task.decode(e.target);
+    golds[0] = chain_of_thought ? extract_answer(target, AnswerKind::text, true) : target;
   }
-  const std::string text = task.decode(output);
+  golds.insert(golds.end(), e.more_answers.begin(), e.more_answers.end());
+  const AnswerKind kind = kind_of_answer(rule, golds[0]);
+  const std::string text = cut_at_stop(task.decode(output.tokens), task.stop);
   const std::string answer = extract_answer(text, kind, chain_of_thought);
   p.outcome.generated = true;
-  p.outcome.exact_match = answers_match(answer, gold, kind);
-  p.outcome.generated_tokens = std::int64_t(output.size());
-  p.outcome.unfinished = std::int64_t(output.size()) >= deck.max_new_tokens;
+  p.outcome.exact_match = matches_any_answer(answer, golds, kind);
+  p.outcome.generated_tokens = std::int64_t(output.tokens.size());
+  p.outcome.unfinished = !output.ended;
   p.record["output"] = text;
   p.record["answer"] = answer;
-  p.record["gold"] = gold;
+  p.record["gold"] = golds[0];
+  if (golds.size() > 1) p.record["golds"] = golds;
   p.record["exact_match"] = p.outcome.exact_match;
   p.record["unfinished"] = p.outcome.unfinished;
+  if (p.outcome.info.score != ScoreRule::rouge_l) return;
+  for (const auto& gold : golds) p.outcome.rouge_l = std::max(p.outcome.rouge_l, rouge_l(text, gold));
+  p.record["rouge_l"] = p.outcome.rouge_l;
 }
 
 void record_scores(Prediction& p, const Example& e, const Candidates& candidates, const std::vector<double>& scores,
@@ -87,20 +91,23 @@ void record_scores(Prediction& p, const Example& e, const Candidates& candidates
   p.record["acc_norm"] = p.outcome.acc_norm;
 }
 
-Prediction start_record(const Example& e, std::int64_t ordinal, const PredictionTask& task) {
+Prediction start_record(const PredictionTask& task, std::size_t i) {
+  const Example& e = task.examples[i];
   Prediction p;
-  p.ordinal = ordinal;
+  p.ordinal = task.ordinals[i];
+  p.outcome.info = task.infos[i];
   p.outcome.task = e.task;
   p.outcome.category = e.category;
   p.outcome.variant = e.variant;
   p.outcome.held_out = matches_any(task.held_out, e.task);
   p.outcome.trimmed = std::int64_t(e.input.size()) + 1 > task.longest_input;
-  p.record["example"] = ordinal;
+  p.record["example"] = p.ordinal;
   p.record["task"] = e.task;
   p.record["category"] = e.category;
   p.record["variant"] = e.variant;
   p.record["template"] = e.template_name;
   p.record["held_out"] = p.outcome.held_out;
+  if (!p.outcome.info.benchmark.empty()) p.record["benchmark"] = p.outcome.info.benchmark;
   p.record["input_tokens"] = e.input.size();
   p.record["trimmed"] = p.outcome.trimmed;
   p.record["prompt"] = task.decode(e.input);
@@ -110,17 +117,18 @@ Prediction start_record(const Example& e, std::int64_t ordinal, const Prediction
 /// One round on this rank: the examples [first, first+count).
 std::vector<Prediction> predict_round(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
                                       std::size_t first, std::size_t count) {
-  std::vector<TokenIds> inputs(count);
+  std::vector<GenerateRequest> inputs(count);
   std::vector<ScoreRequest> requests(count);
   std::vector<Candidates> candidates(count);
   for (std::size_t i = 0; i < count; ++i) {
     const Example& e = task.examples[first + i];
     candidates[i] = candidates_of(e, deck.rank);
-    inputs[i] = e.input;
-    if (std::int64_t(inputs[i].size()) + 1 > task.longest_input) inputs[i].resize(std::size_t(task.longest_input - 1));
-    requests[i] = {inputs[i], candidates[i].targets};
+    inputs[i] = {e.input, task.ids[first + i]};
+    TokenIds& input = inputs[i].input;
+    if (std::int64_t(input.size()) + 1 > task.longest_input) input.resize(std::size_t(task.longest_input - 1));
+    requests[i] = {input, candidates[i].targets};
   }
-  std::vector<TokenIds> outputs;
+  std::vector<Generated> outputs;
   if (deck.generate) {
     outputs = predictor.generate(inputs);
     FLANMOE_EXPECT(outputs.size() == count, "{} outputs for {} inputs", outputs.size(), count);
@@ -130,48 +138,73 @@ std::vector<Prediction> predict_round(const PredictionTask& task, const Evaluate
   std::vector<Prediction> predictions;
   for (std::size_t i = 0; i < count; ++i) {
     const Example& e = task.examples[first + i];
-    Prediction p = start_record(e, task.ordinals[first + i], task);
-    if (deck.generate) record_generation(p, e, outputs[i], task, deck);
+    Prediction p = start_record(task, first + i);
+    if (deck.generate) record_generation(p, e, outputs[i], task);
     record_scores(p, e, candidates[i], scores[i], task);
     predictions.push_back(std::move(p));
   }
   return predictions;
 }
 
-Json outcome_to_json(const Prediction& p) {
-  const Outcome& o = p.outcome;
-  return {p.ordinal,       o.task,       o.category,         o.variant, o.held_out, o.trimmed,  o.generated,
-          o.exact_match,   o.unfinished, o.generated_tokens, o.choices, o.acc,      o.acc_norm, o.target_nll,
-          o.target_tokens, p.record};
-}
-
-Prediction outcome_from_json(const Json& j) {
-  Prediction p;
-  Outcome& o = p.outcome;
-  std::size_t i = 0;
-  const auto next = [&](auto& value) { value = j.at(i++).get<std::decay_t<decltype(value)>>(); };
-  next(p.ordinal), next(o.task), next(o.category), next(o.variant), next(o.held_out), next(o.trimmed);
-  next(o.generated), next(o.exact_match), next(o.unfinished), next(o.generated_tokens), next(o.choices);
-  next(o.acc), next(o.acc_norm), next(o.target_nll), next(o.target_tokens), next(p.record);
-  return p;
-}
-
 /// Every rank's predictions on rank 0. Ranks take turns, so that no rank holds more than one other rank's text.
-std::vector<Prediction> gather(std::vector<Prediction> mine, const Communicator& world) {
+std::vector<Prediction> gather(const std::vector<Prediction>& mine, const Communicator& world) {
   Json packed = Json::array();
-  for (const auto& p : mine) packed.push_back(outcome_to_json(p));
+  for (const auto& p : mine) packed.push_back(to_json(p));
   const std::string text = json_text(packed, -1);
   std::vector<Prediction> all;
   for (int rank = 0; rank < world.size(); ++rank) {
     const std::string theirs = world.broadcast(rank == world.rank() ? text : std::string(), rank);
     if (world.rank() != 0) continue;
-    for (const Json& j : Json::parse(theirs)) all.push_back(outcome_from_json(j));
+    for (const Json& j : Json::parse(theirs)) all.push_back(prediction_from_json(j));
   }
-  std::sort(all.begin(), all.end(), [](const Prediction& a, const Prediction& b) { return a.ordinal < b.ordinal; });
   return all;
 }
 
 }  // namespace
+
+Json to_json(const Prediction& p) {
+  const Outcome& o = p.outcome;
+  const TaskInfo& i = o.info;
+  return {p.ordinal,
+          o.task,
+          o.category,
+          o.variant,
+          {i.benchmark, i.group, i.part_of, int(i.extraction), int(i.score), i.chance},
+          o.held_out,
+          o.trimmed,
+          o.generated,
+          o.exact_match,
+          o.rouge_l,
+          o.unfinished,
+          o.generated_tokens,
+          o.choices,
+          o.acc,
+          o.acc_norm,
+          o.target_nll,
+          o.target_tokens,
+          p.record};
+}
+
+Prediction prediction_from_json(const Json& j) {
+  Prediction p;
+  Outcome& o = p.outcome;
+  std::size_t i = 0;
+  const auto next = [&](auto& value) { value = j.at(i++).get<std::decay_t<decltype(value)>>(); };
+  next(p.ordinal), next(o.task), next(o.category), next(o.variant);
+  const Json& info = j.at(i++);
+  o.info = {info.at(0), info.at(1), info.at(2), Extraction(info.at(3).get<int>()), ScoreRule(info.at(4).get<int>()),
+            info.at(5)};
+  next(o.held_out), next(o.trimmed), next(o.generated), next(o.exact_match), next(o.rouge_l), next(o.unfinished);
+  next(o.generated_tokens), next(o.choices), next(o.acc), next(o.acc_norm), next(o.target_nll), next(o.target_tokens);
+  next(p.record);
+  return p;
+}
+
+std::string cut_at_stop(const std::string& text, const std::vector<std::string>& stop) {
+  std::size_t end = text.size();
+  for (const std::string& s : stop) end = std::min(end, text.find(s));
+  return text.substr(0, end);
+}
 
 BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& deck) {
   BatchLimits limits;
@@ -189,29 +222,32 @@ BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& de
   }
   limits.longest_input = std::min(limits.longest_input, task.longest_input);
   // One input with all its targets must fit; more than that is cut into microbatches.
-  limits.rows = std::max(deck.batch_rows, most_choices);
+  const std::int64_t scored_rows = std::max(deck.batch_rows, most_choices);
+  limits.rows = std::max(scored_rows, deck.batch_rows * deck.beams);
   limits.encoder_tokens = deck.batch_rows * limits.longest_input;
-  limits.decoder_tokens = limits.rows * limits.longest_target;
+  limits.decoder_tokens = std::max(scored_rows * limits.longest_target, limits.rows);
   return limits;
 }
 
 std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
-                                const Communicator& world) {
+                                const Communicator& world, const KeepRound& keep) {
   FLANMOE_EXPECT(
       std::accumulate(task.rounds.begin(), task.rounds.end(), std::int64_t(0)) == std::int64_t(task.examples.size()) &&
-          task.ordinals.size() == task.examples.size(),
+          task.ordinals.size() == task.examples.size() && task.ids.size() == task.examples.size() &&
+          task.infos.size() == task.examples.size(),
       "the rounds do not cover the {} examples of this rank", task.examples.size());
   together(world, [&] {
     for (std::size_t i = 0; i < task.examples.size(); ++i) check_example(task.examples[i], task.ordinals[i]);
   });
-  std::vector<Prediction> mine;
+  std::vector<Prediction> all;
   const double start = seconds_now();
   double reported = 0;  // seconds after the start
   std::size_t first = 0;
   for (std::size_t round = 0; round < task.rounds.size(); ++round) {
     const auto count = std::size_t(task.rounds[round]);
-    auto predictions = predict_round(task, deck, predictor, first, count);
-    std::move(predictions.begin(), predictions.end(), std::back_inserter(mine));
+    auto predictions = gather(predict_round(task, deck, predictor, first, count), world);
+    if (keep) on_root(world, [&] { keep(predictions); });
+    std::move(predictions.begin(), predictions.end(), std::back_inserter(all));
     first += count;
     const double seconds = seconds_now() - start;
     const bool last = round + 1 == task.rounds.size();
@@ -223,7 +259,8 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
                     share * double(task.total) / std::max(seconds, 1e-9), seconds * (1 - share) / share / 60),
         last);
   }
-  return gather(std::move(mine), world);
+  std::sort(all.begin(), all.end(), [](const Prediction& a, const Prediction& b) { return a.ordinal < b.ordinal; });
+  return all;
 }
 
 }  // namespace flanmoe

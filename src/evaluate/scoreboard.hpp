@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "evaluate/benchmarks.hpp"
 #include "evaluate/files.hpp"
 #include "evaluate/scores.hpp"
 
@@ -13,8 +14,13 @@ namespace flanmoe {
 Json score_definitions();
 Json to_json(const TaskScore& score);
 Json to_json(const MeanScore& score);
+Json to_json(const BenchmarkScore& score);
+Json to_json(const NormalizedAverage& average);
+/// "tasks", "averages", "benchmarks" and "normalized_averages" of evaluation.json.
+void put_scores(Json& evaluation, const std::vector<Outcome>& outcomes);
 
-/// The table of an evaluation.json, ready to print: tasks, then averages. Percentages with their standard errors.
+/// The table of an evaluation.json, ready to print: tasks, averages, benchmarks. Percentages with their standard
+/// errors.
 std::vector<std::string> score_table(const Json& evaluation);
 
 }  // namespace flanmoe

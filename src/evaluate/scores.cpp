@@ -19,19 +19,46 @@ int order_of_variant(const std::string& variant) {
 struct Counts {
   std::int64_t n = 0, generated = 0, exact = 0, ranked = 0, acc = 0, acc_norm = 0;
   double chance = 0;
+  std::vector<double> rouge_l;
 };
+
+const std::optional<Share>& measured(const TaskScore& score, ScoreRule rule) {
+  switch (rule) {
+    case ScoreRule::acc: return score.acc;
+    case ScoreRule::acc_norm: return score.acc_norm;
+    case ScoreRule::rouge_l: return score.rouge_l;
+    case ScoreRule::automatic: return score.acc ? score.acc : score.exact_match;
+    case ScoreRule::exact_match: break;
+  }
+  return score.exact_match;
+}
+
+/// Chooses the score that counts.
+void choose_score(TaskScore& score) {
+  score.score_rule = score.info.score;
+  if (score.score_rule == ScoreRule::automatic) {
+    score.score_rule = score.acc ? ScoreRule::acc : ScoreRule::exact_match;
+  }
+  if (!measured(score, score.score_rule)) {
+    score.score_rule = score.exact_match ? ScoreRule::exact_match : ScoreRule::acc;
+  }
+  score.score = measured(score, score.score_rule);
+}
 
 TaskScore finish(TaskScore score, const Counts& c) {
   score.n = c.n;
   score.generated = c.generated;
   if (c.generated > 0) score.exact_match = make_share(c.exact, c.generated);
+  if (!c.rouge_l.empty()) score.rouge_l = make_mean(c.rouge_l);
   if (c.ranked > 0) {
     score.acc = make_share(c.acc, c.ranked);
     score.acc_norm = make_share(c.acc_norm, c.ranked);
     score.chance = c.chance / double(c.ranked);
-    if (*score.chance < 1.0) {
-      score.normalized_score = 100.0 * (score.acc->value - *score.chance) / (1.0 - *score.chance);
-    }
+  }
+  choose_score(score);
+  if (score.info.chance >= 0) score.chance = score.info.chance;
+  if (score.score && score.chance && *score.chance < 1.0) {
+    score.normalized_score = 100.0 * (score.score->value - *score.chance) / (1.0 - *score.chance);
   }
   return score;
 }
@@ -79,6 +106,15 @@ Share make_share(std::int64_t hits, std::int64_t n) {
   return {p, std::sqrt(p * (1.0 - p) / double(n)), n};
 }
 
+Share make_mean(const std::vector<double>& values) {
+  FLANMOE_EXPECT(!values.empty(), "the mean of nothing");
+  const auto n = double(values.size());
+  double sum = 0, squares = 0;
+  for (const double value : values) sum += value;
+  for (const double value : values) squares += (value - sum / n) * (value - sum / n);
+  return {sum / n, values.size() == 1 ? 0 : std::sqrt(squares / (n * (n - 1))), std::int64_t(values.size())};
+}
+
 std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes) {
   using Key = std::tuple<bool, std::string, int, std::string>;
   std::map<Key, std::pair<TaskScore, Counts>> tasks;
@@ -87,6 +123,7 @@ std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes) {
     score.task = o.task;
     score.category = o.category;
     score.variant = o.variant;
+    score.info = o.info;
     score.held_out = o.held_out;
     score.target_nll += o.target_nll;
     score.target_tokens += o.target_tokens;
@@ -96,6 +133,7 @@ std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes) {
     ++counts.n;
     counts.generated += o.generated;
     counts.exact += o.generated && o.exact_match;
+    if (o.generated && o.info.score == ScoreRule::rouge_l) counts.rouge_l.push_back(o.rouge_l);
     if (o.choices == 0) continue;
     ++counts.ranked;
     counts.acc += o.acc;
@@ -110,7 +148,7 @@ std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes) {
 std::vector<MeanScore> average_scores(const std::vector<TaskScore>& scores) {
   struct Means {
     MeanScore mean;
-    MeanOfShares exact_match, acc, acc_norm;
+    MeanOfShares exact_match, acc, acc_norm, rouge_l;
     MeanOfValues chance, normalized;
   };
   std::map<std::tuple<bool, int, std::string>, Means> groups;
@@ -123,6 +161,7 @@ std::vector<MeanScore> average_scores(const std::vector<TaskScore>& scores) {
     m.exact_match.add(score.exact_match);
     m.acc.add(score.acc);
     m.acc_norm.add(score.acc_norm);
+    m.rouge_l.add(score.rouge_l);
     m.chance.add(score.chance);
     m.normalized.add(score.normalized_score);
   }
@@ -131,6 +170,7 @@ std::vector<MeanScore> average_scores(const std::vector<TaskScore>& scores) {
     m.mean.exact_match = m.exact_match.mean();
     m.mean.acc = m.acc.mean();
     m.mean.acc_norm = m.acc_norm.mean();
+    m.mean.rouge_l = m.rouge_l.mean();
     m.mean.chance = m.chance.mean();
     m.mean.normalized_score = m.normalized.mean();
     means.push_back(std::move(m.mean));

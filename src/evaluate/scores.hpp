@@ -6,16 +6,20 @@
 #include <string>
 #include <vector>
 
+#include "data/task_info.hpp"
+
 namespace flanmoe {
 
 /// What was measured on one example.
 struct Outcome {
   std::string task, category, variant;
+  TaskInfo info;
   bool held_out = false;  // the task was excluded from training
   bool trimmed = false;   // the input was longer than the model's row and lost its end
-  // Greedy decoding.
+  // Decoding.
   bool generated = false;
   bool exact_match = false;
+  double rouge_l = 0;       // measured where the task's score asks for it
   bool unfinished = false;  // stopped by max_new_tokens, not by EOS
   std::int64_t generated_tokens = 0;
   // Ranking of choices; choices 0: the example has none.
@@ -26,21 +30,28 @@ struct Outcome {
   std::int64_t target_tokens = 0;
 };
 
-/// A share of n trials, with its standard error sqrt(p(1-p)/n).
+/// A share of n trials with its standard error sqrt(p(1-p)/n), or a mean of n values with that of the mean.
 struct Share {
   double value = 0, standard_error = 0;
   std::int64_t n = 0;
 };
 Share make_share(std::int64_t hits, std::int64_t n);
 
+/// Mean and standard error sqrt(sum of squared deviations / (n (n - 1))) of the mean; the latter is 0 for one value.
+Share make_mean(const std::vector<double>& values);
+
 /// Scores of one task in one variant. A share that was not measured (no generation, no choices) is absent.
 struct TaskScore {
   std::string task, category, variant;
+  TaskInfo info;
   bool held_out = false;
   std::int64_t n = 0;
-  std::optional<Share> exact_match, acc, acc_norm;
-  std::optional<double> chance;            // mean of 1 / number of choices
-  std::optional<double> normalized_score;  // 100 (acc - chance) / (1 - chance); paper facts 6.1
+  std::optional<Share> exact_match, acc, acc_norm, rouge_l;
+  /// The score that counts, and which one it is: that of info.score, or when it was not measured exact_match, or acc.
+  std::optional<Share> score;
+  ScoreRule score_rule = ScoreRule::exact_match;
+  std::optional<double> chance;            // of the task's information, otherwise mean of 1 / number of choices
+  std::optional<double> normalized_score;  // 100 (score - chance) / (1 - chance); paper facts 6.1
   double target_nll = 0;
   std::int64_t target_tokens = 0;
   std::int64_t generated_tokens = 0, generated = 0, unfinished = 0, trimmed = 0;
@@ -51,7 +62,7 @@ struct MeanScore {
   bool held_out = false;
   std::string variant;
   std::int64_t tasks = 0, n = 0;
-  std::optional<Share> exact_match, acc, acc_norm;  // n: examples
+  std::optional<Share> exact_match, acc, acc_norm, rouge_l;  // n: examples
   std::optional<double> chance, normalized_score;
 };
 

@@ -1,4 +1,4 @@
-// Greedy decoding with a KV cache.
+// Decoding with a KV cache: greedy, sampled or by beam search.
 #include <algorithm>
 #include <numeric>
 
@@ -16,20 +16,22 @@ struct DecodingStep {
   std::vector<std::int32_t> encoder_begin_S, encoder_count_S;  // of the input
 };
 
-/// Points the step at the rows in `active` (indices into the batch), whose newest tokens are `newest`.
+/// Points the step at the slots in `active`, whose newest tokens are `newest`. Input i of the batch owns the slots
+/// [i * beams, (i + 1) * beams), and a slot owns `longest` rows of the self cache.
 void bind_step(DecodingStep& step, const std::vector<std::int32_t>& active, const TokenIds& newest,
-               const RaggedSide& encoder, std::int64_t position, std::int64_t longest) {
+               const RaggedSide& encoder, std::int64_t beams, std::int64_t position, std::int64_t longest) {
   step.batch = {};
   step.batch.row_first.assign(1, 0);
   step.key_begin_S.clear();
   step.key_count_S.assign(active.size(), std::int32_t(position + 1));
   step.encoder_begin_S.clear();
   step.encoder_count_S.clear();
-  for (const std::int32_t row : active) {
-    append_row(step.batch, {newest[std::size_t(row)]});
-    step.key_begin_S.push_back(std::int32_t(row * longest));
-    step.encoder_begin_S.push_back(encoder.segment_begin_S[std::size_t(row)]);
-    step.encoder_count_S.push_back(encoder.segment_count_S[std::size_t(row)]);
+  for (const std::int32_t slot : active) {
+    const auto input = std::size_t(slot / beams);
+    append_row(step.batch, {newest[std::size_t(slot)]});
+    step.key_begin_S.push_back(std::int32_t(slot * longest));
+    step.encoder_begin_S.push_back(encoder.segment_begin_S[input]);
+    step.encoder_count_S.push_back(encoder.segment_count_S[input]);
   }
   step.side.bind(step.batch, 0, 1, 1, 1);
 }
@@ -106,22 +108,107 @@ void decode_position(const LayerContext& c, Model::State& s, const DecodingStep&
   c.k.matmul.product(c.context, rows(s.cache.logits_BV), decoded_TD, Transpose::no, c.weight(s.logits()), tied, 0.0F);
 }
 
-/// Index of the first largest logit.
+/// A batch that is being decoded.
+struct Decoding {
+  const DecodingOptions& options;
+  std::span<const GenerateRequest> requests;
+  std::span<Generated> outputs;      // of the requests
+  std::vector<BeamSearch> searches;  // of the requests; beam search only
+  std::vector<std::int32_t> active;  // slots that go on, ascending
+  std::vector<std::int32_t> parent;  // beam search: the slot whose keys and values each active one continues
+  TokenIds newest;                   // of every slot
+};
+
 template <class T>
-std::int32_t argmax(const Tensor& logits_BV, std::int64_t row) {
-  const T* logit = logits_BV.row<T>(row);
-  return std::int32_t(std::max_element(logit, logit + logits_BV.cols) - logit);
+std::span<const T> logits_of(const Model::State& s, std::size_t i) {
+  return {s.cache.logits_BV.row<T>(std::int64_t(i)), std::size_t(s.cache.logits_BV.cols)};
 }
 
-/// Decodes inputs [first, last). Every rank of the expert group calls it the same number of times.
-void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<TokenIds>& inputs, std::size_t first,
-                  std::size_t last, std::int64_t max_new_tokens, std::vector<TokenIds>& outputs) {
+/// Adds one token to every active row, greedily or by sampling; rows that end become inactive.
+template <class T>
+void choose_tokens(const Model::State& s, Decoding& d, std::int64_t position, double logit_scale) {
+  std::vector<std::int32_t> still_active;
+  for (std::size_t i = 0; i < d.active.size(); ++i) {
+    const auto row = std::size_t(d.active[i]);
+    Generated& output = d.outputs[row];
+    const auto logit_V = logits_of<T>(s, i);
+    std::int32_t id = 0;
+    if (d.options.temperature > 0) {
+      const double uniform = decoding_uniform(d.options.seed, d.requests[row].id, position);
+      id = sample_token(logit_V, logit_scale, d.options, uniform,
+                        {s.cache.weight_V.flat<double>(), s.cache.order_V.flat<std::int32_t>()});
+    } else {
+      id = argmax(logit_V);
+    }
+    if (id != kEos) output.tokens.push_back(id);
+    output.ended = id == kEos || (d.options.ends && d.options.ends(output.tokens));
+    if (output.ended) continue;
+    d.newest[row] = id;
+    still_active.push_back(d.active[i]);
+  }
+  d.active = std::move(still_active);
+}
+
+/// One step of every beam search that goes on.
+template <class T>
+void advance_beams(const Model::State& s, Decoding& d, double logit_scale) {
+  const auto beams = std::size_t(d.options.beams);
+  std::vector<std::int32_t> still_active;
+  d.parent.clear();
+  for (std::size_t i = 0; i < d.active.size();) {
+    const std::size_t input = std::size_t(d.active[i]) / beams;
+    BeamSearch& search = d.searches[input];
+    const std::size_t live = search.live().size();
+    for (std::size_t b = 0; b < live; ++b) search.offer(std::int32_t(b), logits_of<T>(s, i + b), logit_scale);
+    i += live;
+    search.advance();
+    if (search.done()) continue;
+    for (std::size_t b = 0; b < search.live().size(); ++b) {
+      const BeamSearch::Beam& beam = search.live()[b];
+      d.newest[input * beams + b] = beam.tokens.back();
+      still_active.push_back(std::int32_t(input * beams + b));
+      d.parent.push_back(std::int32_t(input * beams) + beam.parent);
+    }
+  }
+  d.active = std::move(still_active);
+}
+
+/// Gives every active slot the keys and values of its parent, positions [0, count).
+void reorder_caches(const LayerContext& c, Model::State& s, const Decoding& d, std::int64_t count) {
+  if (d.active == d.parent) return;
+  const auto keys_of = [&](const Tensor& cache_CQ, std::int32_t slot) {
+    return cache_CQ.slice_rows(slot * s.cache.longest, count);
+  };
+  for (DecodingCache::Layer& layer : s.cache.layers) {
+    for (Tensor* cache_CQ : {&layer.self_k_CQ, &layer.self_v_CQ}) {
+      for (std::size_t i = 0; i < d.active.size(); ++i) {
+        c.k.elementwise.convert(c.context, keys_of(s.cache.spare_CQ, d.active[i]), keys_of(*cache_CQ, d.parent[i]));
+      }
+      std::swap(*cache_CQ, s.cache.spare_CQ);
+    }
+  }
+}
+
+void next_tokens(const LayerContext& c, Model::State& s, Decoding& d, std::int64_t position) {
+  const double logit_scale = s.cross_entropy_shape(0.0).logit_scale;
+  const bool wide = s.cache.logits_BV.dtype == DType::f64;
+  if (d.options.beams == 1) {
+    wide ? choose_tokens<double>(s, d, position, logit_scale) : choose_tokens<float>(s, d, position, logit_scale);
+    return;
+  }
+  wide ? advance_beams<double>(s, d, logit_scale) : advance_beams<float>(s, d, logit_scale);
+  reorder_caches(c, s, d, position + 1);
+}
+
+/// Decodes some requests at once. Every rank of the expert group calls it the same number of times.
+void decode_batch(Model::State& s, KernelContext& kernel, std::span<const GenerateRequest> requests,
+                  const DecodingOptions& options, std::span<Generated> outputs) {
   const LayerContext c = s.context(kernel, false, 0);
   StepStatistics statistics;
   s.prepare(statistics);
   PackedBatch batch;
-  batch.rows = std::int64_t(last - first);
-  for (std::size_t i = first; i < last; ++i) append_row(batch.encoder, inputs[i]);
+  batch.rows = std::int64_t(requests.size());
+  for (const GenerateRequest& request : requests) append_row(batch.encoder, request.input);
   if (batch.encoder.row_first.empty()) batch.encoder.row_first.assign(1, 0);
   batch.decoder.row_first.assign(1, 0);
   s.check_fits(batch);
@@ -130,28 +217,35 @@ void decode_batch(Model::State& s, KernelContext& kernel, const std::vector<Toke
   fill_cross_cache(c, s, encoded_TD);
   s.decoder->expand_bias(c);
 
-  TokenIds newest(last - first, kPad);
-  std::vector<std::int32_t> active(last - first);
-  std::iota(active.begin(), active.end(), 0);
+  Decoding d{options, requests, outputs, {}, {}, {}, TokenIds(requests.size() * std::size_t(options.beams), kPad)};
+  for (std::size_t i = 0; i < requests.size(); ++i) d.active.push_back(std::int32_t(std::int64_t(i) * options.beams));
+  if (options.beams > 1) d.searches = std::vector<BeamSearch>(requests.size(), BeamSearch(options));
   DecodingStep step;
-  for (std::int64_t position = 0; position < max_new_tokens; ++position) {
+  for (std::int64_t position = 0; position < options.max_new_tokens; ++position) {
     // Ranks whose rows have all ended still take part in the exchanges of the sparse layers.
-    const auto left = s.communicators.expert.all_reduce(std::int64_t(active.size()), ReduceOp::max);
+    const auto left = s.communicators.expert.all_reduce(std::int64_t(d.active.size()), ReduceOp::max);
     if (left == 0) break;
-    bind_step(step, active, newest, batch.encoder, position, s.cache.longest);
-    decode_position(c, s, step, active, position, s.encoder_side.tokens, statistics);
-    std::vector<std::int32_t> still_active;
-    for (std::size_t i = 0; i < active.size(); ++i) {
-      const Tensor& logits = s.cache.logits_BV;
-      const std::int32_t id =
-          logits.dtype == DType::f64 ? argmax<double>(logits, std::int64_t(i)) : argmax<float>(logits, std::int64_t(i));
-      if (id == kEos) continue;
-      newest[std::size_t(active[i])] = id;
-      outputs[first + std::size_t(active[i])].push_back(id);
-      still_active.push_back(active[i]);
-    }
-    active = std::move(still_active);
+    bind_step(step, d.active, d.newest, batch.encoder, options.beams, position, s.cache.longest);
+    decode_position(c, s, step, d.active, position, s.encoder_side.tokens, statistics);
+    next_tokens(c, s, d, position);
   }
+  for (std::size_t i = 0; i < d.searches.size(); ++i) outputs[i] = d.searches[i].result();
+}
+
+/// Where batches begin: as many requests as rows and encoder tokens allow.
+std::vector<std::size_t> cut_batches(const std::vector<GenerateRequest>& requests, const BatchLimits& limits,
+                                     std::int64_t beams) {
+  std::vector<std::size_t> cuts{0};
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const auto count = std::int64_t(requests[i].input.size());
+    if ((std::int64_t(i - cuts.back()) + 1) * beams > limits.rows || tokens + count > limits.encoder_tokens) {
+      cuts.push_back(i);
+      tokens = 0;
+    }
+    tokens += count;
+  }
+  return cuts;
 }
 
 }  // namespace
@@ -170,33 +264,40 @@ TokenIds with_eos(TokenIds ids, std::int64_t longest) {
   return ids;
 }
 
-std::vector<TokenIds> generate_greedy(Model& model, KernelContext& kernel, const std::vector<TokenIds>& inputs,
-                                      std::int64_t max_new_tokens) {
+std::vector<Generated> generate(Model& model, KernelContext& kernel, const std::vector<GenerateRequest>& requests,
+                                const DecodingOptions& options) {
   Model::State& s = model.state();
-  FLANMOE_EXPECT(!s.training && max_new_tokens <= s.cache.longest,
-                 "decoding {} tokens needs a model laid for evaluation with room for them ({})", max_new_tokens,
-                 s.cache.longest);
-  std::vector<TokenIds> trimmed = inputs;
-  for (TokenIds& ids : trimmed) ids = with_eos(std::move(ids), s.limits.longest_input);
-  std::vector<std::size_t> cuts{0};
-  std::int64_t tokens = 0;
-  for (std::size_t i = 0; i < trimmed.size(); ++i) {
-    const auto count = std::int64_t(trimmed[i].size());
-    const bool full = std::int64_t(i - cuts.back()) == s.limits.rows || tokens + count > s.limits.encoder_tokens;
-    if (full) {
-      cuts.push_back(i);
-      tokens = 0;
-    }
-    tokens += count;
-  }
+  FLANMOE_EXPECT(!s.training && options.max_new_tokens <= s.cache.longest && options.beams >= 1 &&
+                     options.beams <= s.limits.rows && s.limits.rows <= s.limits.decoder_tokens,
+                 "decoding {} tokens with {} beams needs a model laid for evaluation with room for them ({} and {})",
+                 options.max_new_tokens, options.beams, s.cache.longest, s.limits.rows);
+  FLANMOE_EXPECT(
+      (options.beams == 1 || !s.cache.spare_CQ.absent()) && (options.temperature == 0 || !s.cache.weight_V.absent()),
+      "{} beams at temperature {} need memory that was not laid", options.beams, options.temperature);
+  std::vector<GenerateRequest> trimmed = requests;
+  for (GenerateRequest& r : trimmed) r.input = with_eos(std::move(r.input), s.limits.longest_input);
+  std::vector<std::size_t> cuts = cut_batches(trimmed, s.limits, options.beams);
   const auto mine = std::int64_t(trimmed.empty() ? 0 : cuts.size());
   const std::int64_t batches = s.communicators.expert.all_reduce(mine, ReduceOp::max);
   cuts.resize(std::size_t(batches) + 1, trimmed.size());  // ranks with fewer batches end with empty ones
-  std::vector<TokenIds> outputs(trimmed.size());
+  std::vector<Generated> outputs(trimmed.size());
   for (std::int64_t b = 0; b < batches; ++b) {
-    decode_batch(s, kernel, trimmed, cuts[std::size_t(b)], cuts[std::size_t(b) + 1], max_new_tokens, outputs);
+    const std::size_t first = cuts[std::size_t(b)], count = cuts[std::size_t(b) + 1] - first;
+    decode_batch(s, kernel, std::span(trimmed).subspan(first, count), options,
+                 std::span(outputs).subspan(first, count));
   }
   return outputs;
+}
+
+std::vector<TokenIds> generate_greedy(Model& model, KernelContext& kernel, const std::vector<TokenIds>& inputs,
+                                      std::int64_t max_new_tokens) {
+  std::vector<GenerateRequest> requests;
+  for (const TokenIds& input : inputs) requests.push_back({input, 0});
+  std::vector<TokenIds> tokens;
+  for (Generated& g : generate(model, kernel, requests, {.max_new_tokens = max_new_tokens})) {
+    tokens.push_back(std::move(g.tokens));
+  }
+  return tokens;
 }
 
 }  // namespace flanmoe

@@ -122,6 +122,14 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
       layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, q);
       layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, q);
     }
+    s.cache.spare_CQ = s.cache.weight_V = s.cache.order_V = {};
+    if (s.deck.evaluate.beams > 1) {
+      s.cache.spare_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
+    }
+    if (s.deck.evaluate.temperature > 0) {
+      s.cache.weight_V = activations.allocate(DType::f64, s.deck.model.vocabulary, 1);
+      s.cache.order_V = activations.allocate(DType::i32, s.deck.model.vocabulary, 1);
+    }
     s.cache.logits_BV = activations.allocate(a, limits.rows, s.deck.model.vocabulary);
     s.cache.slot_B = activations.allocate(DType::i32, limits.rows, 1);
   }

@@ -9,6 +9,7 @@
 #include "data/batch.hpp"
 #include "deck/deck.hpp"
 #include "kernels/kernels.hpp"
+#include "model/decoding.hpp"
 #include "moe/router.hpp"
 #include "parallel/communicator.hpp"
 #include "tensor/parameters.hpp"
@@ -71,10 +72,18 @@ class Model {
   std::unique_ptr<State> state_;
 };
 
-/// Greedy decoding with a KV cache. inputs: without EOS (appended here), trimmed to the model's limits; outputs:
-/// without EOS. Collective over the expert group, with any number of inputs on each rank (0 too); a row's result does
-/// not depend on which other rows are decoded with it. Uses the memory laid by Model::lay(training = false) with
-/// longest_target >= max_new_tokens.
+/// One text to go on from.
+struct GenerateRequest {
+  std::vector<std::int32_t> input;  // without EOS, which is appended here; trimmed to the model's limits
+  std::uint64_t id = 0;             // names the example in the random numbers of sampling
+};
+/// Decoding with a KV cache. Collective over the expert group, with any number of requests on each rank (0 too); a
+/// row's result does not depend on which other rows are decoded with it. Uses the memory laid by Model::lay(training =
+/// false) with longest_target >= options.max_new_tokens and rows >= options.beams. Beam search and sampling need memory
+/// that lay() takes when the deck's evaluate.beams and evaluate.temperature ask for it.
+std::vector<Generated> generate(Model&, KernelContext&, const std::vector<GenerateRequest>& requests,
+                                const DecodingOptions& options);
+/// The tokens of greedy decoding without stop strings.
 std::vector<std::vector<std::int32_t>> generate_greedy(Model&, KernelContext&,
                                                        const std::vector<std::vector<std::int32_t>>& inputs,
                                                        std::int64_t max_new_tokens);

@@ -16,6 +16,9 @@ struct DecodingCache {
     Tensor cross_k_TQ, cross_v_TQ;  // C: of the encoder's tokens
   };
   std::vector<Layer> layers;
+  Tensor spare_CQ;   // C: takes the place of a self cache whose rows are reordered; beam search only
+  Tensor weight_V;   // f64: sampling only
+  Tensor order_V;    // i32: sampling only
   Tensor logits_BV;  // A
   Tensor slot_B;     // i32: cache row that a new key goes to
   std::int64_t longest = 0;

@@ -2,7 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
+#include <set>
 
+#include "base/error.hpp"
 #include "model_fixture.hpp"
 
 namespace flanmoe {
@@ -93,6 +96,153 @@ TEST(Generate, DoesNotDependOnRanksOrOnTheOtherRows) {
     const auto outputs = generate_greedy(*test.model, test.context, mine, 8);
     for (std::size_t i = 0; i < index.size(); ++i) EXPECT_EQ(outputs[i], expected[index[i]]) << "degree " << degree;
   }
+}
+
+/// Rows of this rank when requests are dealt one by one; the others' stay away.
+std::vector<GenerateRequest> dealt(const std::vector<GenerateRequest>& all, const Communicator& world) {
+  std::vector<GenerateRequest> mine;
+  for (std::size_t i = std::size_t(world.rank()); i < all.size(); i += std::size_t(world.size()))
+    mine.push_back(all[i]);
+  return mine;
+}
+
+std::vector<GenerateRequest> some_requests(const Deck& deck, std::size_t count) {
+  std::vector<GenerateRequest> requests;
+  for (const Ids& input : some_inputs(deck, count)) requests.push_back({input, 1000 + requests.size() * 17});
+  return requests;
+}
+
+TEST(Generate, BeamsAndSamplesDoNotDependOnRanksOrOnTheOtherRows) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  Deck deck = deck_for(true);
+  for (const bool beams : {true, false}) {
+    deck.evaluate.beams = beams ? 3 : 1;
+    deck.evaluate.temperature = beams ? 0 : 1.3;
+    const DecodingOptions options{
+        .max_new_tokens = 8, .beams = deck.evaluate.beams, .temperature = deck.evaluate.temperature, .top_p = 0.95};
+    const auto requests = some_requests(deck, 7);
+    TestModel one(deck, self, 1, "cpu", DType::f32, testing::limits_of(deck, 3), false);
+    const auto expected = generate(*one.model, one.context, requests, options);
+    std::set<Ids> different;
+    for (const Generated& g : expected) different.insert(g.tokens);
+    EXPECT_GT(different.size(), 2U);
+    for (int degree = 1; degree <= world.size(); ++degree) {
+      if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
+      TestModel test(deck, world, degree, "cpu", DType::f32, testing::limits_of(deck, 7), false);
+      const auto outputs = generate(*test.model, test.context, dealt(requests, world), options);
+      for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const Generated& e = expected[i * std::size_t(world.size()) + std::size_t(world.rank())];
+        EXPECT_EQ(outputs[i].tokens, e.tokens) << "degree " << degree;
+        EXPECT_EQ(outputs[i].ended, e.ended);
+      }
+    }
+  }
+}
+
+Deck five_word_deck(bool tied) {
+  Deck deck = deck_for(true);
+  deck.model.vocabulary = 5;
+  deck.model.tied_logits = tied;
+  deck.moe.capacity_factor_eval = 0.0;  // as above: whole targets must not overflow where single tokens do not
+  return deck;
+}
+
+/// Every continuation of at most two tokens that ends, with its log-likelihood by the plain forward.
+std::vector<std::pair<Ids, double>> all_continuations(TestModel& test, const Ids& input) {
+  ScoreRequest request{input, {{}}};
+  for (const std::int32_t a : {0, 2, 3, 4}) {
+    request.targets.push_back({a});
+    for (const std::int32_t b : {0, 2, 3, 4}) request.targets.push_back({a, b});
+  }
+  const auto scores = score_targets(*test.model, test.context, {request})[0];
+  std::vector<std::pair<Ids, double>> all;
+  for (std::size_t i = 0; i < scores.size(); ++i) all.emplace_back(request.targets[i], scores[i]);
+  return all;
+}
+
+TEST(Generate, BeamSearchEqualsExhaustiveSearch) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  std::set<std::size_t> lengths;
+  for (const bool tied : {false, true}) {
+    Deck deck = five_word_deck(tied);
+    deck.evaluate.beams = 16;
+    TestModel test(deck, self, 1, "reference", DType::f64, testing::limits_of(deck, 40), false);
+    for (const GenerateRequest& request : some_requests(deck, 6)) {
+      const auto all = all_continuations(test, request.input);
+      for (const double alpha : {0.0, 0.6, 8.0}) {
+        const auto score = [&](const auto& text) {
+          return text.second / length_penalty(alpha, std::int64_t(text.first.size()) + 1);
+        };
+        const auto best =
+            std::max_element(all.begin(), all.end(), [&](const auto& a, const auto& b) { return score(a) < score(b); });
+        const DecodingOptions options{.max_new_tokens = 3, .beams = 16, .length_penalty = alpha};
+        const auto found = generate(*test.model, test.context, {request, request}, options);
+        EXPECT_TRUE(found[1].ended);
+        EXPECT_EQ(found[1].tokens, best->first) << "tied " << tied << " alpha " << alpha;
+        EXPECT_EQ(found[0].tokens, found[1].tokens);
+        lengths.insert(best->first.size());
+      }
+    }
+  }
+  EXPECT_GE(lengths.size(), 2U);
+}
+
+TEST(Generate, SampledTextsComeAsOftenAsTheyAreLikely) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  for (const bool tied : {false, true}) {
+    Deck deck = five_word_deck(tied);
+    deck.evaluate.temperature = 1.0;
+    TestModel test(deck, self, 1, "reference", DType::f64, testing::limits_of(deck, 100), false);
+    const Ids input = {4, 2, 3};
+    constexpr int draws = 3000;
+    std::vector<GenerateRequest> requests;
+    for (std::uint64_t id = 0; id < draws; ++id) requests.push_back({input, id});
+    const DecodingOptions options{.max_new_tokens = 3, .temperature = 1.0};
+    std::map<Ids, int> count;
+    for (const Generated& g : generate(*test.model, test.context, requests, options)) {
+      if (g.ended) ++count[g.tokens];
+    }
+    for (const auto& [text, log_likelihood] : all_continuations(test, input)) {
+      const double p = std::exp(log_likelihood), error = std::sqrt(p * (1 - p) / draws);
+      EXPECT_NEAR(double(count[text]) / draws, p, 4 * error) << "tied " << tied << ", " << text.size() << " tokens";
+    }
+  }
+}
+
+TEST(Generate, StopsBehindTheTokenThatCompletesAStopString) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  const Deck deck = deck_for(true);
+  TestModel test(deck, self, 1, "cpu", DType::f32, small_limits(deck), false);
+  const auto requests = some_requests(deck, 7);
+  DecodingOptions options{.max_new_tokens = 8};
+  const auto open = generate(*test.model, test.context, requests, options);
+  options.ends = [](const Ids& ids) { return ids.size() >= 2 && ids.back() % 2 == 0; };
+  const auto stopped = generate(*test.model, test.context, requests, options);
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    Ids expected;
+    bool over = false;
+    for (const std::int32_t id : open[i].tokens) {
+      expected.push_back(id);
+      over = options.ends(expected);
+      if (over) break;
+    }
+    EXPECT_EQ(stopped[i].tokens, expected);
+    EXPECT_EQ(stopped[i].ended, over || open[i].ended);
+  }
+}
+
+TEST(Generate, RefusesBeamsAndSamplesWithoutTheirMemory) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  const Deck deck = deck_for(false);
+  TestModel test(deck, self, 1, "cpu", DType::f32, small_limits(deck), false);
+  EXPECT_THROW(generate(*test.model, test.context, {}, {.max_new_tokens = 4, .beams = 2}), LogicError);
+  EXPECT_THROW(generate(*test.model, test.context, {}, {.max_new_tokens = 4, .temperature = 1}), LogicError);
+  EXPECT_THROW(generate(*test.model, test.context, {}, {.max_new_tokens = 4, .beams = 3}), LogicError);
 }
 
 TEST(Score, SharedInputsGiveTheSameAsOneTargetAtATime) {

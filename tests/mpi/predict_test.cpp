@@ -45,13 +45,13 @@ std::uint64_t hash_of(const TokenIds& ids, std::uint64_t seed) {
 
 /// Stands for a model: pure functions of each input. Every call is collective, as a model with experts would be.
 Predictor fake_model(const Communicator& world, int* calls) {
-  return {[&world, calls](const std::vector<TokenIds>& inputs) {
+  return {[&world, calls](const std::vector<GenerateRequest>& requests) {
             world.barrier();
             ++*calls;
-            std::vector<TokenIds> outputs;
-            for (const auto& input : inputs) {
-              EXPECT_LT(std::int64_t(input.size()), row);
-              outputs.push_back({std::int32_t(3 + hash_of(input, 1) % 4)});
+            std::vector<Generated> outputs;
+            for (const auto& request : requests) {
+              EXPECT_LT(std::int64_t(request.input.size()), row);
+              outputs.push_back({{std::int32_t(3 + hash_of(request.input, 1) % 4)}, true});
             }
             return outputs;
           },
@@ -81,6 +81,8 @@ PredictionTask make_task(int ranks, int rank, std::int64_t rows) {
     task.rounds.push_back(std::int64_t(round.size()));
     for (const auto i : round) {
       task.ordinals.push_back(i);
+      task.ids.push_back(std::uint64_t(i));
+      task.infos.emplace_back();
       task.examples.push_back(example(int(i)));
     }
   }
@@ -197,6 +199,14 @@ TEST(Predict, AnExampleWhoseRightChoiceIsNoneIsNamedOnEveryRank) {
   EXPECT_EQ(calls, 0);
 }
 
+TEST(Predict, TextsAreCutAtTheFirstStopString) {
+  EXPECT_EQ(cut_at_stop("the cat. Q: and", {"Q:", "."}), "the cat");
+  EXPECT_EQ(cut_at_stop("the cat", {"Q:", "dog"}), "the cat");
+  EXPECT_EQ(cut_at_stop("Q: a", {"Q:"}), "");
+  EXPECT_EQ(cut_at_stop("a\n\nb", {"\n\n"}), "a");
+  EXPECT_EQ(cut_at_stop("abc", {}), "abc");
+}
+
 TEST(Predict, LimitsHoldTheLongestOfEverything) {
   PredictionTask task;
   task.longest_input = row;
@@ -214,6 +224,11 @@ TEST(Predict, LimitsHoldTheLongestOfEverything) {
   EXPECT_EQ(limits.rows, 41);
   EXPECT_EQ(limits.encoder_tokens, 8 * row);
   EXPECT_EQ(limits.decoder_tokens, 410);
+  deck.beams = 7;  // more rows to decode, no more to score
+  EXPECT_EQ(prediction_limits(task, deck).rows, 56);
+  EXPECT_EQ(prediction_limits(task, deck).decoder_tokens, 410);
+  deck.beams = 100;
+  EXPECT_EQ(prediction_limits(task, deck).decoder_tokens, 800);
 }
 
 }  // namespace

@@ -144,5 +144,96 @@ TEST(Answer, WhitespaceCollapses) {
   EXPECT_EQ(collapse_whitespace("   "), "");
 }
 
+struct RuleCase {
+  Extraction rule;
+  const char* output;
+  const char* gold;
+  bool chain_of_thought;
+  const char* extracted;
+  bool right;
+};
+
+constexpr Extraction letter = Extraction::letter, number = Extraction::number, yes_no = Extraction::yes_no,
+                     text = Extraction::text, whole = Extraction::whole;
+
+const std::vector<RuleCase> rule_cases = {
+    // Letters of options, asked for directly.
+    {letter, "B", "B", direct, "B", true},
+    {letter, " B. ", "B", direct, "B", true},
+    {letter, "(B)", "B", direct, "B", true},
+    {letter, "(B)", "(B)", direct, "B", true},
+    {letter, "B) Paris", "B", direct, "B", true},
+    {letter, "(B) Paris", "B", direct, "B", true},
+    {letter, "B: Paris", "B", direct, "B", true},
+    {letter, "B, because", "(B)", direct, "B", true},
+    {letter, "C", "B", direct, "C", false},
+    {letter, "b", "B", direct, "", false},
+    {letter, "A cat", "A", direct, "", false},
+    {letter, "Paris", "B", direct, "", false},
+    {letter, "Because (B)", "B", direct, "", false},
+    {letter, "BC", "B", direct, "", false},
+    {letter, "", "B", direct, "", false},
+    // After the trigger: brackets first, then a capital that stands alone.
+    {letter, "It is warm. The answer is (C).", "C", cot, "C", true},
+    {letter, "It is warm. The answer is C.", "C", cot, "C", true},
+    {letter, "The answer is C", "(C)", cot, "C", true},
+    {letter, "The answer is, I think, (D)", "D", cot, "D", true},
+    {letter, "The answer is: B) blue", "B", cot, "B", true},
+    {letter, "the answer is (A). No, the answer is (B).", "B", cot, "B", true},
+    {letter, "the answer is (A) or (B)", "A", cot, "A", true},
+    {letter, "The answer is Paris.", "B", cot, "", false},
+    {letter, "The answer is I'm sure B", "B", cot, "B", true},
+    {letter, "The answer is option D.", "D", cot, "D", true},
+    // Without the trigger: the last in brackets.
+    {letter, "(A) is cold and (B) is warm", "B", cot, "B", true},
+    {letter, "A is cold and B is warm", "B", cot, "", false},
+    {letter, "So it must be (C)", "C", cot, "C", true},
+    // A rule holds where the right answer looks like something else.
+    {text, "The answer is 7.", "7", cot, "7", true},
+    {text, "The answer is 7.0", "7", cot, "7.0", false},
+    {text, "So the answer is yes.", "Yes", cot, "yes", false},
+    {text, "So the answer is (A).", "(A)", cot, "(A)", true},
+    {number, "It costs $1,050.50.", "1050.5", cot, "1050.50", true},
+    {number, "The answer is 9 (apples)", "9", cot, "9", true},
+    {number, "9", "9", direct, "9", true},
+    {yes_no, "So the answer is No.", "no", cot, "no", true},
+    {yes_no, "Yes", "yes", direct, "Yes", true},
+    {yes_no, "Yes, it is", "yes", direct, "Yes, it is", false},
+    {whole, "I think. The answer is 7.", "7", cot, "I think. The answer is 7", false},
+    {whole, "a  red house", "a red house", cot, "a red house", true},
+};
+
+TEST(Answer, RulesOfTasksDecideHowAnAnswerIsFound) {
+  for (const RuleCase& c : rule_cases) {
+    const AnswerKind kind = kind_of_answer(c.rule, c.gold);
+    const std::string answer = extract_answer(c.output, kind, c.chain_of_thought);
+    EXPECT_EQ(answer, c.extracted) << "output: " << c.output << "\ngold: " << c.gold;
+    EXPECT_EQ(answers_match(answer, c.gold, kind), c.right) << "output: " << c.output << "\ngold: " << c.gold;
+  }
+  EXPECT_EQ(kind_of_answer(Extraction::automatic, "7"), AnswerKind::number);
+}
+
+TEST(Answer, AnyOfSeveralRightAnswersWillDo) {
+  EXPECT_TRUE(matches_any_answer("4", {"four", "4.0"}, AnswerKind::number));
+  EXPECT_FALSE(matches_any_answer("5", {"four", "4"}, AnswerKind::number));
+  EXPECT_FALSE(matches_any_answer("4", {}, AnswerKind::text));
+}
+
+TEST(Answer, RougeLEqualsValuesByHand) {
+  EXPECT_DOUBLE_EQ(rouge_l("the cat sat", "the cat sat"), 1.0);
+  // Common: the cat the mat = 4 of 6 and 6 words.
+  EXPECT_DOUBLE_EQ(rouge_l("the cat sat on the mat", "the cat was under the mat"), 2 * 4.0 / 12);
+  // Order counts: "b a" and "a b" have one word in common order.
+  EXPECT_DOUBLE_EQ(rouge_l("b a", "a b"), 0.5);
+  // Case and punctuation do not; 3 common of 3 and 5: P = 1, R = 0.6.
+  EXPECT_DOUBLE_EQ(rouge_l("The CAT, sat!", "the cat sat on-mats"), 0.75);
+  EXPECT_DOUBLE_EQ(rouge_l("a x b y c", "a b c"), 0.75);
+  EXPECT_DOUBLE_EQ(rouge_l("", "a"), 0.0);
+  EXPECT_DOUBLE_EQ(rouge_l("...", "a"), 0.0);
+  EXPECT_DOUBLE_EQ(rouge_l("a", ""), 0.0);
+  EXPECT_DOUBLE_EQ(rouge_l("H\xc3\xa4user", "H\xc3\xa4user x"), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(rouge_l("running", "runs"), 0.0);  // no stemming
+}
+
 }  // namespace
 }  // namespace flanmoe

@@ -203,5 +203,36 @@ TEST_F(DeckCheck, FilesAndFoldersThatAreMissingAreNamed) {
   expect_problem("run.dir: expected a folder, found a file at");
 }
 
+TEST_F(DeckCheck, DecodingIsGreedyOrBeamsOrDrawn) {
+  become_evaluation();
+  EXPECT_EQ(problems(), "");
+  deck_.evaluate.beams = 4;
+  EXPECT_EQ(problems(), "");
+  deck_.evaluate.temperature = 0.5;
+  expect_problem("evaluate.beams = 4 and evaluate.temperature = 0.5: expected beam search or sampling");
+  deck_.evaluate.beams = 1;
+  deck_.evaluate.top_k = 5;
+  EXPECT_EQ(problems(), "");
+  deck_.evaluate.temperature = 0;
+  expect_problem("evaluate.temperature = 0 draws none");
+}
+
+TEST_F(DeckCheck, StopStringsAreSplitAndUnescaped) {
+  become_evaluation();
+  deck_.evaluate.stop = R"(Q:|\n\n|a\|b\\|\tx)";
+  EXPECT_EQ(stop_strings(deck_.evaluate), (std::vector<std::string>{"Q:", "\n\n", "a|b\\", "\tx"}));
+  EXPECT_EQ(problems(), "");
+  deck_.evaluate.stop = "";
+  EXPECT_TRUE(stop_strings(deck_.evaluate).empty());
+  for (const char* bad : {"a||b", "|", "a|"}) {
+    deck_.evaluate.stop = bad;
+    expect_problem("evaluate.stop: expected texts separated by |, found an empty one");
+  }
+  deck_.evaluate.stop = R"(a\q)";
+  expect_problem("behind a backslash, found 'q'");
+  deck_.evaluate.stop = "a\\";
+  expect_problem("behind a backslash");
+}
+
 }  // namespace
 }  // namespace flanmoe

@@ -178,6 +178,12 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "evaluate.limit",
                                              "evaluate.batch_rows",
                                              "evaluate.max_new_tokens",
+                                             "evaluate.beams",
+                                             "evaluate.length_penalty",
+                                             "evaluate.temperature",
+                                             "evaluate.top_k",
+                                             "evaluate.top_p",
+                                             "evaluate.stop",
                                              "evaluate.generate",
                                              "evaluate.rank"};
   EXPECT_EQ(table_keys(), expected);

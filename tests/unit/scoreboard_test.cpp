@@ -33,9 +33,7 @@ std::vector<Outcome> outcomes() {
 
 Json evaluation() {
   Json j;
-  const auto scores = score_tasks(outcomes());
-  for (const auto& score : scores) j["tasks"].push_back(to_json(score));
-  for (const auto& mean : average_scores(scores)) j["averages"].push_back(to_json(mean));
+  put_scores(j, outcomes());
   return j;
 }
 
@@ -64,7 +62,7 @@ TEST(Scoreboard, JsonHoldsTheMeasuredScoresAndNullForTheOthers) {
 
 TEST(Scoreboard, EveryScoreOfTheFileIsDefined) {
   const Json definitions = score_definitions();
-  for (const char* name : {"exact_match", "acc", "acc_norm", "chance", "normalized_score", "nll_per_token"}) {
+  for (const char* name : {"exact_match", "acc", "acc_norm", "rouge_l", "score", "chance", "normalized_score", "nll_per_token"}) {
     EXPECT_TRUE(definitions.contains(name)) << name;
     EXPECT_TRUE(evaluation().at("tasks").at(0).contains(name)) << name;
   }
