@@ -1,5 +1,5 @@
-// flanmoe-report: compares the MoE model and its dense twin of a tutorial folder.
-// Prints the table; writes FOLDER/summary.json and FOLDER/report.svg.
+// flanmoe-report: draws the evaluations of a run folder, or compares the MoE model and its dense twin of a tutorial
+// folder.
 #include "evaluate/report.hpp"
 
 #include <fmt/format.h>
@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.hpp"
+#include "evaluate/evaluation_report.hpp"
 
 namespace {
 
@@ -17,9 +18,18 @@ constexpr const char* usage =
     "Reads FOLDER/{moe,dense}/{pretrain,instruct,finetune_direct,finetune_instructed}/{metrics.jsonl,summary.json} "
     "and\n"
     "FOLDER/{moe,dense}/evaluate_{pretrain,instruct,direct,instructed}/evaluation.json; prints the comparison and\n"
-    "writes FOLDER/summary.json and FOLDER/report.svg.\n";
+    "writes FOLDER/summary.json and FOLDER/report.svg.\n"
+    "Where FOLDER is a run folder with evaluation.json or evaluations/: prints its tables and writes\n"
+    "FOLDER/evaluation.svg.\n";
 
 void run(const std::string& folder) {
+  if (flanmoe::has_evaluation(folder)) {
+    const auto evaluation = flanmoe::read_evaluation_report(folder);
+    for (const auto& line : flanmoe::evaluation_report_table(evaluation)) fmt::print("{}\n", line);
+    flanmoe::publish_text_file(folder + "/evaluation.svg", flanmoe::evaluation_report_svg(evaluation));
+    fmt::print("written: {}/evaluation.svg\n", folder);
+    return;
+  }
   const flanmoe::Report report = flanmoe::read_report(folder);
   for (const auto& line : flanmoe::report_table(report)) fmt::print("{}\n", line);
   flanmoe::publish_text_file(folder + "/summary.json", flanmoe::json_text(flanmoe::report_json(report), 2) + "\n");

@@ -50,6 +50,11 @@ void reset_part_seconds() {
   clock_of_thread().seconds.fill(0.0);
 }
 
+void restore_part_seconds(const std::array<double, int(Part::count)>& seconds) {
+  switch_to(clock_of_thread().current);
+  clock_of_thread().seconds = seconds;
+}
+
 PartScope::PartScope(Part part) : outer_(clock_of_thread().current) { switch_to(part); }
 PartScope::~PartScope() { switch_to(outer_); }
 

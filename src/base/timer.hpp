@@ -12,6 +12,8 @@ const char* name_of(Part part);
 /// Seconds per part since the last reset, of the calling (main) thread.
 std::array<double, int(Part::count)> part_seconds();
 void reset_part_seconds();
+/// Takes back what was counted since part_seconds() gave these.
+void restore_part_seconds(const std::array<double, int(Part::count)>& seconds);
 
 class PartScope {
  public:

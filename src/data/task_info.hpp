@@ -26,7 +26,7 @@ inline constexpr std::array<const char*, 6> kExtractionNames = {"automatic", "te
 
 /// Which measurement is the task's score.
 enum class ScoreRule : std::uint8_t {
-  automatic,    // acc where the example has choices, otherwise exact_match
+  automatic,    // acc where the example has choices and is no chain of thought, otherwise exact_match
   exact_match,  // generated and extracted answer equals one of the right answers
   acc,          // the right choice is the likeliest
   acc_norm,     // the same per byte

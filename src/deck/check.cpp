@@ -159,17 +159,22 @@ void check_decoding(const EvaluateDeck& evaluate, Problems& problems) {
   }
 }
 
+/// What the evaluate stage needs, and a training that measures itself.
+void check_evaluation(const Deck& deck, Problems& problems) {
+  check_shards("evaluate.shards", deck.evaluate.shards, deck.run.stage, problems);
+  if (deck.data.tokenizer.empty()) problems.add("data.tokenizer is empty: an evaluation compares text and needs it");
+  if (!deck.evaluate.generate && !deck.evaluate.rank)
+    problems.add("evaluate.generate and evaluate.rank are both false: expected at least one to measure");
+  check_decoding(deck.evaluate, problems);
+}
+
 void check_inputs(const Deck& deck, Problems& problems) {
   if (trains(deck)) {
     check_shards("data.train", deck.data.train, deck.run.stage, problems);
     check_weights(deck.data.weights, problems);
+    if (deck.evaluate.every > 0) check_evaluation(deck, problems);
   } else {
-    check_shards("evaluate.shards", deck.evaluate.shards, deck.run.stage, problems);
-    if (deck.data.tokenizer.empty())
-      problems.add("data.tokenizer is empty: the evaluate stage compares text and needs it");
-    if (!deck.evaluate.generate && !deck.evaluate.rank)
-      problems.add("evaluate.generate and evaluate.rank are both false: expected at least one to measure");
-    check_decoding(deck.evaluate, problems);
+    check_evaluation(deck, problems);
     if (deck.run.init_from.empty() && !fs::is_directory(fs::path(deck.run.dir) / "checkpoints"))
       add(problems,
           "run.init_from is empty and {}/checkpoints does not exist: the evaluate stage needs trained weights",

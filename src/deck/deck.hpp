@@ -108,6 +108,7 @@ struct EvaluateDeck {
   std::string shards;  // shard files with evaluation examples
   std::string tasks = "*";
   std::string split = "test";
+  std::int64_t every = 0;        // inside a training, after so many steps; 0: never
   std::int64_t limit = 0;        // examples per task and variant; 0: all
   std::int64_t batch_rows = 32;  // examples decoded together on a rank
   std::int64_t max_new_tokens = 64;

@@ -201,6 +201,8 @@ void add_evaluate(std::vector<Parameter>& table) {
   rows.text("shards", &S::shards, "Evaluation shards: paths or patterns, separated by spaces.");
   rows.text("tasks", &S::tasks, "Tasks to evaluate: name patterns, separated by spaces.");
   rows.required_text("split", &S::split, "Split of the shards to evaluate on.");
+  rows.number("every", &S::every, at_least(0), "steps",
+              "A training measures itself after so many steps, into RUN/evaluations; 0: never.");
   rows.number("limit", &S::limit, at_least(0), "examples", "Examples of each task and variant; 0: all.");
   rows.number("batch_rows", &S::batch_rows, at_least(1), "examples", "Examples that a rank decodes together.");
   rows.number("max_new_tokens", &S::max_new_tokens, at_least(1), "tokens", "Longest answer that is generated.");

@@ -6,86 +6,13 @@
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "checkpoint/checkpoint.hpp"
-#include "data/patterns.hpp"
-#include "data/tokenizer.hpp"
-#include "evaluate/examples.hpp"
-#include "evaluate/predict.hpp"
+#include "evaluate/journal.hpp"
 #include "evaluate/scoreboard.hpp"
+#include "evaluate/session.hpp"
 #include "parallel/together.hpp"
 
 namespace flanmoe {
 namespace {
-
-constexpr int file_version = 2;
-
-/// Path, size and time of change of a file: enough to notice that an evaluation is out of date.
-std::string identity_of(const std::string& path) {
-  const auto changed = std::filesystem::last_write_time(path).time_since_epoch().count();
-  return fmt::format("{} {} {}\n", path, std::filesystem::file_size(path), changed);
-}
-
-std::string fingerprint_of(const Deck& deck, const std::string& checkpoint, const std::vector<std::string>& shards) {
-  std::string text = print_deck(deck) + identity_of(checkpoint + "/checkpoint.h5") + identity_of(deck.data.tokenizer);
-  for (const auto& shard : shards) text += identity_of(shard);
-  return fmt::format("{:016x}", hash_name(text));
-}
-
-void check_tokenizer(const Deck& deck, const EvaluationExamples& examples, const Tokenizer& tokenizer,
-                     const CheckpointInfo& info, const std::string& checkpoint) {
-  const std::string& shards = examples.tokenizer().fingerprint;
-  const std::string file = tokenizer.identity().fingerprint;
-  if (file != shards) {
-    usage_fail("data.tokenizer: {} has fingerprint {}, the shards of evaluate.shards were made with {}",
-               deck.data.tokenizer, file, shards);
-  }
-  if (!info.tokenizer_fingerprint.empty() && info.tokenizer_fingerprint != shards) {
-    usage_fail("run.init_from: {} was trained with tokenizer {}, the shards of evaluate.shards were made with {}",
-               checkpoint, info.tokenizer_fingerprint, shards);
-  }
-  if (examples.tokenizer().vocabulary > deck.model.vocabulary) {
-    usage_fail("model.vocabulary is {}, the tokenizer of evaluate.shards has {} pieces", deck.model.vocabulary,
-               examples.tokenizer().vocabulary);
-  }
-}
-
-PredictionTask make_task(const Deck& deck, const EvaluationExamples& examples, const Tokenizer& tokenizer,
-                         const Communicator& world) {
-  std::vector<std::int64_t> lengths(std::size_t(examples.size()));
-  for (std::int64_t i = 0; i < examples.size(); ++i) lengths[std::size_t(i)] = examples.input_length(i);
-  PredictionTask task;
-  task.total = examples.size();
-  task.longest_input = deck.batch.input_length;
-  task.held_out = split_words(deck.data.exclude_tasks);
-  task.stop = stop_strings(deck.evaluate);
-  task.decode = [&tokenizer](const TokenIds& ids) { return tokenizer.decode(ids); };
-  for (const auto& round : plan_rounds(lengths, world.size(), world.rank(), deck.evaluate.batch_rows)) {
-    task.rounds.push_back(std::int64_t(round.size()));
-    for (const auto i : round) {
-      task.ordinals.push_back(i);
-      task.ids.push_back(examples.id(i));
-      task.infos.push_back(examples.task_info(i));
-      task.examples.push_back(examples.read(i));
-    }
-  }
-  return task;
-}
-
-DecodingOptions decoding_options(const Deck& deck, const PredictionTask& task) {
-  const EvaluateDeck& e = deck.evaluate;
-  DecodingOptions options{.max_new_tokens = e.max_new_tokens,
-                          .beams = e.beams,
-                          .length_penalty = e.length_penalty,
-                          .temperature = e.temperature,
-                          .top_k = e.top_k,
-                          .top_p = e.top_p,
-                          .seed = std::uint64_t(deck.run.seed)};
-  if (task.stop.empty()) return options;
-  options.ends = [&task](const TokenIds& ids) {
-    const std::string text = task.decode(ids);
-    return cut_at_stop(text, task.stop).size() < text.size();
-  };
-  return options;
-}
 
 /// A model with its memory, for inference.
 class LoadedModel {
@@ -107,15 +34,13 @@ class LoadedModel {
     scratch_.rewind();
     model_->lay(activations_, scratch_, limits, false);
     context_.scratch = &scratch_;
+    const auto mib = [](const Arena& arena) { return double(arena.measured()) / (1 << 20); };
+    log_info("memory: weights {:.1f} + activations {:.1f} + scratch {:.1f} MiB on the first rank", mib(weights_),
+             mib(activations_), mib(scratch_));
     info_ = read_weights(checkpoint, store_, context_, kernels_, communicators.world);
   }
 
-  Predictor predictor(const DecodingOptions& options) {
-    return {[this, options](const std::vector<GenerateRequest>& requests) {
-              return generate(*model_, context_, requests, options);
-            },
-            [this](const std::vector<ScoreRequest>& requests) { return score_targets(*model_, context_, requests); }};
-  }
+  Predictor predictor(const DecodingOptions& options) { return predictor_of(*model_, context_, options); }
   const CheckpointInfo& info() const { return info_; }
 
  private:
@@ -126,37 +51,6 @@ class LoadedModel {
   std::unique_ptr<Model> model_;
   CheckpointInfo info_;
 };
-
-BatchLimits same_on_all_ranks(BatchLimits limits, const Communicator& world) {
-  std::int64_t values[] = {limits.rows, limits.encoder_tokens, limits.decoder_tokens, limits.longest_input,
-                           limits.longest_target};
-  world.all_reduce(std::span<std::int64_t>(values), ReduceOp::max);
-  return {values[0], values[1], values[2], values[3], values[4]};
-}
-
-Json make_evaluation(const Deck& deck, const CheckpointInfo& info, const std::string& checkpoint,
-                     const std::vector<Prediction>& predictions, double seconds) {
-  std::vector<Outcome> outcomes;
-  std::int64_t generated = 0;
-  for (const auto& p : predictions) {
-    outcomes.push_back(p.outcome);
-    generated += p.outcome.generated_tokens;
-  }
-  Json j;
-  j["version"] = file_version;
-  j["checkpoint"] = checkpoint;
-  j["step"] = info.step;
-  j["tokens_seen"] = info.tokens_seen;
-  j["split"] = deck.evaluate.split;
-  j["limit_per_task_and_variant"] = deck.evaluate.limit;
-  j["max_new_tokens"] = deck.evaluate.max_new_tokens;
-  j["examples"] = predictions.size();
-  j["seconds"] = seconds;
-  j["generated_tokens"] = generated;
-  j["definitions"] = score_definitions();
-  put_scores(j, outcomes);
-  return j;
-}
 
 void print_table(const Json& evaluation) {
   for (const auto& line : score_table(evaluation)) log_line(line);
@@ -173,12 +67,24 @@ bool already_done(const std::string& path, const std::string& fingerprint) {
 }
 
 void write_results(const Deck& deck, const Json& evaluation, const std::vector<Prediction>& predictions) {
-  std::string lines;
-  for (const auto& p : predictions) lines += json_text(p.record, -1) + "\n";
-  publish_text_file(deck.run.dir + "/predictions.jsonl", lines);
+  publish_text_file(deck.run.dir + "/predictions.jsonl", prediction_lines(predictions));
   publish_text_file(deck.run.dir + "/evaluation.deck", print_deck(deck));
   // Last: its presence says that the others are complete.
   publish_text_file(deck.run.dir + "/evaluation.json", json_text(evaluation, 2) + "\n");
+}
+
+/// Ordinals of the examples that a killed evaluation has measured, ascending, on every rank. Collective.
+std::vector<std::int64_t> done_before(const std::optional<PredictionJournal>& journal, const Communicator& world) {
+  std::vector<std::int64_t> done;
+  if (journal) {
+    for (const Prediction& p : journal->done()) done.push_back(p.ordinal);
+  }
+  std::sort(done.begin(), done.end());
+  auto count = std::int64_t(done.size());
+  world.broadcast(std::span(&count, 1), 0);
+  done.resize(std::size_t(count));
+  if (count > 0) world.broadcast(std::span(done), 0);
+  return done;
 }
 
 }  // namespace
@@ -196,46 +102,53 @@ std::string find_weights(const RunDeck& run) {
 void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators) {
   const Communicator& world = communicators.world;
   const double start = seconds_now();
-  if (deck.data.tokenizer.empty()) usage_fail("data.tokenizer: an evaluation needs the SentencePiece model");
 
-  // 1. What is measured, and whether that was done before.
+  // 1. What is measured, and whether that was done before, or begun.
   std::string checkpoint;
   on_root(world, [&] { checkpoint = find_weights(deck.run); });
   checkpoint = world.broadcast(checkpoint, 0);
-  std::optional<EvaluationExamples> examples;
-  std::optional<Tokenizer> tokenizer;
+  std::optional<EvaluationSession> session;
   together(world, [&] {
-    examples.emplace(deck);
-    tokenizer.emplace(deck.data.tokenizer);
-    check_tokenizer(deck, *examples, *tokenizer, read_checkpoint_info(checkpoint), checkpoint);
+    session.emplace(deck);
+    session->check_weights(read_checkpoint_info(checkpoint).tokenizer_fingerprint, "run.init_from: " + checkpoint);
   });
   const std::string result = deck.run.dir + "/evaluation.json";
   std::string fingerprint;
+  std::optional<PredictionJournal> journal;  // rank 0
   std::int32_t done = 0;
   on_root(world, [&] {
-    fingerprint = fingerprint_of(deck, checkpoint, examples->files());
+    fingerprint = session->fingerprint(identity_of(checkpoint + "/checkpoint.h5"));
     done = already_done(result, fingerprint);
+    if (done != 0) return;
+    std::filesystem::create_directories(deck.run.dir);
+    journal.emplace(deck.run.dir + "/predictions.unfinished", fingerprint);
   });
   if (world.all_reduce(done, ReduceOp::max) != 0) return;
+  const auto before = done_before(journal, world);
 
   // 2. The model, with memory for the examples of this rank.
   PredictionTask task;
-  together(world, [&] { task = make_task(deck, *examples, *tokenizer, world); });
+  together(world, [&] { task = session->task(world, before); });
   const BatchLimits limits = same_on_all_ranks(prediction_limits(task, deck.evaluate), world);
   LoadedModel model(deck, grid, communicators, limits, checkpoint);
 
   // 3. The measurement.
-  log_info("evaluate {} examples of {} on {} ranks with {} (step {})", task.total, deck.evaluate.shards, world.size(),
-           checkpoint, model.info().step);
-  const auto predictions = predict(task, deck.evaluate, model.predictor(decoding_options(deck, task)), world);
+  log_info("evaluate {} examples of {} on {} ranks with {} (step {}){}", task.total, deck.evaluate.shards, world.size(),
+           checkpoint, model.info().step,
+           before.empty() ? "" : fmt::format("; {} others were measured before", before.size()));
+  auto predictions = predict(task, deck.evaluate, model.predictor(session->decoding()), world,
+                             [&](const std::vector<Prediction>& round) { journal->append(round); });
 
   // 4. What came of it.
   on_root(world, [&] {
-    Json evaluation = make_evaluation(deck, model.info(), checkpoint, predictions, seconds_now() - start);
+    predictions.insert(predictions.end(), journal->done().begin(), journal->done().end());
+    sort_by_example(predictions);
+    const MeasuredWeights weights{checkpoint, model.info().step, model.info().tokens_seen};
+    Json evaluation = evaluation_json(deck, weights, predictions, seconds_now() - start);
     evaluation["fingerprint"] = fingerprint;
     evaluation["ranks"] = world.size();
-    std::filesystem::create_directories(deck.run.dir);
     write_results(deck, evaluation, predictions);
+    journal->remove();
     print_table(evaluation);
     log_info("written: {}", result);
   });

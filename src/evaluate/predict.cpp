@@ -162,8 +162,22 @@ std::vector<Prediction> gather(const std::vector<Prediction>& mine, const Commun
 
 }  // namespace
 
+void sort_by_example(std::vector<Prediction>& predictions) {
+  std::sort(predictions.begin(), predictions.end(),
+            [](const Prediction& a, const Prediction& b) { return a.ordinal < b.ordinal; });
+}
+
+Predictor predictor_of(Model& model, KernelContext& context, const DecodingOptions& options) {
+  return {[&model, &context, options](const std::vector<GenerateRequest>& requests) {
+            return generate(model, context, requests, options);
+          },
+          [&model, &context](const std::vector<ScoreRequest>& requests) {
+            return score_targets(model, context, requests);
+          }};
+}
+
 Json to_json(const Prediction& p) {
-  const Outcome& o = p.outcome;
+  const ExampleOutcome& o = p.outcome;
   const TaskInfo& i = o.info;
   return {p.ordinal,
           o.task,
@@ -187,7 +201,7 @@ Json to_json(const Prediction& p) {
 
 Prediction prediction_from_json(const Json& j) {
   Prediction p;
-  Outcome& o = p.outcome;
+  ExampleOutcome& o = p.outcome;
   std::size_t i = 0;
   const auto next = [&](auto& value) { value = j.at(i++).get<std::decay_t<decltype(value)>>(); };
   next(p.ordinal), next(o.task), next(o.category), next(o.variant);
@@ -259,7 +273,7 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
                     share * double(task.total) / std::max(seconds, 1e-9), seconds * (1 - share) / share / 60),
         last);
   }
-  std::sort(all.begin(), all.end(), [](const Prediction& a, const Prediction& b) { return a.ordinal < b.ordinal; });
+  sort_by_example(all);
   return all;
 }
 

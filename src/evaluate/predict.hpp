@@ -43,7 +43,7 @@ std::string cut_at_stop(const std::string& text, const std::vector<std::string>&
 /// One measured example.
 struct Prediction {
   std::int64_t ordinal = 0;
-  Outcome outcome;
+  ExampleOutcome outcome;
   Json record;  // a line of predictions.jsonl
 };
 
@@ -53,6 +53,12 @@ BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& de
 Json to_json(const Prediction& prediction);
 /// Throws Json::exception when it is none.
 Prediction prediction_from_json(const Json& json);
+
+/// By ordinal.
+void sort_by_example(std::vector<Prediction>& predictions);
+
+/// What a model with its memory answers; both are used by reference.
+Predictor predictor_of(Model& model, KernelContext& context, const DecodingOptions& options);
 
 /// Sees the predictions of a round, on rank 0.
 using KeepRound = std::function<void(const std::vector<Prediction>&)>;

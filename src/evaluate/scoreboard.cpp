@@ -183,7 +183,7 @@ Json to_json(const NormalizedAverage& average) {
   return j;
 }
 
-void put_scores(Json& evaluation, const std::vector<Outcome>& outcomes) {
+void put_scores(Json& evaluation, const std::vector<ExampleOutcome>& outcomes) {
   const auto scores = score_tasks(outcomes);
   const auto benchmarks = score_benchmarks(scores);
   for (const char* list : {"tasks", "averages", "benchmarks", "normalized_averages"}) evaluation[list] = Json::array();
@@ -194,6 +194,19 @@ void put_scores(Json& evaluation, const std::vector<Outcome>& outcomes) {
   for (const auto& average : normalized_averages(benchmarks)) {
     evaluation["normalized_averages"].push_back(to_json(average));
   }
+}
+
+std::vector<std::string> average_lines(const Json& evaluation) {
+  std::vector<std::string> lines;
+  for (const Json& row : evaluation.at("averages")) {
+    std::string line = fmt::format("{}, {}:", row.at("set") == "held_out" ? "held-out tasks" : "held-in tasks",
+                                   row.at("variant").get<std::string>());
+    for (const char* name : {"exact_match", "acc", "rouge_l"}) {
+      if (!row.at(name).is_null()) line += fmt::format(" {} {}%", name, percent_cell(row, name));
+    }
+    lines.push_back(line);
+  }
+  return lines;
 }
 
 std::vector<std::string> score_table(const Json& evaluation) {

@@ -17,7 +17,10 @@ Json to_json(const MeanScore& score);
 Json to_json(const BenchmarkScore& score);
 Json to_json(const NormalizedAverage& average);
 /// "tasks", "averages", "benchmarks" and "normalized_averages" of evaluation.json.
-void put_scores(Json& evaluation, const std::vector<Outcome>& outcomes);
+void put_scores(Json& evaluation, const std::vector<ExampleOutcome>& outcomes);
+
+/// One line for each set and variant: its averages.
+std::vector<std::string> average_lines(const Json& evaluation);
 
 /// The table of an evaluation.json, ready to print: tasks, averages, benchmarks. Percentages with their standard
 /// errors.

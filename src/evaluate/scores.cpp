@@ -37,7 +37,9 @@ const std::optional<Share>& measured(const TaskScore& score, ScoreRule rule) {
 void choose_score(TaskScore& score) {
   score.score_rule = score.info.score;
   if (score.score_rule == ScoreRule::automatic) {
-    score.score_rule = score.acc ? ScoreRule::acc : ScoreRule::exact_match;
+    // Ranking tells nothing of an answer that is to follow a rationale.
+    const bool rationale = score.variant.starts_with("cot") && score.exact_match;
+    score.score_rule = score.acc && !rationale ? ScoreRule::acc : ScoreRule::exact_match;
   }
   if (!measured(score, score.score_rule)) {
     score.score_rule = score.exact_match ? ScoreRule::exact_match : ScoreRule::acc;
@@ -115,10 +117,10 @@ Share make_mean(const std::vector<double>& values) {
   return {sum / n, values.size() == 1 ? 0 : std::sqrt(squares / (n * (n - 1))), std::int64_t(values.size())};
 }
 
-std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes) {
+std::vector<TaskScore> score_tasks(const std::vector<ExampleOutcome>& outcomes) {
   using Key = std::tuple<bool, std::string, int, std::string>;
   std::map<Key, std::pair<TaskScore, Counts>> tasks;
-  for (const Outcome& o : outcomes) {
+  for (const ExampleOutcome& o : outcomes) {
     auto& [score, counts] = tasks[{o.held_out, o.task, order_of_variant(o.variant), o.variant}];
     score.task = o.task;
     score.category = o.category;

@@ -11,7 +11,7 @@
 namespace flanmoe {
 
 /// What was measured on one example.
-struct Outcome {
+struct ExampleOutcome {
   std::string task, category, variant;
   TaskInfo info;
   bool held_out = false;  // the task was excluded from training
@@ -69,7 +69,7 @@ struct MeanScore {
 /// One score per (task, variant): held-in tasks first, then by name; variants in the order zero_shot, few_shot, cot,
 /// cot_few_shot, then others by name. Does not depend on the order of the outcomes, except for the rounding of
 /// target_nll.
-std::vector<TaskScore> score_tasks(const std::vector<Outcome>& outcomes);
+std::vector<TaskScore> score_tasks(const std::vector<ExampleOutcome>& outcomes);
 std::vector<MeanScore> average_scores(const std::vector<TaskScore>& scores);
 
 /// Index of the largest value; the first one of equals. Empty input is a LogicError.

@@ -11,6 +11,7 @@
 #include "base/hdf5.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
+#include "evaluate/in_training.hpp"
 #include "parallel/together.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
@@ -50,6 +51,7 @@ class Loop {
   void enter_folder();
   Start decide_start();
   void load(const Start& start);
+  std::vector<const Arena*> arenas() const;
   void announce() const;
   // The steps.
   Outcome steps_from(std::int64_t first);
@@ -57,6 +59,7 @@ class Loop {
   bool wants_to_stop() const;
   void report(const StepRecord& record);
   void checkpoint(std::int64_t steps);
+  void evaluate(std::int64_t steps);
 
   const Deck& deck_;
   const ProcessGrid& grid_;
@@ -68,7 +71,8 @@ class Loop {
   std::shared_ptr<BatchSource> source_;
   std::string initial_weights_;  // checkpoint folder; empty: from the seed
   std::optional<Trainer> trainer_;
-  std::size_t base_bytes_ = 0;  // resident before the arenas
+  std::optional<TrainingEvaluation> evaluation_;  // when evaluate.every asks for it
+  std::size_t base_bytes_ = 0;                    // resident before the arenas
   SessionFacts session_;
   std::optional<RunFolder> folder_;     // rank 0
   std::optional<MetricsFile> metrics_;  // rank 0
@@ -115,8 +119,13 @@ void Loop::prepare_memory() {
   if (deck_.run.device == "cpu") {
     session_.roof_flops_per_second = measure_roof(trainer_->kernels(), compute_type(deck_.run), world_);
   }
+  if (deck_.evaluate.every > 0) {
+    evaluation_.emplace(deck_, trainer_->store(), communicators_, trainer_->kernels(),
+                        source_->tokenizer_fingerprint());
+  }
   base_bytes_ = resident_bytes();
-  session_.announced_bytes = base_bytes_ + trainer_->arena_bytes();
+  session_.announced_bytes = base_bytes_;
+  for (const Arena* arena : arenas()) session_.announced_bytes += arena->measured();
 }
 
 void Loop::enter_folder() {
@@ -158,11 +167,18 @@ Start Loop::decide_start() {
   return start;
 }
 
+std::vector<const Arena*> Loop::arenas() const {
+  std::vector<const Arena*> all = trainer_->arenas();
+  if (!evaluation_) return all;
+  for (const Arena* arena : evaluation_->arenas()) all.push_back(arena);
+  return all;
+}
+
 void Loop::announce() const {
   std::array<double, 2> most = {to_mib(session_.announced_bytes), to_mib(base_bytes_)};
   world_.all_reduce(std::span<double>(most), ReduceOp::max);
   std::string parts;
-  for (const Arena* arena : trainer_->arenas()) {
+  for (const Arena* arena : arenas()) {
     parts += fmt::format("{} {:.1f} + ", arena->name(), world_.all_reduce(to_mib(arena->measured()), ReduceOp::max));
   }
   log_info("{}: {} parameters, {} ranks ({} data x {} expert), {} threads each, {} {}", deck_.run.stage,
@@ -184,6 +200,7 @@ void Loop::announce() const {
 
 void Loop::load(const Start& start) {
   trainer_->commit_memory();
+  if (evaluation_) evaluation_->commit_memory();
   CheckpointInfo info;
   if (!start.checkpoint.empty()) {
     info = trainer_->go_on_from(start.checkpoint);
@@ -254,13 +271,24 @@ void Loop::checkpoint(std::int64_t steps) {
   trainer_->save(deck_.run.dir, info, deck_.checkpoint.keep);
 }
 
+/// Measures the weights after `steps` steps; the clocks of the training stand still meanwhile.
+void Loop::evaluate(std::int64_t steps) {
+  const double start = seconds_now();
+  const auto parts = part_seconds();
+  evaluation_->measure(steps, tokens_seen_);
+  restore_part_seconds(parts);
+  reported_at_ += seconds_now() - start;
+}
+
 Outcome Loop::steps_from(std::int64_t first) {
   const RankRows rows = RankRows::of(deck_.batch, grid_);
   Prefetcher prefetcher(source_, first, deck_.run.steps, rows.first, rows.rows, rows.microbatch, deck_.data.prefetch);
   reset_part_seconds();
   reported_at_ = seconds_now();
   reported_step_ = first;
-  const std::int64_t every = deck_.checkpoint.every;
+  const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every;
+  // A run that was ended between its checkpoint and the evaluation of the same step.
+  if (evaluation_ && first > 0 && first % measure_every == 0 && !evaluation_->is_done(first)) evaluate(first);
   for (std::int64_t step = first; step < deck_.run.steps; ++step) {
     const Trainer::StepOutcome outcome = one_step(prefetcher, step);
     report(outcome.record);
@@ -272,6 +300,7 @@ Outcome Loop::steps_from(std::int64_t first) {
                deck_.run.steps);
       return Outcome::stopped;
     }
+    if (evaluation_ && done % measure_every == 0) evaluate(done);
   }
   return Outcome::done;
 }

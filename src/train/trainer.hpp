@@ -53,6 +53,7 @@ class Trainer {
   StepOutcome step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked);
 
   const ParameterStore& store() const { return store_; }
+  ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return kernels_; }
 
  private:

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/log.hpp"
@@ -11,8 +12,10 @@
 #include "checkpoint_fixture.hpp"
 #include "data/tokenizer.hpp"
 #include "evaluate/files.hpp"
+#include "evaluate/predict.hpp"
 #include "model_fixture.hpp"
 #include "optimizer_fixture.hpp"
+#include "tensor/philox.hpp"
 
 namespace flanmoe {
 namespace {
@@ -52,6 +55,37 @@ class Bench {
     run_evaluation(deck, grid, Communicators::make(group, grid));
     world_.barrier();
     return deck.run.dir;
+  }
+
+  /// Questions whose right choice is drawn by lot, as the benchmark "qa"; the deck measures them by ranking.
+  void write_questions(int count) {
+    deck.evaluate.shards = folder_.path() + "/questions.shard";
+    deck.evaluate.generate = false;
+    if (world_.rank() == 0) {
+      const Tokenizer tokenizer(deck.data.tokenizer);
+      ShardWriter writer(deck.evaluate.shards, tokenizer.identity());
+      writer.describe_task("arc_easy", published_task("qa", "arc_easy").value());
+      const RandomKey key{.seed = 3};
+      for (int i = 0; i < count; ++i) {
+        Example e;
+        e.task = std::string("arc_easy");
+        e.variant = "zero_shot";
+        e.split = "test";
+        const auto token = [&](std::uint32_t place) {
+          return std::int32_t(3 + key.below(180, std::uint64_t(i), place));
+        };
+        for (std::uint32_t t = 0; t < 8; ++t) e.input.push_back(token(t));
+        for (std::uint32_t c = 0; c < 4; ++c) {
+          e.choices.push_back({token(20 + 2 * c), token(21 + 2 * c)});
+          e.choice_bytes.push_back(4);
+        }
+        e.gold = std::int32_t(key.below(4, std::uint64_t(i), 40));
+        e.target = e.choices[std::size_t(e.gold)];
+        writer.add(e);
+      }
+      writer.finish();
+    }
+    world_.barrier();
   }
 
   Deck deck;
@@ -185,6 +219,62 @@ TEST(Evaluate, ASecondRunOfTheSameInputsIsSkippedAndOthersAreNot) {
   bench.deck.evaluate.limit = 2;
   bench.evaluate(world, 1, "run");
   EXPECT_FALSE(marked()) << "another deck was taken for the same";
+}
+
+/// Two characters of some output that no single token writes; empty when there are none.
+std::string text_across_tokens(const std::vector<Json>& predictions, const Tokenizer& tokenizer) {
+  const auto in_one_token = [&](const std::string& text) {
+    for (std::int32_t id = 0; id < tokenizer.vocabulary(); ++id) {
+      if (tokenizer.decode(TokenIds{id}).find(text) != std::string::npos) return true;
+    }
+    return false;
+  };
+  for (const Json& p : predictions) {
+    const auto output = p.at("output").get<std::string>();
+    for (std::size_t i = 0; i + 2 <= output.size(); ++i) {
+      const std::string text = output.substr(i, 2);
+      const bool plain =
+          std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~' && c != '\\' && c != '|'; });
+      if (plain && !in_one_token(text)) return text;
+    }
+  }
+  return "";
+}
+
+TEST(Evaluate, StopStringsEndTextsAcrossTokens) {
+  const Communicator world = Communicator::world();
+  Bench bench(world);
+  bench.deck.evaluate.max_new_tokens = 12;
+  const auto open = read_json_lines(bench.evaluate(world, 1, "open") + "/predictions.jsonl");
+  bench.deck.evaluate.stop = text_across_tokens(open, Tokenizer(bench.deck.data.tokenizer));
+  ASSERT_FALSE(bench.deck.evaluate.stop.empty());
+  const auto stopped = read_json_lines(bench.evaluate(world, 1, "stopped") + "/predictions.jsonl");
+  ASSERT_EQ(open.size(), stopped.size());
+  int cut = 0;
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    const auto text = open[i].at("output").get<std::string>();
+    const std::string expected = cut_at_stop(text, {bench.deck.evaluate.stop});
+    EXPECT_EQ(stopped[i].at("output"), expected);
+    cut += expected != text;
+    EXPECT_EQ(stopped[i].at("unfinished"), expected == text && open[i].at("unfinished").get<bool>());
+  }
+  EXPECT_GT(cut, 0);
+}
+
+TEST(Evaluate, ARandomModelScoresChance) {
+  const Communicator world = Communicator::world();
+  Bench bench(world);
+  constexpr int count = 400;
+  bench.write_questions(count);
+  const Json evaluation = read_json_file(bench.evaluate(world, 1, "questions", 16) + "/evaluation.json");
+  const Json& qa = evaluation.at("benchmarks").at(0);
+  const double error = std::sqrt(0.25 * 0.75 / count);
+  EXPECT_EQ(qa.at("benchmark"), "qa");
+  EXPECT_EQ(qa.at("n"), count);
+  EXPECT_EQ(qa.at("chance"), 0.25);
+  EXPECT_NEAR(qa.at("score").get<double>(), 0.25, 3 * error);
+  EXPECT_NEAR(qa.at("normalized_score").get<double>(), 0, 3 * 100 * error / 0.75);
+  EXPECT_GT(qa.at("score").get<double>(), 0.0);
 }
 
 TEST(Evaluate, WrongInputsAreUsageErrorsOnEveryRank) {

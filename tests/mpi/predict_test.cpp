@@ -119,7 +119,7 @@ TEST(Predict, ResultsDoNotDependOnRanksOrBatches) {
     }
     EXPECT_EQ(lines_of(got), lines_of(expected)) << rows << " rows";
     ASSERT_EQ(got.size(), expected.size());
-    std::vector<Outcome> a, b;
+    std::vector<ExampleOutcome> a, b;
     for (std::size_t i = 0; i < got.size(); ++i) a.push_back(got[i].outcome), b.push_back(expected[i].outcome);
     const auto x = score_tasks(a), y = score_tasks(b);
     ASSERT_EQ(x.size(), 4U);

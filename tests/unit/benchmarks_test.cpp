@@ -12,10 +12,10 @@ namespace flanmoe {
 namespace {
 
 /// `right` of `n` predictions of a task are right, by generation or by ranking.
-void add(std::vector<Outcome>& all, const char* benchmark, const char* task, const char* variant, int right, int n,
-         bool ranked = false) {
+void add(std::vector<ExampleOutcome>& all, const char* benchmark, const char* task, const char* variant, int right,
+         int n, bool ranked = false) {
   for (int i = 0; i < n; ++i) {
-    Outcome o;
+    ExampleOutcome o;
     o.task = task;
     o.variant = variant;
     o.info = published_task(benchmark, task).value();
@@ -27,8 +27,8 @@ void add(std::vector<Outcome>& all, const char* benchmark, const char* task, con
   }
 }
 
-std::vector<Outcome> predictions() {
-  std::vector<Outcome> all;
+std::vector<ExampleOutcome> predictions() {
+  std::vector<ExampleOutcome> all;
   add(all, "mmlu", "astronomy", "few_shot", 6, 8, true);                 // STEM: 0.75
   add(all, "mmlu", "machine_learning", "few_shot", 1, 4, true);          // STEM: 0.25
   add(all, "mmlu", "virology", "few_shot", 1, 2, true);                  // other: 0.5
@@ -109,7 +109,7 @@ TEST(Benchmarks, NormalizedAveragesAreThoseOfTheLiterature) {
 }
 
 TEST(Benchmarks, TheScoreThatCountsIsTheTasksOrWhatWasMeasured) {
-  Outcome o;
+  ExampleOutcome o;
   o.task = "t";
   o.variant = "zero_shot";
   o.info.score = ScoreRule::acc_norm;
@@ -122,6 +122,11 @@ TEST(Benchmarks, TheScoreThatCountsIsTheTasksOrWhatWasMeasured) {
   EXPECT_EQ(score_tasks({o})[0].normalized_score, 100.0);
   o.info.score = ScoreRule::acc;
   EXPECT_EQ(score_tasks({o})[0].score->value, 0.0);
+  o.info.score = ScoreRule::automatic;
+  EXPECT_EQ(score_tasks({o})[0].score_rule, ScoreRule::acc);
+  o.variant = "cot_few_shot";
+  EXPECT_EQ(score_tasks({o})[0].score_rule, ScoreRule::exact_match);
+  o.info.score = ScoreRule::acc;
   o.choices = 0;
   EXPECT_EQ(score_tasks({o})[0].score_rule, ScoreRule::exact_match);
   EXPECT_EQ(score_tasks({o})[0].score->value, 1.0);
@@ -130,9 +135,9 @@ TEST(Benchmarks, TheScoreThatCountsIsTheTasksOrWhatWasMeasured) {
 }
 
 TEST(Benchmarks, RougeLIsAMeanWithItsError) {
-  std::vector<Outcome> all;
+  std::vector<ExampleOutcome> all;
   for (const double value : {0.2, 0.4, 0.9}) {
-    Outcome o;
+    ExampleOutcome o;
     o.task = "task001";
     o.variant = "few_shot";
     o.info = published_task("niv2", "task001").value();

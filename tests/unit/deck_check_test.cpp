@@ -234,5 +234,15 @@ TEST_F(DeckCheck, StopStringsAreSplitAndUnescaped) {
   expect_problem("behind a backslash");
 }
 
+TEST_F(DeckCheck, ATrainingThatMeasuresItselfNeedsWhatAnEvaluationNeeds) {
+  EXPECT_EQ(problems(), "");
+  deck_.evaluate.every = 5;
+  expect_problem("evaluate.shards is empty");
+  expect_problem("data.tokenizer is empty");
+  deck_.evaluate.shards = (folder_ / "a.h5").string();
+  deck_.data.tokenizer = (folder_ / "tokenizer.model").string();
+  EXPECT_EQ(problems(), "");
+}
+
 }  // namespace
 }  // namespace flanmoe

@@ -175,6 +175,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "evaluate.shards",
                                              "evaluate.tasks",
                                              "evaluate.split",
+                                             "evaluate.every",
                                              "evaluate.limit",
                                              "evaluate.batch_rows",
                                              "evaluate.max_new_tokens",

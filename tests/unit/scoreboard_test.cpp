@@ -8,10 +8,10 @@
 namespace flanmoe {
 namespace {
 
-std::vector<Outcome> outcomes() {
-  std::vector<Outcome> all;
+std::vector<ExampleOutcome> outcomes() {
+  std::vector<ExampleOutcome> all;
   for (int i = 0; i < 8; ++i) {
-    Outcome o;
+    ExampleOutcome o;
     o.task = i < 4 ? "synonym" : "sums";
     o.category = i < 4 ? "words" : "numbers";
     o.variant = i < 4 ? "zero_shot" : "cot";
@@ -62,7 +62,8 @@ TEST(Scoreboard, JsonHoldsTheMeasuredScoresAndNullForTheOthers) {
 
 TEST(Scoreboard, EveryScoreOfTheFileIsDefined) {
   const Json definitions = score_definitions();
-  for (const char* name : {"exact_match", "acc", "acc_norm", "rouge_l", "score", "chance", "normalized_score", "nll_per_token"}) {
+  for (const char* name :
+       {"exact_match", "acc", "acc_norm", "rouge_l", "score", "chance", "normalized_score", "nll_per_token"}) {
     EXPECT_TRUE(definitions.contains(name)) << name;
     EXPECT_TRUE(evaluation().at("tasks").at(0).contains(name)) << name;
   }

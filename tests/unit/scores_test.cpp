@@ -10,9 +10,9 @@
 namespace flanmoe {
 namespace {
 
-Outcome outcome(const char* task, const char* variant, bool held_out, bool exact, std::int64_t choices = 0,
-                bool acc = false, bool acc_norm = false) {
-  Outcome o;
+ExampleOutcome outcome(const char* task, const char* variant, bool held_out, bool exact, std::int64_t choices = 0,
+                       bool acc = false, bool acc_norm = false) {
+  ExampleOutcome o;
   o.task = task;
   o.category = "words";
   o.variant = variant;
@@ -28,7 +28,7 @@ Outcome outcome(const char* task, const char* variant, bool held_out, bool exact
   return o;
 }
 
-std::vector<Outcome> sample() {
+std::vector<ExampleOutcome> sample() {
   return {
       outcome("synonym", "few_shot", false, true, 4, true, false),
       outcome("synonym", "zero_shot", false, true, 4, true, true),
@@ -102,7 +102,7 @@ TEST(Scores, OrderOfOutcomesDoesNotMatter) {
 }
 
 TEST(Scores, NothingGeneratedIsAbsentNotZero) {
-  Outcome o = outcome("synonym", "zero_shot", false, false, 2, true, true);
+  ExampleOutcome o = outcome("synonym", "zero_shot", false, false, 2, true, true);
   o.generated = false;
   const auto scores = score_tasks({o});
   EXPECT_FALSE(scores[0].exact_match.has_value());
