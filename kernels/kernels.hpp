@@ -13,6 +13,7 @@
 
 #include "kernels/activation.hpp"
 #include "kernels/attention.hpp"
+#include "kernels/column_scale.hpp"
 #include "kernels/cross_entropy.hpp"
 #include "kernels/dropout.hpp"
 #include "kernels/elementwise.hpp"
@@ -36,6 +37,7 @@ struct Kernels {
   const RelativeBiasKernels& relative_bias;
   const RotaryKernels& rotary;
   const ActivationKernels& activation;
+  const ColumnScaleKernels& column_scale;
   const DropoutKernels& dropout;
   const EmbeddingKernels& embedding;
   const CrossEntropyKernels& cross_entropy;

@@ -31,6 +31,9 @@ struct OptimizerKernels {
                              const Tensor& g, const AdafactorStep&);
   /// The same with a full second moment v of the shape of p: u = g * rsqrt(v).
   void (*adafactor_full)(KernelContext&, const Tensor& p, const Tensor& v, const Tensor& g, const AdafactorStep&);
+  /// b (1 x E) moves by `rate` towards even counts: b += rate * sign(mean count - count), and stays where the count is
+  /// the mean. Counts are whole numbers.
+  void (*balance)(KernelContext&, const Tensor& b, const Tensor& count, double rate);
   /// Sum of squares in fp64 of a contiguous tensor, in blocks of fixed size summed by a binary tree of fixed shape.
   double (*sum_of_squares)(KernelContext&, const Tensor& x);
   /// Bytes of scratch that the update of a rows x cols matrix needs.

@@ -23,9 +23,9 @@ std::vector<std::int64_t> routed_boundaries(const Kernels& k, std::int64_t exper
   const Tensor p = bench.tensor(DType::f32, kTokens, experts);
   const Tensor log_z = bench.tensor(DType::f32, kTokens, 1);
   const Tensor choice = bench.indices(kTokens, top_k, 1);
-  const Tensor weight = bench.tensor(DType::f32, kTokens, top_k);
   k.matmul.product(bench.context(), logits, x, Transpose::no, router, Transpose::no, 0);
-  k.router.top_k(bench.context(), p, log_z, choice, weight, logits, top_k > 1);
+  k.router.softmax(bench.context(), p, log_z, logits);
+  k.router.top_k(bench.context(), choice, p, {});
   std::vector<std::int64_t> first(std::size_t(experts) + 1, 0);
   for (const std::int32_t e : choice.flat<std::int32_t>()) ++first[std::size_t(e) + 1];
   for (std::size_t e = 0; e < std::size_t(experts); ++e) first[e + 1] += first[e];

@@ -19,7 +19,7 @@ class Collector {
       : k(kernels), dtype(c), bench(scratch(kernels)), results_(list) {}
 
   static std::size_t scratch(const Kernels& k) {
-    return std::max({k.norm.scratch_bytes(kTokens, kWidth), k.router.scratch_bytes(kTokens),
+    return std::max({k.norm.scratch_bytes(kTokens, kWidth), k.router.scratch_bytes(kTokens, kExperts),
                      k.optimizer.scratch_bytes(kHidden, kWidth)}) +
            4096;
   }
@@ -88,12 +88,20 @@ void measure_routing(Collector& m) {
   const Tensor weight = m.bench.tensor(DType::f32, kTokens, kTopK),
                dweight = m.bench.tensor(DType::f32, kTokens, kTopK);
   const std::vector<std::int64_t> first = {0, kTokens}, capacity = {kTokens};
-  m.add("router top-2", {logits, p, choice, weight},
-        [&] { k.router.top_k(context, p, log_z, choice, weight, logits, true); });
+  m.add("router top-2", {logits, p, choice, weight}, [&] {
+    k.router.softmax(context, p, log_z, logits);
+    k.router.top_k(context, choice, p, {});
+    k.router.weigh(context, weight, p, choice, true);
+  });
   m.add("router slots", {choice, kept, slot, token}, [&] {
+    k.router.admit(context, kept, weight, {});
     k.router.assign(context, kept, chosen, choice, p, first, capacity, SlotPriority::token_order);
     k.router.row_map(context, slot, token, count, choice, kept);
   });
+  const Tensor kept_TE = m.bench.indices(kTokens, kExperts, 1), choice_TE = m.bench.indices(kTokens, kExperts, 1);
+  const std::vector<std::int64_t> share = {kTokens / kExperts};
+  m.add("expert choice", {p, kept_TE, choice_TE},
+        [&] { k.router.expert_choice(context, kept_TE, chosen, choice_TE, p, first, share); });
   const Tensor x = m.bench.tensor(m.dtype, kTokens, kWidth), y = m.bench.tensor(m.dtype, kTokens, kWidth);
   const Tensor rows = m.bench.tensor(m.dtype, kTokens * kTopK, kWidth);
   m.add("gather to experts", {rows, rows}, [&] { k.permute.gather(context, rows, x, token); });

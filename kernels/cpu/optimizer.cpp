@@ -217,6 +217,19 @@ void adafactor_full(KernelContext& /*context*/, const Tensor& p, const Tensor& v
   });
 }
 
+void balance(KernelContext& /*context*/, const Tensor& b, const Tensor& count, double rate) {
+  expect_matrix(b, b.dtype, 1, count.cols, "b");
+  expect_like(count, b, "count");
+  with_type<float, double>(b, "b", [&]<class A>(std::type_identity<A>) {
+    double sum = 0;
+    for (const A n : count.flat<A>()) sum += double(n);
+    for (std::int64_t e = 0; e < b.cols; ++e) {
+      const double more = double(count.as<A>()[e]) * double(b.cols) - sum;  // whole numbers: exact
+      if (more != 0) b.as<A>()[e] += A(more > 0 ? -rate : rate);
+    }
+  });
+}
+
 double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
   double sum = 0;
   with_type<float, bf16>(x, "x", [&]<class C>(std::type_identity<C>) {
@@ -238,6 +251,7 @@ std::size_t scratch_bytes(std::int64_t rows, std::int64_t cols) {
 
 }  // namespace
 
-const OptimizerKernels optimizer_kernels = {adamw, adafactor_factored, adafactor_full, sum_of_squares, scratch_bytes};
+const OptimizerKernels optimizer_kernels = {adamw,   adafactor_factored, adafactor_full,
+                                            balance, sum_of_squares,     scratch_bytes};
 
 }  // namespace flanmoe::cpu

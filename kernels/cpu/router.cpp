@@ -1,12 +1,17 @@
 #include "kernels/router.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 #include "kernels/cpu/partition.hpp"
+#include "kernels/cpu/philox_words.hpp"
 #include "kernels/cpu/vector_math.hpp"
 #include "kernels/dispatch.hpp"
+#include "kernels/router_checks.hpp"
 #include "kernels/scratch.hpp"
 
 namespace flanmoe::cpu {
@@ -31,7 +36,7 @@ float largest_of(const float* x, std::int64_t n) {
 }
 
 /// p = softmax(logit); returns logsumexp.
-float softmax(float* p, const float* logit, std::int64_t E) {
+float softmax_row(float* p, const float* logit, std::int64_t E) {
   const float largest = largest_of(logit, E);
 #pragma omp simd
   for (std::int64_t e = 0; e < E; ++e) p[e] = fast_exp(logit[e] - largest);
@@ -41,45 +46,154 @@ float softmax(float* p, const float* logit, std::int64_t E) {
   return largest + std::log(sum);
 }
 
-/// The k largest in descending order, ties to the lower expert: an insertion list that most experts never enter. With
-/// NaN in p the choices are still distinct experts.
-void choose(std::int32_t* choice, std::int64_t k, const float* p, std::int64_t E) {
+void softmax(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& logits_TE) {
+  expect_softmax(p_TE, log_z_T, logits_TE);
+  const std::int64_t E = logits_TE.cols;
+  const auto* logits = logits_TE.as<float>();
+  auto* p = p_TE.as<float>();
+  auto* log_z = log_z_T.as<float>();
+  for_blocks(logits_TE.rows, kTokens, 4 * E, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      log_z[t * log_z_T.stride] = softmax_row(p + t * p_TE.stride, logits + t * logits_TE.stride, E);
+    }
+  });
+}
+
+constexpr std::int64_t kTile = 1024;  // columns whose random words are held at one time
+
+template <class C>
+void jitter_tile(float* y, const C* x, const std::uint32_t* word, float low, float span, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) y[i] = (low + span * float(word[i])) * widen(x[i]);
+}
+
+void jitter(KernelContext& /*context*/, const Tensor& y_TD, const Tensor& x_TD, const Jitter& jitter) {
+  expect_jitter(y_TD, x_TD, jitter);
+  const auto key = jitter.key.philox_key();
+  const auto low = float(1 - jitter.size), span = float(2 * jitter.size * 0x1p-32);
+  auto* y = y_TD.as<float>();
+  with_type<float, bf16>(x_TD, "x", [&]<class C>(std::type_identity<C>) {
+    const auto* x = x_TD.as<C>();
+    for_blocks(x_TD.rows, 16, x_TD.cols, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+      std::array<std::uint32_t, kTile + 4 * kPhiloxLanes> words;
+      for (std::int64_t t = begin; t < end; ++t) {
+        for (std::int64_t first = 0; first < x_TD.cols; first += kTile) {
+          const std::int64_t n = std::min(kTile, x_TD.cols - first);
+          philox_words(words.data(), key, std::uint64_t(jitter.row_T[std::size_t(t)]),
+                       std::uint32_t(jitter.position_T[std::size_t(t)]), std::uint32_t(first / 4), (n + 3) / 4);
+          jitter_tile(y + t * y_TD.stride + first, x + t * x_TD.stride + first, words.data(), low, span, n);
+        }
+      }
+    });
+  });
+}
+
+/// The k largest scores in descending order, ties to the lower expert: an insertion list that most experts never enter.
+/// With NaN among the scores the choices are still distinct experts.
+template <class F>
+void choose(std::int32_t* choice, std::int64_t k, std::int64_t E, const F& score) {
   std::int64_t count = 0;
   float bound = 0;
   for (std::int64_t e = 0; e < E; ++e) {
-    if (count == k && !(p[e] > bound)) continue;
+    const float own = score(e);
+    if (count == k && !(own > bound)) continue;
     std::int64_t place = count < k ? count++ : k - 1;
-    for (; place > 0 && p[e] > p[choice[place - 1]]; --place) choice[place] = choice[place - 1];
+    for (; place > 0 && own > score(choice[place - 1]); --place) choice[place] = choice[place - 1];
     choice[place] = std::int32_t(e);
-    bound = p[choice[k < count ? k - 1 : count - 1]];
+    bound = score(choice[count - 1]);
   }
 }
 
-void top_k(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
-           const Tensor& weight_Tk, const Tensor& logits_TE, bool renormalize) {
-  const std::int64_t k = choice_Tk.cols;
-  const std::int64_t E = logits_TE.cols;
-  expect_matrix(logits_TE, DType::f32, logits_TE.rows, E, "logits");
-  expect_like(p_TE, logits_TE, "p");
-  expect_matrix(log_z_T, DType::f32, logits_TE.rows, 1, "log_z");
-  expect_matrix(choice_Tk, DType::i32, logits_TE.rows, k, "choice");
-  expect_matrix(weight_Tk, DType::f32, logits_TE.rows, k, "weight");
-  FLANMOE_EXPECT(k <= E, "{} choices among {} experts", k, E);
-  const auto* logits = logits_TE.as<float>();
-  auto* probability = p_TE.as<float>();
-  auto* log_z = log_z_T.as<float>();
+void top_k(KernelContext& /*context*/, const Tensor& choice_Tk, const Tensor& p_TE, const Tensor& bias_E) {
+  expect_top_k(choice_Tk, p_TE, bias_E);
+  const std::int64_t k = choice_Tk.cols, E = p_TE.cols;
+  const auto* all = p_TE.as<float>();
+  const auto* bias = bias_E.absent() ? nullptr : bias_E.as<float>();
   auto* choices = choice_Tk.as<std::int32_t>();
-  auto* weights = weight_Tk.as<float>();
-  for_blocks(logits_TE.rows, kTokens, 4 * E, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+  for_blocks(p_TE.rows, kTokens, 4 * E, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      float* p = probability + t * p_TE.stride;
+      const float* p = all + t * p_TE.stride;
       std::int32_t* choice = choices + t * choice_Tk.stride;
+      if (bias == nullptr) {
+        choose(choice, k, E, [=](std::int64_t e) { return p[e]; });
+      } else {
+        choose(choice, k, E, [=](std::int64_t e) { return p[e] + bias[e]; });
+      }
+    }
+  });
+}
+
+void spread(KernelContext& /*context*/, const Tensor& choice_Tk, std::int64_t experts,
+            std::span<const std::int64_t> row_T, std::span<const std::int32_t> position_T) {
+  expect_spread(choice_Tk, experts, row_T, position_T);
+  const std::int64_t k = choice_Tk.cols;
+  auto* choices = choice_Tk.as<std::int32_t>();
+  for_blocks(choice_Tk.rows, kTokens, k, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const std::int64_t place = row_T[std::size_t(t)] + position_T[std::size_t(t)] * k;
+      for (std::int64_t j = 0; j < k; ++j) choices[t * choice_Tk.stride + j] = std::int32_t((place + j) % experts);
+    }
+  });
+}
+
+void weigh(KernelContext& /*context*/, const Tensor& weight_Tk, const Tensor& p_TE, const Tensor& choice_Tk,
+           bool renormalize) {
+  expect_weigh(weight_Tk, p_TE, choice_Tk);
+  const std::int64_t k = choice_Tk.cols;
+  const auto* p = p_TE.as<float>();
+  const auto* choices = choice_Tk.as<std::int32_t>();
+  auto* weights = weight_Tk.as<float>();
+  for_blocks(p_TE.rows, kTokens, 4 * k, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
       float* weight = weights + t * weight_Tk.stride;
-      log_z[t * log_z_T.stride] = softmax(p, logits + t * logits_TE.stride, E);
-      choose(choice, k, p, E);
       float sum = 0;
-      for (std::int64_t j = 0; j < k; ++j) sum += weight[j] = p[choice[j]];
+      for (std::int64_t j = 0; j < k; ++j) sum += weight[j] = p[t * p_TE.stride + choices[t * choice_Tk.stride + j]];
       for (std::int64_t j = 0; renormalize && j < k; ++j) weight[j] /= sum;
+    }
+  });
+}
+
+/// u < w / threshold for the choices after the first one of token t; four choices share a Philox block.
+void draw(std::int32_t* kept, const float* weight, std::int64_t k, const SecondChoices& second, std::int64_t t) {
+  const auto row = std::uint64_t(second.row_T[std::size_t(t)]);
+  const auto position = std::uint32_t(second.position_T[std::size_t(t)]);
+  for (std::int64_t first = 0; first < k; first += 4) {
+    const auto words = second.key.words(row, position, std::uint32_t(first / 4));
+    for (std::int64_t j = std::max<std::int64_t>(first, 1); j < std::min(k, first + 4); ++j) {
+      kept[j] = double(words[std::size_t(j - first)]) * 0x1p-32 < double(weight[j]) / second.threshold ? 1 : 0;
+    }
+  }
+}
+
+void admit(KernelContext& /*context*/, const Tensor& kept_Tk, const Tensor& weight_Tk, const SecondChoices& second) {
+  expect_admit(kept_Tk, weight_Tk, second);
+  const std::int64_t k = kept_Tk.cols;
+  const auto* weights = weight_Tk.as<float>();
+  auto* all = kept_Tk.as<std::int32_t>();
+  for_blocks(kept_Tk.rows, kTokens, 16 * k, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      std::int32_t* kept = all + t * kept_Tk.stride;
+      const float* weight = weights + t * weight_Tk.stride;
+      std::fill(kept, kept + k, second.policy == SecondPolicy::none ? 0 : 1);
+      kept[0] = 1;
+      if (second.policy == SecondPolicy::threshold) {
+        for (std::int64_t j = 1; j < k; ++j) kept[j] = double(weight[j]) > second.threshold ? 1 : 0;
+      } else if (second.policy == SecondPolicy::random) {
+        draw(kept, weight, k, second, t);
+      }
+    }
+  });
+}
+
+void count(KernelContext& /*context*/, const Tensor& count_GE, const Tensor& choice_Tk, std::int64_t columns,
+           std::span<const std::int64_t> first_token) {
+  expect_count(count_GE, choice_Tk, columns, first_token);
+  const auto* choices = choice_Tk.as<std::int32_t>();
+  for_blocks(count_GE.rows, 1, choice_Tk.rows * columns, [&](std::int64_t g, std::int64_t /*b*/, std::int64_t /*e*/) {
+    std::int32_t* times = count_GE.row<std::int32_t>(g);
+    std::fill(times, times + count_GE.cols, 0);
+    for (std::int64_t t = first_token[std::size_t(g)]; t < first_token[std::size_t(g) + 1]; ++t) {
+      for (std::int64_t j = 0; j < columns; ++j) ++times[choices[t * choice_Tk.stride + j]];
     }
   });
 }
@@ -101,15 +215,9 @@ void sort_by_probability(std::int32_t* order, std::int64_t first, std::int64_t c
 void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_GE, const Tensor& choice_Tk,
             const Tensor& p_TE, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
             SlotPriority priority) {
-  const std::int64_t groups = std::int64_t(capacity.size());
+  expect_assign(kept_Tk, chosen_GE, choice_Tk, p_TE, first_token, capacity);
+  const std::int64_t groups = chosen_GE.rows;
   const std::int64_t k = choice_Tk.cols;
-  expect_matrix(choice_Tk, DType::i32, kept_Tk.rows, kept_Tk.cols, "choice");
-  expect_like(kept_Tk, choice_Tk, "kept");
-  expect_matrix(p_TE, DType::f32, kept_Tk.rows, chosen_GE.cols, "p");
-  expect_matrix(chosen_GE, DType::i32, groups, chosen_GE.cols, "chosen");
-  FLANMOE_EXPECT(
-      std::int64_t(first_token.size()) == groups + 1 && first_token.front() == 0 && first_token.back() == kept_Tk.rows,
-      "{} group bounds for {} groups of {} tokens", first_token.size(), groups, kept_Tk.rows);
   const bool sorted = priority == SlotPriority::probability;
   ScratchScope scratch(context);
   std::int32_t* order_T = sorted ? scratch.take<std::int32_t>(kept_Tk.rows) : nullptr;
@@ -127,9 +235,48 @@ void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_
     for (std::int64_t j = 0; j < k; ++j) {
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t t = sorted ? order[i] : first + i;
+        std::int32_t& claim = kept[t * kept_Tk.stride + j];
+        if (claim == 0) continue;
         const std::int32_t earlier = claims[choices[t * choice_Tk.stride + j]]++;
-        kept[t * kept_Tk.stride + j] = earlier < slots ? 1 : 0;
+        claim = earlier < slots ? 1 : 0;
       }
+    }
+  });
+}
+
+/// One expert and one group: kept[i*stride] = 1 for the `taken` most probable tokens. A key holds the bits of p (which
+/// are ordered like p, as it is not negative; NaN comes first) and, inverted, the token: keys are distinct.
+void take_tokens(std::int32_t* kept, std::int64_t kept_stride, std::uint64_t* key, const float* p,
+                 std::int64_t p_stride, std::int64_t tokens, std::int64_t taken) {
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    key[i] = std::uint64_t{std::bit_cast<std::uint32_t>(p[i * p_stride])} << 32 | (0xffffffffU - std::uint32_t(i));
+    kept[i * kept_stride] = 0;
+  }
+  if (taken < tokens) std::nth_element(key, key + taken, key + tokens, std::greater<>());
+  for (std::int64_t i = 0; i < taken; ++i) kept[std::int64_t(0xffffffffU - std::uint32_t(key[i])) * kept_stride] = 1;
+}
+
+void expert_choice(KernelContext& context, const Tensor& kept_TE, const Tensor& chosen_GE, const Tensor& choice_TE,
+                   const Tensor& p_TE, std::span<const std::int64_t> first_token,
+                   std::span<const std::int64_t> capacity) {
+  expect_expert_choice(kept_TE, chosen_GE, choice_TE, p_TE, first_token, capacity);
+  const std::int64_t T = p_TE.rows, E = p_TE.cols;
+  ScratchScope scratch(context);
+  auto* keys_ET = reinterpret_cast<std::uint64_t*>(scratch.take<double>(T * E));
+  const auto* p = p_TE.as<float>();
+  auto* kept = kept_TE.as<std::int32_t>();
+  for_blocks(chosen_GE.rows * E, 1, T, [&](std::int64_t i, std::int64_t /*begin*/, std::int64_t /*end*/) {
+    const std::int64_t g = i / E, e = i % E;
+    const std::int64_t first = first_token[std::size_t(g)];
+    const std::int64_t tokens = first_token[std::size_t(g) + 1] - first;
+    const std::int64_t taken = std::min(capacity[std::size_t(g)], tokens);
+    take_tokens(kept + first * kept_TE.stride + e, kept_TE.stride, keys_ET + e * T + first, p + first * p_TE.stride + e,
+                p_TE.stride, tokens, taken);
+    chosen_GE.row<std::int32_t>(g)[e] = std::int32_t(taken);
+  });
+  for_blocks(T, kTokens, E, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      std::iota(choice_TE.row<std::int32_t>(t), choice_TE.row<std::int32_t>(t) + E, 0);
     }
   });
 }
@@ -139,11 +286,7 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
   const std::int64_t T = choice_Tk.rows;
   const std::int64_t k = choice_Tk.cols;
   const std::int64_t E = count_E.cols;
-  expect_matrix(choice_Tk, DType::i32, T, k, "choice");
-  expect_like(kept_Tk, choice_Tk, "kept");
-  expect_like(slot_Tk, choice_Tk, "slot");
-  expect_matrix(token_N, DType::i32, T * k, 1, "token");
-  expect_matrix(count_E, DType::i32, 1, E, "count");
+  expect_row_map(slot_Tk, token_N, count_E, choice_Tk, kept_Tk);
   const auto* choices = choice_Tk.as<std::int32_t>();
   const auto* kept = kept_Tk.as<std::int32_t>();
   auto* slots = slot_Tk.as<std::int32_t>();
@@ -162,6 +305,7 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
     next[e] = rows;
     rows += count;
   }
+  FLANMOE_EXPECT(rows <= token_N.rows, "{} kept copies, room for {}", rows, token_N.rows);
   // Row map; afterwards next[e] is the end of expert e.
   for (std::int64_t t = 0; t < T; ++t) {
     for (std::int64_t j = 0; j < k; ++j) {
@@ -170,7 +314,7 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
       if (slot >= 0) tokens[slot * token_N.stride] = std::int32_t(t);
     }
   }
-  for (std::int64_t n = rows; n < T * k; ++n) tokens[n * token_N.stride] = -1;
+  for (std::int64_t n = rows; n < token_N.rows; ++n) tokens[n * token_N.stride] = -1;
   for (std::int64_t e = E - 1; e > 0; --e) next[e] -= next[e - 1];
   return rows;
 }
@@ -196,14 +340,7 @@ void backward(KernelContext& /*context*/, const Tensor& dlogits_TE, const Tensor
               std::span<const std::int64_t> first_token, bool renormalize) {
   const std::int64_t E = p_TE.cols;
   const std::int64_t k = choice_Tk.cols;
-  expect_matrix(p_TE, DType::f32, p_TE.rows, E, "p");
-  expect_like(dlogits_TE, p_TE, "dlogits");
-  expect_matrix(choice_Tk, DType::i32, p_TE.rows, k, "choice");
-  expect_matrix(dweight_Tk, DType::f32, p_TE.rows, k, "dweight");
-  expect_matrix(log_z_T, DType::f32, p_TE.rows, 1, "log_z");
-  expect_matrix(dp_GE, DType::f32, dp_GE.rows, E, "dp");
-  FLANMOE_EXPECT(std::int64_t(first_token.size()) == dp_GE.rows + 1 && first_token.back() == p_TE.rows,
-                 "{} group bounds for {} groups of {} tokens", first_token.size(), dp_GE.rows, p_TE.rows);
+  expect_backward(dlogits_TE, dweight_Tk, dp_GE, p_TE, log_z_T, choice_Tk, first_token);
   const auto* p = p_TE.as<float>();
   const auto* log_z = log_z_T.as<float>();
   const auto* choice = choice_Tk.as<std::int32_t>();
@@ -222,10 +359,11 @@ void backward(KernelContext& /*context*/, const Tensor& dlogits_TE, const Tensor
   });
 }
 
-std::size_t scratch_bytes(std::int64_t tokens) { return scratch_size<std::int32_t>(tokens); }
+std::size_t scratch_bytes(std::int64_t tokens, std::int64_t experts) { return scratch_size<double>(tokens * experts); }
 
 }  // namespace
 
-const RouterKernels router_kernels = {top_k, assign, row_map, backward, scratch_bytes};
+const RouterKernels router_kernels = {jitter, softmax, top_k,         spread,  weigh,    admit,
+                                      count,  assign,  expert_choice, row_map, backward, scratch_bytes};
 
 }  // namespace flanmoe::cpu

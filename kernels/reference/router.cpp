@@ -2,31 +2,39 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "kernels/dispatch.hpp"
+#include "kernels/router_checks.hpp"
 #include "kernels/scratch.hpp"
 
 namespace flanmoe::reference {
 namespace {
 
-/// Inserts experts in ascending order into a list sorted by descending p; an equal p stays behind the lower expert.
-/// NaN never moves ahead, so the choices are distinct experts whatever p holds.
-template <class A>
-void choose(std::int32_t* choice, std::int64_t k, const A* p, std::int64_t E) {
-  std::int64_t count = 0;
-  for (std::int64_t e = 0; e < E; ++e) {
-    if (count == k && !(p[e] > p[choice[k - 1]])) continue;
-    std::int64_t place = count < k ? count++ : k - 1;
-    for (; place > 0 && p[e] > p[choice[place - 1]]; --place) choice[place] = choice[place - 1];
-    choice[place] = std::int32_t(e);
-  }
+/// Word c of the stream of token t, as a number in [0, 1).
+template <class Use>
+double uniform(const Use& use, std::int64_t t, std::int64_t c) {
+  const auto block = use.key.words(std::uint64_t(use.row_T[std::size_t(t)]),
+                                   std::uint32_t(use.position_T[std::size_t(t)]), std::uint32_t(c / 4));
+  return double(block[std::size_t(c % 4)]) * 0x1p-32;
+}
+
+void jitter(KernelContext& /*context*/, const Tensor& y_TD, const Tensor& x_TD, const Jitter& jitter) {
+  expect_jitter(y_TD, x_TD, jitter);
+  with_type<float, bf16, double>(x_TD, "x", [&]<class C>(std::type_identity<C>) {
+    using A = accumulate_t<C>;
+    for (std::int64_t t = 0; t < x_TD.rows; ++t) {
+      for (std::int64_t c = 0; c < x_TD.cols; ++c) {
+        const double factor = 1 - jitter.size + 2 * jitter.size * uniform(jitter, t, c);
+        y_TD.row<A>(t)[c] = A(factor) * widen(x_TD.row<C>(t)[c]);
+      }
+    }
+  });
 }
 
 template <class A>
-void top_k_in(const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk, const Tensor& weight_Tk,
-              const Tensor& logits_TE, bool renormalize) {
+void softmax_in(const Tensor& p_TE, const Tensor& log_z_T, const Tensor& logits_TE) {
   const std::int64_t E = p_TE.cols;
-  const std::int64_t k = choice_Tk.cols;
   for (std::int64_t t = 0; t < p_TE.rows; ++t) {
     const A* logit = logits_TE.row<A>(t);
     A* p = p_TE.row<A>(t);
@@ -35,25 +43,104 @@ void top_k_in(const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk
     for (std::int64_t e = 0; e < E; ++e) sum += p[e] = std::exp(logit[e] - largest);
     for (std::int64_t e = 0; e < E; ++e) p[e] /= sum;
     *log_z_T.row<A>(t) = largest + std::log(sum);
-
-    std::int32_t* choice = choice_Tk.row<std::int32_t>(t);
-    choose(choice, k, p, E);
-    A chosen = 0;
-    for (std::int64_t j = 0; j < k; ++j) chosen += p[choice[j]];
-    for (std::int64_t j = 0; j < k; ++j) weight_Tk.row<A>(t)[j] = renormalize ? p[choice[j]] / chosen : p[choice[j]];
   }
 }
 
-void top_k(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
-           const Tensor& weight_Tk, const Tensor& logits_TE, bool renormalize) {
-  expect_like(p_TE, logits_TE, "p");
-  expect_matrix(log_z_T, logits_TE.dtype, logits_TE.rows, 1, "log_z");
-  expect_matrix(choice_Tk, DType::i32, logits_TE.rows, choice_Tk.cols, "choice");
-  expect_matrix(weight_Tk, logits_TE.dtype, logits_TE.rows, choice_Tk.cols, "weight");
-  FLANMOE_EXPECT(choice_Tk.cols <= logits_TE.cols, "{} choices among {} experts", choice_Tk.cols, logits_TE.cols);
-  with_type<float, double>(logits_TE, "logits", [&]<class A>(std::type_identity<A>) {
-    top_k_in<A>(p_TE, log_z_T, choice_Tk, weight_Tk, logits_TE, renormalize);
+void softmax(KernelContext& /*context*/, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& logits_TE) {
+  expect_softmax(p_TE, log_z_T, logits_TE);
+  with_type<float, double>(logits_TE, "logits",
+                           [&]<class A>(std::type_identity<A>) { softmax_in<A>(p_TE, log_z_T, logits_TE); });
+}
+
+/// Inserts experts in ascending order into a list sorted by descending score; an equal score stays behind the lower
+/// expert. NaN never moves ahead, so the choices are distinct experts whatever p holds.
+template <class A>
+void choose(std::int32_t* choice, std::int64_t k, const A* p, const A* bias, std::int64_t E) {
+  const auto score = [&](std::int64_t e) { return bias == nullptr ? p[e] : p[e] + bias[e]; };
+  std::int64_t count = 0;
+  for (std::int64_t e = 0; e < E; ++e) {
+    if (count == k && !(score(e) > score(choice[k - 1]))) continue;
+    std::int64_t place = count < k ? count++ : k - 1;
+    for (; place > 0 && score(e) > score(choice[place - 1]); --place) choice[place] = choice[place - 1];
+    choice[place] = std::int32_t(e);
+  }
+}
+
+void top_k(KernelContext& /*context*/, const Tensor& choice_Tk, const Tensor& p_TE, const Tensor& bias_E) {
+  expect_top_k(choice_Tk, p_TE, bias_E);
+  with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
+    const A* bias = bias_E.absent() ? nullptr : bias_E.as<A>();
+    for (std::int64_t t = 0; t < p_TE.rows; ++t) {
+      choose(choice_Tk.row<std::int32_t>(t), choice_Tk.cols, p_TE.row<A>(t), bias, p_TE.cols);
+    }
   });
+}
+
+void spread(KernelContext& /*context*/, const Tensor& choice_Tk, std::int64_t experts,
+            std::span<const std::int64_t> row_T, std::span<const std::int32_t> position_T) {
+  expect_spread(choice_Tk, experts, row_T, position_T);
+  for (std::int64_t t = 0; t < choice_Tk.rows; ++t) {
+    for (std::int64_t j = 0; j < choice_Tk.cols; ++j) {
+      const std::int64_t place = row_T[std::size_t(t)] + position_T[std::size_t(t)] * choice_Tk.cols + j;
+      choice_Tk.row<std::int32_t>(t)[j] = std::int32_t(place % experts);
+    }
+  }
+}
+
+void weigh(KernelContext& /*context*/, const Tensor& weight_Tk, const Tensor& p_TE, const Tensor& choice_Tk,
+           bool renormalize) {
+  expect_weigh(weight_Tk, p_TE, choice_Tk);
+  with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
+    for (std::int64_t t = 0; t < p_TE.rows; ++t) {
+      const A* p = p_TE.row<A>(t);
+      const std::int32_t* choice = choice_Tk.row<std::int32_t>(t);
+      A chosen = 0;
+      for (std::int64_t j = 0; j < choice_Tk.cols; ++j) chosen += p[choice[j]];
+      for (std::int64_t j = 0; j < choice_Tk.cols; ++j) {
+        weight_Tk.row<A>(t)[j] = renormalize ? p[choice[j]] / chosen : p[choice[j]];
+      }
+    }
+  });
+}
+
+bool admitted(const SecondChoices& second, double weight, std::int64_t t, std::int64_t j) {
+  switch (second.policy) {
+    case SecondPolicy::all: return true;
+    case SecondPolicy::none: return false;
+    case SecondPolicy::threshold: return weight > second.threshold;
+    case SecondPolicy::random: return uniform(second, t, j) < weight / second.threshold;
+  }
+  return true;
+}
+
+void admit(KernelContext& /*context*/, const Tensor& kept_Tk, const Tensor& weight_Tk, const SecondChoices& second) {
+  expect_admit(kept_Tk, weight_Tk, second);
+  with_type<float, double>(weight_Tk, "weight", [&]<class A>(std::type_identity<A>) {
+    for (std::int64_t t = 0; t < kept_Tk.rows; ++t) {
+      for (std::int64_t j = 0; j < kept_Tk.cols; ++j) {
+        kept_Tk.row<std::int32_t>(t)[j] = j == 0 || admitted(second, double(weight_Tk.row<A>(t)[j]), t, j) ? 1 : 0;
+      }
+    }
+  });
+}
+
+void count(KernelContext& /*context*/, const Tensor& count_GE, const Tensor& choice_Tk, std::int64_t columns,
+           std::span<const std::int64_t> first_token) {
+  expect_count(count_GE, choice_Tk, columns, first_token);
+  for (std::int64_t g = 0; g < count_GE.rows; ++g) {
+    std::int32_t* times = count_GE.row<std::int32_t>(g);
+    std::fill(times, times + count_GE.cols, 0);
+    for (std::int64_t t = first_token[std::size_t(g)]; t < first_token[std::size_t(g) + 1]; ++t) {
+      for (std::int64_t j = 0; j < columns; ++j) ++times[choice_Tk.row<std::int32_t>(t)[j]];
+    }
+  }
+}
+
+/// Order of probabilities with NaN before everything else.
+template <class A>
+bool more_probable(A a, A b) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && !std::isnan(b);
+  return a > b;
 }
 
 /// order[0..count) = the tokens first..first+count by descending probability of their first choice, ties in token
@@ -62,59 +149,80 @@ template <class A>
 void sort_by_probability(std::int32_t* order, std::int64_t first, std::int64_t count, const Tensor& p_TE,
                          const Tensor& choice_Tk) {
   const auto key = [&](std::int32_t t) { return p_TE.row<A>(t)[*choice_Tk.row<std::int32_t>(t)]; };
-  for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(first + i);
-  std::sort(order, order + count, [&](std::int32_t a, std::int32_t b) {
-    const A pa = key(a), pb = key(b);
-    if (std::isnan(pa) || std::isnan(pb)) return std::isnan(pa) == std::isnan(pb) ? a < b : std::isnan(pb);
-    return pa != pb ? pa > pb : a < b;
-  });
+  std::iota(order, order + count, std::int32_t(first));
+  std::stable_sort(order, order + count, [&](std::int32_t a, std::int32_t b) { return more_probable(key(a), key(b)); });
 }
 
 void assign(KernelContext& context, const Tensor& kept_Tk, const Tensor& chosen_GE, const Tensor& choice_Tk,
             const Tensor& p_TE, std::span<const std::int64_t> first_token, std::span<const std::int64_t> capacity,
             SlotPriority priority) {
-  const std::int64_t groups = std::int64_t(capacity.size());
-  expect_matrix(choice_Tk, DType::i32, kept_Tk.rows, kept_Tk.cols, "choice");
-  expect_like(kept_Tk, choice_Tk, "kept");
-  expect_matrix(p_TE, p_TE.dtype, kept_Tk.rows, chosen_GE.cols, "p");
-  expect_matrix(chosen_GE, DType::i32, groups, chosen_GE.cols, "chosen");
-  FLANMOE_EXPECT(
-      std::int64_t(first_token.size()) == groups + 1 && first_token.front() == 0 && first_token.back() == kept_Tk.rows,
-      "{} group bounds for {} groups of {} tokens", first_token.size(), groups, kept_Tk.rows);
+  expect_assign(kept_Tk, chosen_GE, choice_Tk, p_TE, first_token, capacity);
   ScratchScope scratch(context);
   std::int32_t* order = scratch.take<std::int32_t>(kept_Tk.rows);
-  for (std::int64_t g = 0; g < groups; ++g) {
+  for (std::int64_t g = 0; g < chosen_GE.rows; ++g) {
     const std::int64_t first = first_token[std::size_t(g)];
-    const std::int64_t count = first_token[std::size_t(g) + 1] - first;
+    const std::int64_t tokens = first_token[std::size_t(g) + 1] - first;
     if (priority == SlotPriority::probability) {
       with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
-        sort_by_probability<A>(order, first, count, p_TE, choice_Tk);
+        sort_by_probability<A>(order, first, tokens, p_TE, choice_Tk);
       });
     } else {
-      for (std::int64_t i = 0; i < count; ++i) order[i] = std::int32_t(first + i);
+      std::iota(order, order + tokens, std::int32_t(first));
     }
     std::int32_t* claims = chosen_GE.row<std::int32_t>(g);
     std::fill(claims, claims + chosen_GE.cols, 0);
     for (std::int64_t j = 0; j < kept_Tk.cols; ++j) {
-      for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t i = 0; i < tokens; ++i) {
+        std::int32_t& kept = kept_Tk.row<std::int32_t>(order[i])[j];
+        if (kept == 0) continue;
         const std::int32_t earlier = claims[choice_Tk.row<std::int32_t>(order[i])[j]]++;
-        kept_Tk.row<std::int32_t>(order[i])[j] = earlier < capacity[std::size_t(g)] ? 1 : 0;
+        kept = earlier < capacity[std::size_t(g)] ? 1 : 0;
       }
     }
   }
+}
+
+template <class A>
+void expert_choice_in(std::int32_t* order, const Tensor& kept_TE, const Tensor& chosen_GE, const Tensor& choice_TE,
+                      const Tensor& p_TE, std::span<const std::int64_t> first_token,
+                      std::span<const std::int64_t> capacity) {
+  for (std::int64_t g = 0; g < chosen_GE.rows; ++g) {
+    const std::int64_t first = first_token[std::size_t(g)];
+    const std::int64_t tokens = first_token[std::size_t(g) + 1] - first;
+    const std::int64_t taken = std::min(capacity[std::size_t(g)], tokens);
+    for (std::int64_t e = 0; e < p_TE.cols; ++e) {
+      std::iota(order, order + tokens, std::int32_t(first));
+      std::sort(order, order + tokens, [&](std::int32_t a, std::int32_t b) {
+        const A pa = p_TE.row<A>(a)[e], pb = p_TE.row<A>(b)[e];
+        return more_probable(pa, pb) || (!more_probable(pb, pa) && a < b);
+      });
+      for (std::int64_t i = 0; i < tokens; ++i) {
+        kept_TE.row<std::int32_t>(order[i])[e] = i < taken ? 1 : 0;
+        choice_TE.row<std::int32_t>(order[i])[e] = std::int32_t(e);
+      }
+      chosen_GE.row<std::int32_t>(g)[e] = std::int32_t(taken);
+    }
+  }
+}
+
+void expert_choice(KernelContext& context, const Tensor& kept_TE, const Tensor& chosen_GE, const Tensor& choice_TE,
+                   const Tensor& p_TE, std::span<const std::int64_t> first_token,
+                   std::span<const std::int64_t> capacity) {
+  expect_expert_choice(kept_TE, chosen_GE, choice_TE, p_TE, first_token, capacity);
+  ScratchScope scratch(context);
+  std::int32_t* order = scratch.take<std::int32_t>(p_TE.rows);
+  with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
+    expert_choice_in<A>(order, kept_TE, chosen_GE, choice_TE, p_TE, first_token, capacity);
+  });
 }
 
 std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
                      const Tensor& choice_Tk, const Tensor& kept_Tk) {
   const std::int64_t T = choice_Tk.rows;
   const std::int64_t k = choice_Tk.cols;
-  expect_matrix(choice_Tk, DType::i32, T, k, "choice");
-  expect_like(kept_Tk, choice_Tk, "kept");
-  expect_like(slot_Tk, choice_Tk, "slot");
-  expect_matrix(token_N, DType::i32, T * k, 1, "token");
-  expect_matrix(count_E, DType::i32, 1, count_E.cols, "count");
+  expect_row_map(slot_Tk, token_N, count_E, choice_Tk, kept_Tk);
   std::int64_t row = 0;
-  for (std::int64_t n = 0; n < T * k; ++n) *token_N.row<std::int32_t>(n) = -1;
+  for (std::int64_t n = 0; n < token_N.rows; ++n) *token_N.row<std::int32_t>(n) = -1;
   for (std::int64_t e = 0; e < count_E.cols; ++e) {
     const std::int64_t first_row = row;
     for (std::int64_t t = 0; t < T; ++t) {
@@ -123,6 +231,7 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
         const bool kept = kept_Tk.row<std::int32_t>(t)[j] != 0;
         if (!kept) slot = -1;
         if (!kept || choice_Tk.row<std::int32_t>(t)[j] != e) continue;
+        FLANMOE_EXPECT(row < token_N.rows, "more than {} kept copies", token_N.rows);
         *token_N.row<std::int32_t>(row) = std::int32_t(t);
         slot = std::int32_t(row++);
       }
@@ -166,22 +275,17 @@ void backward_in(const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tenso
 void backward(KernelContext& /*context*/, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
               double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
               std::span<const std::int64_t> first_token, bool renormalize) {
-  expect_like(dlogits_TE, p_TE, "dlogits");
-  expect_matrix(choice_Tk, DType::i32, p_TE.rows, choice_Tk.cols, "choice");
-  expect_matrix(dweight_Tk, p_TE.dtype, p_TE.rows, choice_Tk.cols, "dweight");
-  expect_matrix(log_z_T, p_TE.dtype, p_TE.rows, 1, "log_z");
-  expect_matrix(dp_GE, p_TE.dtype, dp_GE.rows, p_TE.cols, "dp");
-  FLANMOE_EXPECT(std::int64_t(first_token.size()) == dp_GE.rows + 1 && first_token.back() == p_TE.rows,
-                 "{} group bounds for {} groups of {} tokens", first_token.size(), dp_GE.rows, p_TE.rows);
+  expect_backward(dlogits_TE, dweight_Tk, dp_GE, p_TE, log_z_T, choice_Tk, first_token);
   with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
     backward_in<A>(dlogits_TE, dweight_Tk, dp_GE, z_scale, p_TE, log_z_T, choice_Tk, first_token, renormalize);
   });
 }
 
-std::size_t scratch_bytes(std::int64_t tokens) { return scratch_size<std::int32_t>(tokens); }
+std::size_t scratch_bytes(std::int64_t tokens, std::int64_t /*experts*/) { return scratch_size<std::int32_t>(tokens); }
 
 }  // namespace
 
-const RouterKernels router_kernels = {top_k, assign, row_map, backward, scratch_bytes};
+const RouterKernels router_kernels = {jitter, softmax, top_k,         spread,  weigh,    admit,
+                                      count,  assign,  expert_choice, row_map, backward, scratch_bytes};
 
 }  // namespace flanmoe::reference

@@ -79,11 +79,6 @@ void check_layout(const Deck& deck, int world_size, Problems& problems) {
   if (trains(deck)) check_rows(deck, world_size, problems);
 }
 
-std::int64_t sparse_layers(const Deck& deck) {
-  return (deck.moe.encoder ? deck.model.encoder_layers / deck.moe.every : 0) +
-         (deck.moe.decoder ? deck.model.decoder_layers / deck.moe.every : 0);
-}
-
 void check_model(const Deck& deck, Problems& problems) {
   const ModelDeck& model = deck.model;
   if (model.bias_buckets % 2 != 0)
@@ -94,7 +89,44 @@ void check_model(const Deck& deck, Problems& problems) {
         model.bias_max_distance, model.bias_buckets, model.bias_buckets / 2);
   if (deck.run.device == "reference" && deck.run.precision == "bf16")
     problems.add("run.precision = bf16 needs run.device = cpu: the reference computes in fp32 only");
-  if (!is_sparse(deck)) return;
+}
+
+bool sparse_stack(const Deck& deck, bool encoder) {
+  const std::int64_t layers = encoder ? deck.model.encoder_layers : deck.model.decoder_layers;
+  return (encoder ? deck.moe.encoder : deck.moe.decoder) && layers / deck.moe.every > 0;
+}
+bool experts_choose(const Deck& deck, bool encoder) {
+  return (encoder ? deck.moe.router : deck.moe.decoder_router) == "expert_choice";
+}
+
+/// Keys that only matter where tokens choose, set where they do not; and what experts that choose need.
+void check_expert_choice(const Deck& deck, Problems& problems) {
+  const MoeDeck& moe = deck.moe;
+  bool some_tokens = false, some_experts = false;
+  for (const bool encoder : {true, false}) {
+    if (!sparse_stack(deck, encoder)) continue;
+    (experts_choose(deck, encoder) ? some_experts : some_tokens) = true;
+    const char* key = encoder ? "moe.priority" : "moe.decoder_priority";
+    if (experts_choose(deck, encoder) && (encoder ? moe.priority : moe.decoder_priority) != "token_order")
+      add(problems, "{} = probability has no effect where experts choose; expected token_order", key);
+  }
+  if (!some_experts) return;
+  for (const auto& [key, factor] :
+       {std::pair{"moe.capacity_factor", moe.capacity_factor}, {"moe.capacity_factor_eval", moe.capacity_factor_eval}})
+    if (factor == 0) add(problems, "{} = 0: expected above 0, experts that choose take that many tokens each", key);
+  if (moe.forced_balance)
+    problems.add(
+        "moe.forced_balance = true makes tokens take experts in turn; expected moe.router and "
+        "moe.decoder_router to be top_k");
+  if (some_tokens) return;
+  for (const auto& [key, is_set] : {std::pair{"moe.renormalize", moe.renormalize},
+                                    {"moe.capacity_times_k", moe.capacity_times_k},
+                                    {"moe.second_policy", moe.second_policy != "all"},
+                                    {"moe.bias_rate", moe.bias_rate > 0}})
+    if (is_set) add(problems, "{} has no effect: experts choose in every sparse layer; expected its default", key);
+}
+
+void check_token_choice(const Deck& deck, Problems& problems) {
   const MoeDeck& moe = deck.moe;
   if (moe.top_k > moe.experts)
     add(problems, "moe.top_k = {}: expected at most moe.experts = {}", moe.top_k, moe.experts);
@@ -102,16 +134,29 @@ void check_model(const Deck& deck, Problems& problems) {
     problems.add(
         "moe.renormalize = true with moe.top_k = 1: every weight would be 1 and the router could not learn from "
         "the task; expected moe.top_k of at least 2");
+  if (moe.top_k == 1)
+    for (const auto& [key, policy] :
+         {std::pair{"moe.second_policy", moe.second_policy}, {"moe.second_policy_eval", moe.second_policy_eval}})
+      if (policy != "all")
+        add(problems, "{} = {} with moe.top_k = 1: there is no second choice; expected all", key, policy);
+  if (moe.bias_rate > 0 && moe.forced_balance)
+    problems.add("moe.bias_rate has no effect with moe.forced_balance = true; expected 0");
+}
+
+void check_moe(const Deck& deck, Problems& problems) {
+  const MoeDeck& moe = deck.moe;
+  check_token_choice(deck, problems);
+  check_expert_choice(deck, problems);
   if (moe.buffer_factor > 0 && moe.buffer_factor < 1)
     add(problems,
         "moe.buffer_factor = {}: expected 0 or at least 1, a rank receives as many rows as it sends on average",
         moe.buffer_factor);
-  if (sparse_layers(deck) == 0)
+  if (!sparse_stack(deck, true) && !sparse_stack(deck, false))
     add(problems,
         "moe.router = {} but no layer is sparse: moe.every = {} with {} encoder layers (moe.encoder = {}) and {} "
         "decoder "
         "layers (moe.decoder = {})",
-        moe.router, moe.every, model.encoder_layers, moe.encoder, model.decoder_layers, moe.decoder);
+        moe.router, moe.every, deck.model.encoder_layers, moe.encoder, deck.model.decoder_layers, moe.decoder);
 }
 
 void check_optimizer(const Deck& deck, Problems& problems) {
@@ -196,6 +241,7 @@ void check_deck(const Deck& deck, int world_size) {
   Problems problems;
   check_layout(deck, world_size, problems);
   check_model(deck, problems);
+  if (is_sparse(deck)) check_moe(deck, problems);
   if (trains(deck)) check_optimizer(deck, problems);
   check_inputs(deck, problems);
   problems.throw_if_any(world_size == 0 ? std::string("the deck") : fmt::format("the deck on {} ranks", world_size));

@@ -32,7 +32,7 @@ struct BatchDeck {
 };
 struct ModelDeck {
   std::string family = "t5";
-  std::string preset = "custom";  // custom | t5_1_0 | t5_1_1 | switch | gshard
+  std::string preset = "custom";  // see presets() in deck/presets.cpp
   std::int64_t vocabulary = 8192;
   std::int64_t width = 256;      // D
   std::int64_t hidden = 1024;    // F
@@ -41,6 +41,7 @@ struct ModelDeck {
   std::int64_t encoder_layers = 4;
   std::int64_t decoder_layers = 4;
   std::string activation = "gated_gelu";  // relu | gated_gelu
+  bool multiplicative_bias = false;       // a learned factor for every hidden value of a feed-forward
   bool tied_logits = false;
   double init_scale = 1.0;
   std::int64_t bias_buckets = 32;
@@ -51,21 +52,36 @@ struct ModelDeck {
   double z_loss = 1e-4;  // output z-loss coefficient
 };
 struct MoeDeck {
-  std::string router = "none";  // none | top_k
-  std::int64_t experts = 8;     // E
+  std::string router = "none";           // none | top_k | expert_choice; none: no sparse layer anywhere
+  std::string decoder_router = "top_k";  // top_k | expert_choice
+  std::int64_t experts = 8;              // E
+  std::int64_t shared_experts = 0;       // feed-forwards that every token passes
   std::int64_t top_k = 1;
   std::int64_t every = 2;  // layer l (from 0) is sparse iff l % every == every-1
   bool encoder = true;     // sparse layers in the encoder
   bool decoder = true;
+  bool extra_feed_forward = false;    // a dense one behind each sparse one
   double capacity_factor = 1.25;      // training; 0: dropless
   double capacity_factor_eval = 2.0;  // evaluation; 0: dropless
+  bool capacity_times_k = false;
+  std::string capacity_rounding = "nearest";  // nearest | down
   std::int64_t min_capacity = 4;
-  std::int64_t group_rows = 1;           // rows that compete for the slots of an expert
-  std::string priority = "token_order";  // token_order | probability
-  bool renormalize = false;              // combine weights over the chosen experts sum to 1
+  std::int64_t group_rows = 1;                   // rows that compete for the slots of an expert
+  std::string priority = "token_order";          // token_order | probability; of the encoder
+  std::string decoder_priority = "token_order";  // token_order | probability
+  bool renormalize = false;                      // combine weights over the chosen experts sum to 1
+  std::string second_policy = "all";             // all | none | threshold | random
+  std::string second_policy_eval = "all";        // all | none | threshold
+  double second_threshold = 0.2;
+  double jitter = 0.0;  // of the router's input, while training
   double balance_coefficient = 0.01;
-  double z_coefficient = 0.0;  // router z-loss
-  double router_init = 0.02;   // standard deviation
+  std::string balance_choices = "all";         // all | first
+  std::string balance_scale = "switch";        // switch | gshard
+  double bias_rate = 0.0;                      // change of the selection bias in a step; 0: no bias
+  bool forced_balance = false;                 // choices without regard to the tokens, for measurements
+  double z_coefficient = 0.0;                  // router z-loss
+  std::string auxiliary_over_layers = "mean";  // mean | sum
+  double router_init = 0.02;                   // standard deviation
   double expert_dropout = 0.0;
   double buffer_factor = 0.0;  // received rows per rank at most factor * sent; 0: worst case
 };

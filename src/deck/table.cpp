@@ -8,6 +8,7 @@ Range at_least(double low) { return {.low = low}; }
 Range above(double low) { return {.low = low, .low_open = true}; }
 Range between(double low, double high) { return {.low = low, .high = high}; }
 Range from_to_below(double low, double high) { return {.low = low, .high = high, .high_open = true}; }
+Range above_to(double low, double high) { return {.low = low, .high = high, .low_open = true}; }
 Range strictly_between(double low, double high) {
   return {.low = low, .high = high, .low_open = true, .high_open = true};
 }
@@ -85,7 +86,8 @@ void add_model(std::vector<Parameter>& table) {
   SectionRows rows(table, "model", &Deck::model);
   using S = ModelDeck;
   rows.choice("family", &S::family, {"t5"}, "Architecture: t5 is the encoder-decoder of T5 1.0 and 1.1.");
-  rows.choice("preset", &S::preset, {"custom", "t5_1_0", "t5_1_1", "switch", "gshard"},
+  rows.choice("preset", &S::preset,
+              {"custom", "t5_1_0", "t5_1_1", "switch", "gshard", "token_choice", "expert_choice", "st_moe"},
               "A named set of defaults for keys that are not set; see the presets below.");
   rows.number("vocabulary", &S::vocabulary, at_least(8), "pieces",
               "Rows of the embedding table; at least the tokenizer's pieces and sentinels.");
@@ -96,6 +98,8 @@ void add_model(std::vector<Parameter>& table) {
   rows.number("encoder_layers", &S::encoder_layers, at_least(1), "layers", "Layers of the encoder.");
   rows.number("decoder_layers", &S::decoder_layers, at_least(1), "layers", "Layers of the decoder.");
   rows.choice("activation", &S::activation, {"relu", "gated_gelu"}, "Activation of feed-forward layers and experts.");
+  rows.flag("multiplicative_bias", &S::multiplicative_bias,
+            "A learned factor, 1 at first, for every hidden value of feed-forward layers and experts.");
   rows.flag("tied_logits", &S::tied_logits,
             "Logits use the embedding table (T5 1.0) instead of a matrix of their own.");
   rows.number("init_scale", &S::init_scale, above(0), "",
@@ -113,28 +117,70 @@ void add_model(std::vector<Parameter>& table) {
 void add_moe(std::vector<Parameter>& table) {
   SectionRows rows(table, "moe", &Deck::moe);
   using S = MoeDeck;
-  rows.choice("router", &S::router, {"none", "top_k"},
-              "Who chooses: none makes every feed-forward dense, top_k lets each token choose its experts.");
+  rows.choice(
+      "router", &S::router, {"none", "top_k", "expert_choice"},
+      "Who chooses in the encoder's sparse layers: each token its experts, or each expert its tokens; none makes "
+      "every feed-forward of the model dense.");
+  rows.choice("decoder_router", &S::decoder_router, {"top_k", "expert_choice"},
+              "Who chooses in the decoder's sparse layers; experts that choose look at later tokens too.");
   rows.number("experts", &S::experts, at_least(1), "experts", "E, the experts of a sparse layer.");
+  rows.number("shared_experts", &S::shared_experts, at_least(0), "experts",
+              "Experts that every token passes besides, side by side as one feed-forward, unweighted.");
   rows.number("top_k", &S::top_k, at_least(1), "experts", "k, the experts that each token chooses.");
   rows.number("every", &S::every, at_least(1), "layers",
               "Layer l, from 0, is sparse when l % every == every - 1: 2 makes every other layer sparse.");
   rows.flag("encoder", &S::encoder, "The encoder has sparse layers.");
   rows.flag("decoder", &S::decoder, "The decoder has sparse layers.");
+  rows.flag("extra_feed_forward", &S::extra_feed_forward, "A dense feed-forward layer follows each sparse one.");
   rows.number("capacity_factor", &S::capacity_factor, at_least(0), "",
               "Slots of an expert while training, times tokens of the group over experts; 0: no limit, none dropped.");
   rows.number("capacity_factor_eval", &S::capacity_factor_eval, at_least(0), "",
               "The same while evaluating; 0: no limit, none dropped.");
+  rows.flag("capacity_times_k", &S::capacity_times_k,
+            "Where tokens choose, slots are counted per choice: the capacity factors are multiplied by top_k.");
+  rows.choice("capacity_rounding", &S::capacity_rounding, {"nearest", "down"},
+              "How the slots of an expert become a whole number; nearest takes halves to the even one.");
   rows.number("min_capacity", &S::min_capacity, at_least(1), "tokens", "An expert has at least this many slots.");
   rows.number("group_rows", &S::group_rows, at_least(1), "rows",
               "Rows whose tokens compete for the slots of an expert; divides the rows of a microbatch.");
-  rows.choice("priority", &S::priority, {"token_order", "probability"},
-              "Who gets the slots of a full expert: earlier tokens, or tokens surer of their first choice.");
+}
+
+/// The rest of the section.
+void add_moe_policies(std::vector<Parameter>& table) {
+  SectionRows rows(table, "moe", &Deck::moe);
+  using S = MoeDeck;
+  rows.choice(
+      "priority", &S::priority, {"token_order", "probability"},
+      "Who gets the slots of a full expert in the encoder: earlier tokens, or tokens surer of their first choice.");
+  rows.choice("decoder_priority", &S::decoder_priority, {"token_order", "probability"},
+              "The same in the decoder; probability looks at later tokens too.");
   rows.flag("renormalize", &S::renormalize, "The weights of a token's chosen experts are scaled to sum to 1.");
-  rows.number("balance_coefficient", &S::balance_coefficient, at_least(0), "", "Coefficient of the balance loss.");
+  rows.choice("second_policy", &S::second_policy, {"all", "none", "threshold", "random"},
+              "Which choices after the first claim a slot while training: all, none, those whose weight is above "
+              "second_threshold, or each with probability weight / second_threshold.");
+  rows.choice("second_policy_eval", &S::second_policy_eval, {"all", "none", "threshold"},
+              "The same while evaluating, where nothing is left to chance.");
+  rows.number("second_threshold", &S::second_threshold, above_to(0, 1), "", "See second_policy.");
+  rows.number("jitter", &S::jitter, from_to_below(0, 1), "",
+              "While training the router's input is multiplied by factors from 1 - jitter to 1 + jitter.");
+  rows.number("balance_coefficient", &S::balance_coefficient, at_least(0), "",
+              "Coefficient of the balance loss, where tokens choose.");
+  rows.choice("balance_choices", &S::balance_choices, {"all", "first"},
+              "Choices of a token that the balance loss counts.");
+  rows.choice("balance_scale", &S::balance_scale, {"switch", "gshard"},
+              "The sum over experts of share chosen times mean probability is multiplied by E, or divided by E as "
+              "GShard writes it; the coefficient must fit.");
+  rows.number("bias_rate", &S::bias_rate, at_least(0), "",
+              "Balance without a loss: a bias per expert, added where tokens choose but not to weights, moves by this "
+              "much a step towards even load; 0: no bias.");
+  rows.flag("forced_balance", &S::forced_balance,
+            "For measurements of speed: tokens take experts in turn, whatever the router says.");
   rows.number("z_coefficient", &S::z_coefficient, at_least(0), "", "Coefficient of the router z-loss.");
+  rows.choice("auxiliary_over_layers", &S::auxiliary_over_layers, {"mean", "sum"},
+              "Balance and router z-loss are averaged or added up over the sparse layers.");
   rows.number("router_init", &S::router_init, at_least(0), "", "Standard deviation of the initial router weights.");
-  rows.number("expert_dropout", &S::expert_dropout, from_to_below(0, 1), "", "Dropout rate inside the experts.");
+  rows.number("expert_dropout", &S::expert_dropout, from_to_below(0, 1), "",
+              "Dropout rate inside the experts; one mask for all tokens of an expert.");
   rows.number(
       "buffer_factor", &S::buffer_factor, at_least(0), "",
       "Rows that a rank may receive in one exchange, times the rows that it sends; 0: room for the worst case.");
@@ -231,6 +277,7 @@ const std::vector<Parameter>& parameter_table() {
     add_batch(rows);
     add_model(rows);
     add_moe(rows);
+    add_moe_policies(rows);
     add_optimizer(rows);
     add_checkpoint(rows);
     add_data(rows);
@@ -253,46 +300,6 @@ const std::vector<SectionNote>& section_notes() {
       {"evaluate", "What is measured, in the evaluate stage."},
   };
   return notes;
-}
-
-const std::vector<Preset>& presets() {
-  static const std::vector<Preset> all = {
-      {"custom", "nothing: every key has its own default", {}},
-      {"t5_1_0",
-       "T5 1.0, dense",
-       {{"model.activation", "relu"}, {"model.tied_logits", "true"}, {"moe.router", "none"}}},
-      {"t5_1_1",
-       "T5 1.1, dense",
-       {{"model.activation", "gated_gelu"}, {"model.tied_logits", "false"}, {"moe.router", "none"}}},
-      {"switch",
-       "Switch Transformer: each token goes to one expert; no input jitter, as in the T5X configurations",
-       {{"model.activation", "relu"},
-        {"model.tied_logits", "true"},
-        {"model.init_scale", "0.1"},
-        {"moe.router", "top_k"},
-        {"moe.top_k", "1"},
-        {"moe.every", "2"},
-        {"moe.capacity_factor", "1.25"},
-        {"moe.capacity_factor_eval", "2"},
-        {"moe.min_capacity", "4"},
-        {"moe.renormalize", "false"},
-        {"moe.balance_coefficient", "0.01"}}},
-      {"gshard",
-       "GShard-style top-2: weights renormalised; the second expert is always tried, the balance loss counts both "
-       "choices",
-       {{"model.activation", "gated_gelu"},
-        {"model.tied_logits", "false"},
-        {"model.init_scale", "0.1"},
-        {"moe.router", "top_k"},
-        {"moe.top_k", "2"},
-        {"moe.every", "2"},
-        {"moe.capacity_factor", "2"},
-        {"moe.capacity_factor_eval", "2"},
-        {"moe.min_capacity", "4"},
-        {"moe.renormalize", "true"},
-        {"moe.balance_coefficient", "0.01"}}},
-  };
-  return all;
 }
 
 }  // namespace flanmoe::deck_detail

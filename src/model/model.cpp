@@ -197,14 +197,14 @@ void StepStatistics::reset() {
   nll = z = hits = targets = 0;
   for (MoeLayerStatistics& layer : moe) {
     std::fill(layer.load_E.begin(), layer.load_E.end(), 0.0);
-    layer.tokens = layer.dropped = layer.balance = layer.z = layer.entropy = 0;
+    layer.tokens = layer.dropped = layer.unrouted = layer.balance = layer.z = layer.entropy = 0;
   }
 }
 
 std::vector<double> StepStatistics::pack() const {
   std::vector<double> values{nll, z, hits, targets};
   for (const MoeLayerStatistics& layer : moe) {
-    values.insert(values.end(), {layer.tokens, layer.dropped, layer.balance, layer.z, layer.entropy});
+    values.insert(values.end(), {layer.tokens, layer.dropped, layer.unrouted, layer.balance, layer.z, layer.entropy});
     values.insert(values.end(), layer.load_E.begin(), layer.load_E.end());
   }
   return values;
@@ -218,7 +218,9 @@ void StepStatistics::unpack(const std::vector<double>& values) {
   };
   for (double* value : {&nll, &z, &hits, &targets}) *value = take();
   for (MoeLayerStatistics& layer : moe) {
-    for (double* value : {&layer.tokens, &layer.dropped, &layer.balance, &layer.z, &layer.entropy}) *value = take();
+    for (double* value : {&layer.tokens, &layer.dropped, &layer.unrouted, &layer.balance, &layer.z, &layer.entropy}) {
+      *value = take();
+    }
     for (double& load : layer.load_E) load = take();
   }
   FLANMOE_EXPECT(next == values.size(), "{} numbers are left over", values.size() - next);
@@ -229,7 +231,7 @@ double auxiliary_loss(const StepStatistics& statistics, const MoeDeck& moe) {
   for (const MoeLayerStatistics& layer : statistics.moe) {
     sum += moe.balance_coefficient * layer.balance + moe.z_coefficient * layer.z;
   }
-  return statistics.moe.empty() ? 0.0 : sum / double(statistics.moe.size());
+  return sum * auxiliary_share(moe, std::int64_t(statistics.moe.size()));
 }
 
 }  // namespace flanmoe

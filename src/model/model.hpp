@@ -27,7 +27,7 @@ struct StepStatistics {
   void unpack(const std::vector<double>& values);
 };
 
-/// Balance and router z-loss times their coefficients, mean over the sparse layers; from sums over all ranks.
+/// Balance and router z-loss times their coefficients, mean or sum over the sparse layers; from sums over all ranks.
 double auxiliary_loss(const StepStatistics& statistics, const MoeDeck& moe);
 
 /// Largest microbatch a model must hold.

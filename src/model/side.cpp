@@ -21,6 +21,8 @@ void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t gr
     if ((r + 1) % group_rows == 0 || r + 1 == rows) groups.first_token.push_back(batch.row_first[std::size_t(r) + 1]);
   }
   shared_T.assign(std::size_t(tokens), 0);
+  groups.row_T = row_T;
+  groups.position_T = position_T;
   groups.step_groups = std::max<std::int64_t>(1, (step_rows + group_rows - 1) / group_rows);
   groups.step_tokens = std::max<std::int64_t>(1, step_tokens);
 }

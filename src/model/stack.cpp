@@ -9,7 +9,7 @@ namespace flanmoe {
 namespace {
 
 /// Numbers of the dropout sites inside a layer; each layer has kSitesPerLayer of them.
-enum Site : std::uint32_t { kSelf = 0, kCross = 2, kHidden = 4, kFeedForward = 5 };
+enum Site : std::uint32_t { kSelf = 0, kCross = 2, kHidden = 4, kFeedForward = 5, kExtraHidden = 6, kExtra = 7 };
 constexpr std::uint32_t kSitesPerLayer = 8;
 constexpr std::uint32_t kDecoderSites = 1U << 16;
 constexpr std::uint32_t kEmbeddingSite = 0xF000;
@@ -53,11 +53,17 @@ AttentionShape Stack::self_shape() const {
 }
 AttentionShape Stack::cross_shape() const { return {int(deck_.model.heads), int(deck_.model.head_width), false, 1.0F}; }
 
+RowLimits Stack::moe_limits(bool encoder, const BatchLimits& limits, bool training, std::int64_t expert_ranks) const {
+  return row_limits(deck_.moe, routing_of(deck_.moe, encoder), training, expert_ranks,
+                    encoder ? limits.encoder_tokens : limits.decoder_tokens, groups_limit(limits));
+}
+
 void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool training, std::int64_t expert_ranks) {
   const DType a = accumulate_dtype(compute);
   const ModelDeck& model = deck_.model;
   const std::int64_t tokens = tokens_limit(limits);
-  const std::int64_t received = received_rows_bound(deck_.moe, training, expert_ranks, tokens, groups_limit(limits));
+  const Routing routing = routing_of(deck_.moe, encoder_);
+  const RowLimits rows = moe_limits(encoder_, limits, training, expert_ranks);
   activations_.layers.assign(tensors_.layers.size(), {});
   const auto lay_layer = [&](LayerActivations& layer, bool dense, bool sparse) {
     layer.x_self_TD = arena.allocate(a, tokens, model.width);
@@ -69,10 +75,13 @@ void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool tra
     }
     layer.ffn_rstd_T = arena.allocate(a, tokens, 1);
     layer.ffn_y_TD = arena.allocate(compute, tokens, model.width);
-    if (dense) layer.dense.lay(arena, model, compute, tokens);
-    if (sparse) {
-      layer.moe.lay(arena, deck_, compute, tokens, groups_limit(limits), received, expert_ranks);
-    }
+    const bool extra = sparse && deck_.moe.extra_feed_forward;
+    if (dense || extra) layer.dense.lay(arena, model, compute, tokens, model.hidden);
+    if (sparse) layer.moe.lay(arena, deck_, routing, compute, tokens, groups_limit(limits), rows, expert_ranks);
+    if (!extra) return;
+    layer.x_extra_TD = arena.allocate(a, tokens, model.width);
+    layer.extra_rstd_T = arena.allocate(a, tokens, 1);
+    layer.extra_y_TD = arena.allocate(compute, tokens, model.width);
   };
   if (training) {
     for (std::size_t l = 0; l < tensors_.layers.size(); ++l) {
@@ -96,11 +105,17 @@ void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLi
   const ModelDeck& model = deck_.model;
   const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
   work.sublayer.lay(arena, model, compute, tokens);
-  if (training) work.dense.lay(arena, model, compute, tokens, 1);
+  if (training) work.dense.lay(arena, model, compute, tokens, 1, model.hidden);
   if (dispatcher_ != nullptr) {
-    const std::int64_t received = received_rows_bound(deck_.moe, training, expert_ranks, tokens, groups_limit(limits));
-    work.moe.lay(arena, deck_, compute, tokens, groups_limit(limits), received, deck_.moe.experts / expert_ranks);
-    dispatcher_->lay(arena, compute, received, model.width);
+    RowLimits most;
+    std::int64_t columns = 0;
+    for (const bool encoder : {true, false}) {
+      const RowLimits rows = moe_limits(encoder, limits, training, expert_ranks);
+      most = {std::max(most.copies, rows.copies), std::max(most.received, rows.received)};
+      columns = std::max(columns, routing_of(deck_.moe, encoder).columns);
+    }
+    work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), most, deck_.moe.experts / expert_ranks);
+    dispatcher_->lay(arena, compute, most.received, model.width);
   }
   if (!training) return;
   const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});
@@ -150,48 +165,94 @@ Tensor Stack::finish(const LayerContext& c, const Side& side) {
   return out_TD;
 }
 
-void Stack::feed_forward_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
-                                  std::size_t l, StepStatistics& statistics) {
+DenseSublayer Stack::dense_of(std::size_t l) {
   LayerActivations& saved = activations_.layers[l];
   const LayerTensors<int>& tensors = tensors_.layers[l];
-  const PartScope part(tensors.sparse ? Part::experts : Part::dense_ffn);
-  const Tensor x_TD = first_rows(saved.x_ffn_TD, side.tokens);
-  const Tensor y_TD = first_rows(saved.ffn_y_TD, side.tokens);
-  const Tensor part_TD = first_rows(work.sublayer.part_TD, side.tokens);
-  c.k.norm.forward(c.context, y_TD, first_rows(saved.ffn_rstd_T, side.tokens), x_TD,
-                   c.weight(tensors.feed_forward_norm_D), float(deck_.model.norm_epsilon));
   if (tensors.sparse) {
-    moe_forward(c, part_TD, saved.moe, work.moe, *dispatcher_, y_TD, tensors.moe, side.groups,
-                statistics.moe[std::size_t(moe_index_[l])], site(l, kHidden));
-  } else {
-    const auto first = one_group(side.tokens);
-    const DropoutMask mask = feature_mask(c, side, site(l, kHidden));
-    feed_forward(c, part_TD, saved.dense, y_TD, {tensors.dense, first, mask, Part::dense_ffn});
+    return {tensors.extra_norm_D, tensors.extra, saved.x_extra_TD,      saved.extra_rstd_T,
+            saved.extra_y_TD,     &saved.dense,  site(l, kExtraHidden), site(l, kExtra)};
   }
-  add_to_residual(c, x_out_TD, x_TD, part_TD, side, site(l, kFeedForward));
+  return {tensors.feed_forward_norm_D,
+          tensors.dense,
+          saved.x_ffn_TD,
+          saved.ffn_rstd_T,
+          saved.ffn_y_TD,
+          &saved.dense,
+          site(l, kHidden),
+          site(l, kFeedForward)};
+}
+
+MoeLayer Stack::moe_of(std::size_t l) const {
+  return {tensors_.layers[l].moe, routing_of(deck_.moe, encoder_), site(l, kHidden), moe_layers_};
+}
+
+void Stack::dense_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
+                           const DenseSublayer& layer) {
+  const PartScope part(Part::dense_ffn);
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  c.k.norm.forward(c.context, rows(layer.y_TD), rows(layer.rstd_T), rows(layer.x_TD), c.weight(layer.norm_D),
+                   float(deck_.model.norm_epsilon));
+  const auto first = one_group(side.tokens);
+  const Tensor part_TD = rows(work.sublayer.part_TD);
+  feed_forward(c, part_TD, *layer.saved, rows(layer.y_TD),
+               {layer.weights, first, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
+  add_to_residual(c, x_out_TD, rows(layer.x_TD), part_TD, side, layer.output_site);
+}
+
+void Stack::sparse_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
+                            std::size_t l, StepStatistics& statistics) {
+  const PartScope part(Part::experts);
+  LayerActivations& saved = activations_.layers[l];
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  c.k.norm.forward(c.context, rows(saved.ffn_y_TD), rows(saved.ffn_rstd_T), rows(saved.x_ffn_TD),
+                   c.weight(tensors_.layers[l].feed_forward_norm_D), float(deck_.model.norm_epsilon));
+  const Tensor part_TD = rows(work.sublayer.part_TD);
+  moe_forward(c, part_TD, saved.moe, work.moe, *dispatcher_, rows(saved.ffn_y_TD), moe_of(l), side.groups,
+              statistics.moe[std::size_t(moe_index_[l])]);
+  add_to_residual(c, x_out_TD, rows(saved.x_ffn_TD), part_TD, side, site(l, kFeedForward));
+}
+
+void Stack::feed_forward_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
+                                  std::size_t l, StepStatistics& statistics) {
+  if (tensors_.layers[l].sparse) {
+    const bool extra = deck_.moe.extra_feed_forward;
+    const Tensor x_sparse_TD = extra ? first_rows(activations_.layers[l].x_extra_TD, side.tokens) : x_out_TD;
+    sparse_sublayer(c, x_sparse_TD, work, side, l, statistics);
+    if (!extra) return;
+  }
+  dense_sublayer(c, x_out_TD, work, side, dense_of(l));
+}
+
+void Stack::dense_sublayer_backward(const LayerContext& c, StackWork& work, const Side& side,
+                                    const DenseSublayer& layer) {
+  const PartScope part(Part::dense_ffn);
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  const Tensor dy_TD = rows(work.sublayer.dy_TD);
+  const Tensor dpart_TD = residual_gradient(c, rows(work.sublayer.part_TD), rows(work.dx_TD), side, layer.output_site);
+  const auto first = one_group(side.tokens);
+  feed_forward_backward(c, dy_TD, work.dense, dpart_TD, rows(layer.y_TD), *layer.saved,
+                        {layer.weights, first, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
+  c.k.norm.backward(c.context, rows(work.dx_TD), c.gradient(layer.norm_D), dy_TD, rows(layer.x_TD), rows(layer.rstd_T),
+                    c.weight(layer.norm_D));
+}
+
+void Stack::sparse_sublayer_backward(const LayerContext& c, StackWork& work, const Side& side, std::size_t l) {
+  const PartScope part(Part::experts);
+  const LayerActivations& saved = activations_.layers[l];
+  const int norm_D = tensors_.layers[l].feed_forward_norm_D;
+  const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
+  const Tensor dy_TD = rows(work.sublayer.dy_TD);
+  const Tensor dpart_TD =
+      residual_gradient(c, rows(work.sublayer.part_TD), rows(work.dx_TD), side, site(l, kFeedForward));
+  moe_backward(c, dy_TD, work.moe, *dispatcher_, dpart_TD, rows(saved.ffn_y_TD), moe_of(l), saved.moe, side.groups);
+  c.k.norm.backward(c.context, rows(work.dx_TD), c.gradient(norm_D), dy_TD, rows(saved.x_ffn_TD),
+                    rows(saved.ffn_rstd_T), c.weight(norm_D));
 }
 
 void Stack::feed_forward_backward_sublayer(const LayerContext& c, StackWork& work, const Side& side, std::size_t l) {
-  const LayerActivations& saved = activations_.layers[l];
-  const LayerTensors<int>& tensors = tensors_.layers[l];
-  const PartScope part(tensors.sparse ? Part::experts : Part::dense_ffn);
-  const Tensor dx_TD = first_rows(work.dx_TD, side.tokens);
-  const Tensor y_TD = first_rows(saved.ffn_y_TD, side.tokens);
-  const Tensor dy_TD = first_rows(work.sublayer.dy_TD, side.tokens);
-  const Tensor dpart_TD =
-      residual_gradient(c, first_rows(work.sublayer.part_TD, side.tokens), dx_TD, side, site(l, kFeedForward));
-  if (tensors.sparse) {
-    moe_backward(c, dy_TD, work.moe, *dispatcher_, dpart_TD, y_TD, tensors.moe, saved.moe, side.groups, moe_layers_,
-                 site(l, kHidden));
-  } else {
-    const auto first = one_group(side.tokens);
-    const DropoutMask mask = feature_mask(c, side, site(l, kHidden));
-    feed_forward_backward(c, dy_TD, work.dense, dpart_TD, y_TD, saved.dense,
-                          {tensors.dense, first, mask, Part::dense_ffn});
-  }
-  c.k.norm.backward(c.context, dx_TD, c.gradient(tensors.feed_forward_norm_D), dy_TD,
-                    first_rows(saved.x_ffn_TD, side.tokens), first_rows(saved.ffn_rstd_T, side.tokens),
-                    c.weight(tensors.feed_forward_norm_D));
+  const bool sparse = tensors_.layers[l].sparse;
+  if (!sparse || deck_.moe.extra_feed_forward) dense_sublayer_backward(c, work, side, dense_of(l));
+  if (sparse) sparse_sublayer_backward(c, work, side, l);
 }
 
 Tensor Stack::forward(const LayerContext& c, StackWork& work, const Side& side, const Stack* encoder,

@@ -16,6 +16,8 @@ struct LayerActivations {
   Tensor ffn_y_TD;    // C
   FeedForwardActivations dense;
   MoeActivations moe;
+  Tensor x_extra_TD, extra_rstd_T;  // A: of the dense sublayer behind a sparse one, which uses `dense`
+  Tensor extra_y_TD;                // C
 };
 
 struct StackActivations {
@@ -35,6 +37,15 @@ struct StackWork {
   Tensor dsource_TD;  // A: gradient of the encoder's output, summed over the decoder's layers
   Tensor dout_TD;     // C: gradient of a stack's output
   Tensor dbias_HP;    // A
+};
+
+/// A dense feed-forward sublayer: where its tensors are and what it keeps.
+struct DenseSublayer {
+  int norm_D;
+  FeedForwardTensors<int> weights;
+  Tensor x_TD, rstd_T, y_TD;  // rows of the largest microbatch
+  FeedForwardActivations* saved;
+  std::uint32_t hidden_site, output_site;
 };
 
 /// One stack of the model and what it is connected to. Sizes are limits; `side` says how much of them is in use.
@@ -70,6 +81,14 @@ class Stack {
  private:
   AttentionLayer self_attention(const Side& side, std::size_t l) const;
   AttentionLayer cross_attention(const Side& side, const Stack& encoder, const Side& encoder_side, std::size_t l) const;
+  void sparse_sublayer(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side, std::size_t l,
+                       StepStatistics& statistics);
+  void dense_sublayer(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side,
+                      const DenseSublayer& layer);
+  void sparse_sublayer_backward(const LayerContext&, StackWork& work, const Side& side, std::size_t l);
+  void dense_sublayer_backward(const LayerContext&, StackWork& work, const Side& side, const DenseSublayer& layer);
+  DenseSublayer dense_of(std::size_t l);  // the dense sublayer of layer l: its own, or the extra one
+  MoeLayer moe_of(std::size_t l) const;
   void feed_forward_backward_sublayer(const LayerContext&, StackWork& work, const Side& side, std::size_t l);
   const Tensor& after_self(std::size_t l) const;  // where self attention of layer l writes
   const Tensor& after_ffn(std::size_t l) const;
@@ -81,6 +100,8 @@ class Stack {
     return encoder_ ? limits.encoder_tokens : limits.decoder_tokens;
   }
   bool has_sparse() const;
+  /// Rows of the sparse layers of one stack of this deck.
+  RowLimits moe_limits(bool encoder, const BatchLimits& limits, bool training, std::int64_t expert_ranks) const;
 
   const Deck& deck_;
   bool encoder_;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "model/model.hpp"
+#include "moe/routing.hpp"
 
 namespace flanmoe {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 /// Walks the set in the order of the forward pass and gives every tensor its specification and index.
 /// Initial values: T5X (paper facts 4.1); init_scale is the scale of variance_scaling (1 for T5, 0.1 for MoE models).
 struct Builder {
+  static constexpr InitKind kMatrix = InitKind::truncated_normal;
   const ModelDeck& model;
   const MoeDeck& moe;
   std::vector<ParameterSpec> specs;
@@ -31,6 +33,39 @@ struct Builder {
     const double deviation = std::sqrt(model.init_scale / double(rows));
     return add({name, moe.experts, rows, cols, Placement::expert, InitKind::normal, deviation, false});
   }
+  /// name/gate, name/up, name/down, name/scale, as far as the deck has them.
+  FeedForwardTensors<int> dense(const std::string& name, std::int64_t hidden) {
+    FeedForwardTensors<int> t;
+    if (model.activation == "gated_gelu") t.gate = matrix(name + "gate", model.width, hidden, kMatrix);
+    t.up = matrix(name + "up", model.width, hidden, kMatrix);
+    t.down = matrix(name + "down", hidden, model.width, kMatrix);
+    if (model.multiplicative_bias) {
+      t.scale = add({name + "scale", 1, 1, hidden, Placement::dense, InitKind::ones, 0, true});
+    }
+    return t;
+  }
+  FeedForwardTensors<int> experts(const std::string& name) {
+    FeedForwardTensors<int> t;
+    if (model.activation == "gated_gelu") t.gate = expert_matrix(name + "gate", model.width, model.hidden);
+    t.up = expert_matrix(name + "up", model.width, model.hidden);
+    t.down = expert_matrix(name + "down", model.hidden, model.width);
+    if (model.multiplicative_bias) {
+      t.scale = add({name + "scale", moe.experts, 1, model.hidden, Placement::expert, InitKind::ones, 0, true});
+    }
+    return t;
+  }
+  MoeTensors<int> sparse(const std::string& name, bool expert_choice) {
+    MoeTensors<int> t;
+    t.router_DE =
+        add({name + "router", 1, model.width, moe.experts, Placement::dense, InitKind::normal, moe.router_init, true});
+    if (moe.bias_rate > 0.0 && !expert_choice) {
+      t.bias_E =
+          add({name + "router_bias", 1, 1, moe.experts, Placement::dense, InitKind::zeros, 0, true, moe.bias_rate});
+    }
+    t.experts = experts(name + "expert_");
+    if (moe.shared_experts > 0) t.shared = dense(name + "shared_", moe.shared_experts * model.hidden);
+    return t;
+  }
 
   AttentionTensors<int> attention(const std::string& name) {
     const std::int64_t d = model.width;
@@ -47,23 +82,19 @@ struct Builder {
 
   LayerTensors<int> layer(bool encoder, std::int64_t index) {
     const std::string name = layer_name(encoder, index);
-    const bool gated = model.activation == "gated_gelu";
     LayerTensors<int> t;
     t.self = attention(name + "/self_attention");
     if (!encoder) t.cross = attention(name + "/cross_attention");
     t.feed_forward_norm_D = norm(name + "/feed_forward/norm");
     t.sparse = is_sparse_layer(moe, encoder, index);
-    const std::string ffn = name + "/feed_forward/";
-    if (t.sparse) {
-      t.moe.router_DE =
-          add({ffn + "router", 1, model.width, moe.experts, Placement::dense, InitKind::normal, moe.router_init, true});
-      if (gated) t.moe.experts.gate = expert_matrix(ffn + "expert_gate", model.width, model.hidden);
-      t.moe.experts.up = expert_matrix(ffn + "expert_up", model.width, model.hidden);
-      t.moe.experts.down = expert_matrix(ffn + "expert_down", model.hidden, model.width);
-    } else {
-      if (gated) t.dense.gate = matrix(ffn + "gate", model.width, model.hidden, InitKind::truncated_normal);
-      t.dense.up = matrix(ffn + "up", model.width, model.hidden, InitKind::truncated_normal);
-      t.dense.down = matrix(ffn + "down", model.hidden, model.width, InitKind::truncated_normal);
+    if (!t.sparse) {
+      t.dense = dense(name + "/feed_forward/", model.hidden);
+      return t;
+    }
+    t.moe = sparse(name + "/feed_forward/", routing_of(moe, encoder).expert_choice);
+    if (moe.extra_feed_forward) {
+      t.extra_norm_D = norm(name + "/extra_feed_forward/norm");
+      t.extra = dense(name + "/extra_feed_forward/", model.hidden);
     }
     return t;
   }

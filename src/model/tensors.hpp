@@ -24,6 +24,8 @@ struct LayerTensors {
   bool sparse = false;
   FeedForwardTensors<T> dense;  // used when not sparse
   MoeTensors<T> moe;            // used when sparse
+  T extra_norm_D{};             // with moe.extra_feed_forward: a dense sublayer behind the sparse one
+  FeedForwardTensors<T> extra;
 };
 
 template <class T>

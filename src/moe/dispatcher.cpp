@@ -1,7 +1,6 @@
 #include "moe/dispatcher.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "base/timer.hpp"
@@ -13,22 +12,6 @@ void DispatchRecord::lay(Arena& arena, std::int64_t ranks, std::int64_t local_ex
   receive_rows.assign(std::size_t(ranks), 0);
   first.assign(std::size_t(local_experts) + 1, 0);
   arrival_R = arena.allocate(DType::i32, ranks > 1 ? received_limit : 0, 1);
-}
-
-std::int64_t received_rows_bound(const MoeDeck& moe, bool training, std::int64_t ranks, std::int64_t tokens,
-                                 std::int64_t groups) {
-  const std::int64_t local_experts = moe.experts / ranks;
-  std::int64_t bound = ranks * tokens * std::min(moe.top_k, local_experts);
-  const double factor = training ? moe.capacity_factor : moe.capacity_factor_eval;
-  if (factor > 0.0) {
-    // Each group gives an expert at most max(round(factor*t/E), minimum) <= factor*t/E + 1/2 + minimum rows.
-    const double per_rank =
-        factor * double(tokens) / double(moe.experts) + double(groups) * (double(moe.min_capacity) + 0.5);
-    bound = std::min(bound, ranks * local_experts * std::int64_t(std::ceil(per_rank)));
-  } else if (moe.buffer_factor > 0.0) {
-    bound = std::min(bound, std::int64_t(std::ceil(moe.buffer_factor * double(tokens * moe.top_k))));
-  }
-  return bound;
 }
 
 Dispatcher::Dispatcher(const Communicator& expert_group, const MoeDeck& moe)

@@ -19,11 +19,6 @@ struct DispatchRecord {
   void lay(Arena& arena, std::int64_t ranks, std::int64_t local_experts, std::int64_t received);
 };
 
-/// Upper bound of the rows that a rank can receive for its experts when every rank of the expert group routes at most
-/// `tokens` tokens in at most `groups` groups.
-std::int64_t received_rows_bound(const MoeDeck& moe, bool training, std::int64_t ranks, std::int64_t tokens,
-                                 std::int64_t groups);
-
 /// On one rank rows in expert order are already where they belong and the moves are plain copies: that is the reference
 /// for the all-to-all over several ranks. Rows of an expert stand in the order (source rank, token, choice), which for
 /// consecutive rows of the batch on consecutive ranks is the order of one rank.

@@ -17,21 +17,28 @@ void apply_dropout(const LayerContext& c, const Tensor& hidden_RF, const Dropout
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, hidden_RF, hidden_RF, mask);
 }
 
-}  // namespace
-
-void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows) {
-  if (model.activation == "gated_gelu") {
-    gate_RF = arena.allocate(compute, rows, model.hidden);
-    up_RF = arena.allocate(compute, rows, model.hidden);
-  }
-  hidden_RF = arena.allocate(compute, rows, model.hidden);
+/// What the last matrix multiplies.
+Tensor scaled(const LayerContext& c, const FeedForwardActivations& saved, std::int64_t rows) {
+  return first_rows(c.deck.model.multiplicative_bias ? saved.scaled_RF : saved.hidden_RF, rows);
 }
 
-void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows,
-                          std::int64_t experts) {
-  dhidden_RF = arena.allocate(compute, rows, model.hidden);
+}  // namespace
+
+void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows,
+                                 std::int64_t hidden) {
   if (model.activation == "gated_gelu") {
-    dgate_RF = arena.allocate(compute, rows, model.hidden);
+    gate_RF = arena.allocate(compute, rows, hidden);
+    up_RF = arena.allocate(compute, rows, hidden);
+  }
+  hidden_RF = arena.allocate(compute, rows, hidden);
+  if (model.multiplicative_bias) scaled_RF = arena.allocate(compute, rows, hidden);
+}
+
+void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts,
+                          std::int64_t hidden) {
+  dhidden_RF = arena.allocate(compute, rows, hidden);
+  if (model.activation == "gated_gelu") {
+    dgate_RF = arena.allocate(compute, rows, hidden);
     dpart_RD = arena.allocate(compute, rows, model.width);
   }
   gradients.reserve(std::size_t(experts));
@@ -52,7 +59,11 @@ void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivati
     c.k.activation.relu_forward(c.context, hidden_RF, hidden_RF);
   }
   apply_dropout(c, hidden_RF, layer.dropout);
-  c.k.matmul.grouped(c.context, y_RD, hidden_RF, c.weight(layer.weights.down), Transpose::no, layer.first);
+  const Tensor scaled_RF = scaled(c, saved, x_RD.rows);
+  if (c.deck.model.multiplicative_bias) {
+    c.k.column_scale.forward(c.context, scaled_RF, hidden_RF, c.weight(layer.weights.scale), layer.first);
+  }
+  c.k.matmul.grouped(c.context, y_RD, scaled_RF, c.weight(layer.weights.down), Transpose::no, layer.first);
 }
 
 void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
@@ -62,8 +73,13 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const FeedForwardTensors<int>& weights = layer.weights;
   const Tensor hidden_RF = rows(saved.hidden_RF);
   const Tensor dhidden_RF = rows(work.dhidden_RF);
-  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.down), hidden_RF, dy_RD, layer.first);
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.down), scaled(c, saved, x_RD.rows), dy_RD,
+                                     layer.first);
   c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
+  if (c.deck.model.multiplicative_bias) {
+    c.k.column_scale.backward(c.context, dhidden_RF, gradients_of(c, work, weights.scale), dhidden_RF, hidden_RF,
+                              c.weight(weights.scale), layer.first);
+  }
   apply_dropout(c, dhidden_RF, layer.dropout);
   if (!gated(c)) {
     // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.

@@ -13,8 +13,9 @@ namespace flanmoe {
 /// Saved by the forward for the backward; buffers for the largest microbatch.
 struct FeedForwardActivations {
   Tensor gate_RF, up_RF, hidden_RF;  // C; relu lays hidden only
+  Tensor scaled_RF;                  // C: hidden times the multiplicative bias, where the model has one
 
-  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows);
+  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t hidden);
 };
 
 /// Temporary memory of the backward, shared by all layers.
@@ -22,7 +23,8 @@ struct FeedForwardWork {
   Tensor dhidden_RF, dgate_RF, dpart_RD;  // C
   std::vector<Tensor> gradients;          // of one weight, per expert
 
-  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts);
+  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts,
+           std::int64_t hidden);
 };
 
 /// What a feed-forward is: its weights (indices into the store), the rows of each expert ([first[e], first[e+1])), the
@@ -34,11 +36,11 @@ struct FeedForward {
   Part part = Part::experts;
 };
 
-/// y_RD (C) = act(x_RD . gate, x_RD . up) . down, per expert. x_RD: C.
+/// y_RD (C) = (act(x_RD . gate, x_RD . up) * scale) . down, per expert; scale with model.multiplicative_bias. x_RD: C.
 void feed_forward(const LayerContext&, const Tensor& y_RD, FeedForwardActivations& saved, const Tensor& x_RD,
                   const FeedForward& layer);
 
-/// dx_RD (C) written; gradients of the matrices added to. dy_RD: C.
+/// dx_RD (C) written; gradients of the weights added to. dy_RD: C.
 void feed_forward_backward(const LayerContext&, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
                            const Tensor& x_RD, const FeedForwardActivations& saved, const FeedForward& layer);
 

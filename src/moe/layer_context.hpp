@@ -24,13 +24,14 @@ struct LayerContext {
   const Tensor& weight(int parameter) const { return store.weight(parameter); }
   Tensor gradient(int parameter, std::int64_t expert = 0) const { return store.gradient(parameter, expert); }
 
+  /// Random numbers of one place in the model in this step.
+  RandomKey random(RandomPurpose purpose, std::uint32_t site) const {
+    return {std::uint64_t(deck.run.seed), purpose, std::uint32_t(step), site};
+  }
   /// Mask of a dropout site; rate 0 outside training. `site` numbers the places where dropout is applied.
   DropoutMask mask(double rate, std::uint32_t site, std::span<const std::int64_t> row_T,
                    std::span<const std::int32_t> position_T, std::int64_t columns_per_mask = 1) const {
-    return {training ? float(rate) : 0.0F,
-            {std::uint64_t(deck.run.seed), RandomPurpose::dropout, std::uint32_t(step), site},
-            row_T,
-            position_T,
+    return {training ? float(rate) : 0.0F, random(RandomPurpose::dropout, site), row_T, position_T,
             int(columns_per_mask)};
   }
 };

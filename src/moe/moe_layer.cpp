@@ -1,54 +1,86 @@
 #include "moe/moe_layer.hpp"
 
+#include <array>
+
 namespace flanmoe {
 namespace {
 
-/// The experts as a grouped feed-forward. Expert dropout uses one mask per expert, shared by all its rows (paper facts
-/// 4.7): the mask is addressed by the global index of the expert.
-FeedForward experts_of(const LayerContext& c, MoeWork& work, const MoeTensors<int>& weights,
-                       const DispatchRecord& dispatch, std::uint32_t site) {
-  FeedForward layer{weights.experts, dispatch.first, {}, Part::experts};
-  if (!c.training || c.deck.moe.expert_dropout == 0.0) return layer;
+/// Expert dropout uses one mask per expert, shared by all its rows (paper facts 4.7): rows [first[e], first[e+1]) take
+/// the mask of expert first_expert + e.
+DropoutMask expert_mask(const LayerContext& c, MoeWork& work, std::span<const std::int64_t> first,
+                        std::int64_t first_expert, std::uint32_t site) {
+  if (!c.training || c.deck.moe.expert_dropout == 0.0) return {};
   work.expert_R.clear();
-  for (std::size_t e = 0; e + 1 < dispatch.first.size(); ++e) {
-    work.expert_R.insert(work.expert_R.end(), std::size_t(dispatch.first[e + 1] - dispatch.first[e]),
-                         c.store.first_expert(weights.experts.up) + std::int64_t(e));
+  for (std::size_t e = 0; e + 1 < first.size(); ++e) {
+    work.expert_R.insert(work.expert_R.end(), std::size_t(first[e + 1] - first[e]), first_expert + std::int64_t(e));
   }
   work.position_R.assign(work.expert_R.size(), 0);
-  layer.dropout = c.mask(c.deck.moe.expert_dropout, site, work.expert_R, work.position_R);
-  return layer;
+  return c.mask(c.deck.moe.expert_dropout, site, work.expert_R, work.position_R);
 }
+
+/// The experts of this rank as a grouped feed-forward.
+FeedForward experts_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer, const DispatchRecord& dispatch) {
+  const FeedForwardTensors<int>& weights = layer.weights.experts;
+  return {weights, dispatch.first, expert_mask(c, work, dispatch.first, c.store.first_expert(weights.up), layer.site),
+          Part::experts};
+}
+
+/// The shared experts as one feed-forward, behind the others in the numbers of the masks.
+FeedForward shared_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer,
+                      std::span<const std::int64_t, 2> first) {
+  return {layer.weights.shared, first, expert_mask(c, work, first, c.deck.moe.experts, layer.site), Part::experts};
+}
+
+Router router_of(const LayerContext& c, const MoeLayer& layer) {
+  const bool biased = c.deck.moe.bias_rate > 0.0 && !layer.routing.expert_choice;
+  return {layer.weights.router_DE, biased ? layer.weights.bias_E : -1, layer.routing, layer.site, layer.layers};
+}
+
+/// The table of gradients by combine weights of a layer with so many columns, in the work memory of all.
+Tensor dweight_of(const MoeWork& work, std::int64_t tokens, std::int64_t columns) {
+  Tensor t = work.dweight_Tk;
+  t.rows = tokens;
+  t.cols = t.stride = columns;
+  return t;
+}
+
+std::int64_t shared_hidden(const Deck& deck) { return deck.moe.shared_experts * deck.model.hidden; }
 
 }  // namespace
 
-void MoeActivations::lay(Arena& arena, const Deck& deck, DType compute, std::int64_t tokens, std::int64_t groups,
-                         std::int64_t received, std::int64_t ranks) {
-  router.lay(arena, deck.moe, compute, tokens, groups, deck.model.width);
-  dispatch.lay(arena, ranks, deck.moe.experts / ranks, received);
-  experts.lay(arena, deck.model, compute, received);
-  x_RD = arena.allocate(compute, received, deck.model.width);
-  row_ND = arena.allocate(compute, tokens * deck.moe.top_k, deck.model.width);
+void MoeActivations::lay(Arena& arena, const Deck& deck, const Routing& routing, DType compute, std::int64_t tokens,
+                         std::int64_t groups, const RowLimits& limits, std::int64_t ranks) {
+  router.lay(arena, deck.moe, routing, compute, tokens, groups, limits.copies);
+  dispatch.lay(arena, ranks, deck.moe.experts / ranks, limits.received);
+  experts.lay(arena, deck.model, compute, limits.received, deck.model.hidden);
+  if (deck.moe.shared_experts > 0) shared.lay(arena, deck.model, compute, tokens, shared_hidden(deck));
+  x_RD = arena.allocate(compute, limits.received, deck.model.width);
+  row_ND = arena.allocate(compute, limits.copies, deck.model.width);
 }
 
-void MoeWork::lay(Arena& arena, const Deck& deck, DType compute, std::int64_t tokens, std::int64_t groups,
-                  std::int64_t received, std::int64_t local_experts) {
+void MoeWork::lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
+                  std::int64_t groups, const RowLimits& limits, std::int64_t local_experts) {
   router.lay(arena, deck.moe, compute, tokens, groups, deck.model.width);
-  experts.lay(arena, deck.model, compute, received, local_experts);
-  send_ND = arena.allocate(compute, tokens * deck.moe.top_k, deck.model.width);
-  y_RD = arena.allocate(compute, received, deck.model.width);
-  dx_RD = arena.allocate(compute, received, deck.model.width);
-  dweight_Tk = arena.allocate(accumulate_dtype(compute), tokens, deck.moe.top_k);
-  expert_R.reserve(std::size_t(received));
-  position_R.reserve(std::size_t(received));
+  experts.lay(arena, deck.model, compute, limits.received, local_experts, deck.model.hidden);
+  if (deck.moe.shared_experts > 0) {
+    shared.lay(arena, deck.model, compute, tokens, 1, shared_hidden(deck));
+    shared_TD = arena.allocate(compute, tokens, deck.model.width);
+  }
+  send_ND = arena.allocate(compute, limits.copies, deck.model.width);
+  y_RD = arena.allocate(compute, limits.received, deck.model.width);
+  dx_RD = arena.allocate(compute, limits.received, deck.model.width);
+  dweight_Tk = arena.allocate(accumulate_dtype(compute), tokens, columns);
+  expert_R.reserve(std::size_t(std::max(limits.received, tokens)));
+  position_R.reserve(std::size_t(std::max(limits.received, tokens)));
 }
 
 void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& saved, MoeWork& work,
-                 Dispatcher& dispatcher, const Tensor& x_TD, const MoeTensors<int>& weights,
-                 const RoutingGroups& groups, MoeLayerStatistics& statistics, std::uint32_t dropout_site) {
+                 Dispatcher& dispatcher, const Tensor& x_TD, const MoeLayer& layer, const RoutingGroups& groups,
+                 MoeLayerStatistics& statistics) {
   const std::int64_t tokens = x_TD.rows;
   const PartScope part(Part::routing);
   // 1. Router: who goes where, with which weight.
-  route_forward(c, saved.router, work.router, x_TD, weights.router_DE, groups, statistics);
+  route_forward(c, saved.router, work.router, x_TD, router_of(c, layer), groups, statistics);
   // 2. Dispatch: copies in expert order, then to the ranks of their experts.
   dispatcher.plan(saved.dispatch, saved.router.count_E, saved.x_RD.rows);
   const std::int64_t sent = saved.dispatch.sent;
@@ -59,20 +91,26 @@ void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& save
   // 3. Experts.
   const Tensor row_ND = first_rows(saved.row_ND, sent);
   const Tensor expert_y_RD = dispatcher.local() ? row_ND : first_rows(work.y_RD, saved.dispatch.received);
-  feed_forward(c, expert_y_RD, saved.experts, x_RD, experts_of(c, work, weights, saved.dispatch, dropout_site));
-  // 4. Combine: rows go home, each token sums its copies in the order of its choices.
+  feed_forward(c, expert_y_RD, saved.experts, x_RD, experts_of(c, work, layer, saved.dispatch));
+  // 4. Combine: rows go home, each token sums its copies in the order of its columns.
   dispatcher.send_back(c, row_ND, expert_y_RD, saved.dispatch);
   c.k.permute.combine_forward(c.context, y_TD, row_ND, first_rows(saved.router.weight_Tk, tokens),
                               first_rows(saved.router.slot_Tk, tokens));
+  // 5. Shared experts.
+  if (c.deck.moe.shared_experts == 0) return;
+  const std::array<std::int64_t, 2> first = {0, tokens};
+  const Tensor shared_TD = first_rows(work.shared_TD, tokens);
+  feed_forward(c, shared_TD, saved.shared, x_TD, shared_of(c, work, layer, first));
+  c.k.elementwise.add(c.context, y_TD, shared_TD);
 }
 
 void moe_backward(const LayerContext& c, const Tensor& dx_TD, MoeWork& work, Dispatcher& dispatcher,
-                  const Tensor& dy_TD, const Tensor& x_TD, const MoeTensors<int>& weights, const MoeActivations& saved,
-                  const RoutingGroups& groups, std::int64_t layers, std::uint32_t dropout_site) {
+                  const Tensor& dy_TD, const Tensor& x_TD, const MoeLayer& layer, const MoeActivations& saved,
+                  const RoutingGroups& groups) {
   const std::int64_t tokens = x_TD.rows;
   const PartScope part(Part::routing);
   const Tensor slot_Tk = first_rows(saved.router.slot_Tk, tokens);
-  const Tensor dweight_Tk = first_rows(work.dweight_Tk, tokens);
+  const Tensor dweight_Tk = dweight_of(work, tokens, layer.routing.columns);
   const Tensor drow_ND = first_rows(work.send_ND, saved.dispatch.sent);
   // 4. Combine.
   c.k.permute.combine_backward(c.context, drow_ND, dweight_Tk, dy_TD, first_rows(saved.row_ND, saved.dispatch.sent),
@@ -82,13 +120,19 @@ void moe_backward(const LayerContext& c, const Tensor& dx_TD, MoeWork& work, Dis
   // 3. Experts.
   const Tensor dx_RD = first_rows(work.dx_RD, saved.dispatch.received);
   feed_forward_backward(c, dx_RD, work.experts, dy_RD, first_rows(saved.x_RD, saved.dispatch.received), saved.experts,
-                        experts_of(c, work, weights, saved.dispatch, dropout_site));
+                        experts_of(c, work, layer, saved.dispatch));
   // 2. Dispatch: row gradients go home.
   const Tensor dcopy_ND = dispatcher.local() ? dx_RD : drow_ND;
   dispatcher.send_back(c, dcopy_ND, dx_RD, saved.dispatch);
   // 1. Router: its own gradient by x is the base to which the copies are added.
-  route_backward(c, dx_TD, work.router, dweight_Tk, x_TD, weights.router_DE, saved.router, groups, layers);
+  route_backward(c, dx_TD, work.router, dweight_Tk, x_TD, router_of(c, layer), saved.router, groups);
   c.k.permute.gather_sum(c.context, dx_TD, dcopy_ND, slot_Tk, dx_TD);
+  // 5. Shared experts.
+  if (c.deck.moe.shared_experts == 0) return;
+  const std::array<std::int64_t, 2> first = {0, tokens};
+  const Tensor shared_TD = first_rows(work.shared_TD, tokens);
+  feed_forward_backward(c, shared_TD, work.shared, dy_TD, x_TD, saved.shared, shared_of(c, work, layer, first));
+  c.k.elementwise.add(c.context, dx_TD, shared_TD);
 }
 
 }  // namespace flanmoe

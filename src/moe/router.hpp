@@ -1,4 +1,4 @@
-// Who goes where, with which weight: the router of a sparse layer (paper facts 4.3, 4.4, 4.6). Always in A.
+// Who goes where, with which weight: the router of a sparse layer (paper facts 4.3 to 4.7). Always in A.
 #pragma once
 
 #include <cstdint>
@@ -6,48 +6,62 @@
 #include <string>
 #include <vector>
 
+#include "moe/feed_forward_tensors.hpp"
 #include "moe/layer_context.hpp"
+#include "moe/routing.hpp"
 
 namespace flanmoe {
 
 /// What one sparse layer did, summed over the tokens that this rank routed; additive over microbatches and ranks.
 struct MoeLayerStatistics {
   std::string layer;           // "encoder/layer_01"
-  std::vector<double> load_E;  // claims per expert before capacity
+  std::vector<double> load_E;  // claims per expert before capacity; tokens taken where experts choose
   double tokens = 0;           // routed tokens
-  double dropped = 0;          // choices dropped by capacity, of tokens*k
+  double dropped = 0;          // claims that found no slot
+  double unrouted = 0;         // tokens that no expert got
   double balance = 0, z = 0;   // this layer's balance and router z-loss, before coefficients
   double entropy = 0;          // sum over tokens of the entropy of p (nats)
 };
 
 /// The tokens of this rank as routing groups, and the sizes of the whole step that normalise the losses.
 struct RoutingGroups {
-  std::vector<std::int64_t> first_token;  // groups+1 offsets
-  std::int64_t step_groups = 1;           // groups of the whole step, over all ranks
-  std::int64_t step_tokens = 1;           // tokens of the whole step on this side
+  std::vector<std::int64_t> first_token;     // groups+1 offsets
+  std::span<const std::int64_t> row_T;       // global row of each token
+  std::span<const std::int32_t> position_T;  // position of each token in its row
+  std::int64_t step_groups = 1;              // groups of the whole step, over all ranks
+  std::int64_t step_tokens = 1;              // tokens of the whole step on this side
   std::int64_t count() const { return std::int64_t(first_token.size()) - 1; }
   std::int64_t tokens() const { return first_token.back(); }
 };
 
-/// Slots per expert in a group of `tokens` tokens: max(round(factor*tokens/experts), minimum), rounding half to even
-/// (flaxformer; paper facts 4.3); factor 0 is dropless.
-std::int64_t expert_capacity(double factor, std::int64_t tokens, std::int64_t experts, std::int64_t minimum);
-
-/// Saved by route() for combine and backward; buffers for the largest microbatch.
-struct RouterActivations {
-  Tensor input_TD;                              // x in A; laid only when C is not A
-  Tensor p_TE, log_z_T, weight_Tk;              // A
-  Tensor choice_Tk, kept_Tk, slot_Tk, token_N;  // i32
-  Tensor chosen_GE, count_E;                    // i32
-  std::int64_t rows = 0;                        // kept copies of this rank
-
-  void lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
-           std::int64_t width);
+/// The router of one sparse layer: its tensors, how it routes, the stream of its random numbers, and the number of
+/// sparse layers among which the auxiliary losses are shared.
+struct Router {
+  int router_DE = 0;
+  int bias_E = -1;  // added to p where choices are made; -1: none
+  Routing routing;
+  std::uint32_t site = 0;
+  std::int64_t layers = 1;
 };
 
-/// Shared by the layers of a stack, valid within one forward or backward.
+/// Saved by route_forward() for combine and backward; buffers for the largest microbatch.
+struct RouterActivations {
+  Tensor p_TE, log_z_T;                         // A
+  Tensor weight_Tk;                             // A; p_TE itself where experts choose
+  Tensor choice_Tk, kept_Tk, slot_Tk, token_N;  // i32
+  Tensor chosen_GE;                             // i32: claims before capacity
+  Tensor balance_GE;      // i32: choices that the balance loss counts; absent where experts choose
+  Tensor count_E;         // i32
+  std::int64_t rows = 0;  // kept copies of this rank
+
+  void lay(Arena& arena, const MoeDeck& moe, const Routing& routing, DType compute, std::int64_t tokens,
+           std::int64_t groups, std::int64_t copies);
+};
+
+/// Shared by the layers of a model, valid within one forward or backward.
 struct RouterWork {
-  Tensor logits_TE, dp_GE, dx_TD;  // A
+  Tensor logits_TE, dp_GE;  // A
+  Tensor x_TD;  // A: the input as the router sees it, or its gradient; laid where that is not the input itself
   std::vector<std::int64_t> capacity;
 
   void lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
@@ -55,13 +69,13 @@ struct RouterWork {
 };
 
 /// Routes x_TD (C): fills `saved`, adds to `statistics`.
-void route_forward(const LayerContext&, RouterActivations& saved, RouterWork& work, const Tensor& x_TD, int router,
-                   const RoutingGroups& groups, MoeLayerStatistics& statistics);
+void route_forward(const LayerContext&, RouterActivations& saved, RouterWork& work, const Tensor& x_TD,
+                   const Router& router, const RoutingGroups& groups, MoeLayerStatistics& statistics);
 
 /// dx_TD (C, written) = gradient by the router's input through task weights (dweight_Tk), balance and z losses; adds to
-/// the gradient of the router matrix. `layers` sparse layers share the auxiliary losses (mean over layers; T5X).
+/// the gradient of the router matrix, and the claims of each expert to that of its bias (ParameterSpec::balance_rate).
 void route_backward(const LayerContext&, const Tensor& dx_TD, RouterWork& work, const Tensor& dweight_Tk,
-                    const Tensor& x_TD, int router, const RouterActivations& saved, const RoutingGroups& groups,
-                    std::int64_t layers);
+                    const Tensor& x_TD, const Router& router, const RouterActivations& saved,
+                    const RoutingGroups& groups);
 
 }  // namespace flanmoe

@@ -91,6 +91,7 @@ void Optimizer::State::lay_unit(OwnedUnit& unit, Arena& arena) const {
   const ParameterSpec& s = spec(unit);
   const DType type = accumulate_dtype(store.compute());
   unit.master = arena.allocate(type, s.rows, s.cols);
+  if (s.balance_rate > 0.0) return;
   if (!adafactor) unit.m = arena.allocate(type, s.rows, s.cols);
   if (adafactor && is_factored(s, deck.factor_threshold)) {
     unit.row = arena.allocate(type, s.rows, 1);
@@ -171,6 +172,7 @@ void Optimizer::State::reduce_gradients() const {
 double Optimizer::State::gradient_norm(KernelContext& context) {
   std::fill(squares.begin(), squares.end(), 0.0);
   for (const OwnedUnit& unit : owned) {
+    if (spec(unit).balance_rate > 0.0) continue;
     squares[square_index(unit)] =
         kernels.optimizer.sum_of_squares(context, store.gradient(unit.parameter, unit.expert));
   }
@@ -183,6 +185,10 @@ double Optimizer::State::gradient_norm(KernelContext& context) {
 void Optimizer::State::update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate,
                               double scale) const {
   const Tensor gradient = store.gradient(unit.parameter, unit.expert);
+  if (spec(unit).balance_rate > 0.0) {
+    kernels.optimizer.balance(context, unit.master, gradient, spec(unit).balance_rate);
+    return;
+  }
   const double decay = decays(spec(unit)) ? deck.weight_decay : 0.0;
   if (!adafactor) {
     kernels.optimizer.adamw(context, unit.master, unit.m, unit.v, gradient,

@@ -23,6 +23,9 @@ struct ParameterSpec {
   InitKind init = InitKind::zeros;
   double init_scale = 0.0;      // standard deviation (normal, truncated_normal) or half-width (uniform)
   bool full_precision = false;  // the working copy stays fp32 in bf16 runs: norms, router, relative bias
+  /// Above 0: not learnt from the loss. The parameter moves by this much a step towards even counts, which stand in its
+  /// gradient; it has no moments and no part in the gradient norm.
+  double balance_rate = 0.0;
 
   std::int64_t matrix_size() const { return rows * cols; }
   std::int64_t global_size() const { return experts * rows * cols; }

@@ -17,6 +17,7 @@ enum class RandomPurpose : std::uint32_t {
   dropout = 5,
   router = 6,
   decoding = 7,
+  router_jitter = 8,
   test = 99,
 };
 

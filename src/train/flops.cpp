@@ -1,5 +1,7 @@
 #include "train/flops.hpp"
 
+#include "moe/routing.hpp"
+
 namespace flanmoe {
 
 std::array<double, WorkCounts::kNumbers> WorkCounts::pack() const {
@@ -30,13 +32,27 @@ WorkCounts count_work(const PackedBatch& batch) {
   return work;
 }
 
+namespace {
+
+/// Copies that experts get of a row of so many tokens in a group of such rows: every choice, or all slots of the
+/// experts that choose.
+double copies_of_full_row(const MoeDeck& moe, bool encoder, std::int64_t tokens) {
+  const Routing routing = routing_of(moe, encoder);
+  if (!routing.expert_choice) return double(moe.second_policy == "none" ? 1 : moe.top_k) * double(tokens);
+  const std::int64_t taken = expert_capacity(moe, routing, /*training=*/true, moe.group_rows * tokens);
+  return double(moe.experts * taken) / double(moe.group_rows);
+}
+
+}  // namespace
+
 WorkCounts full_row(const Deck& deck) {
   const double inputs = double(deck.batch.input_length), targets = double(deck.batch.target_length);
   const MoeDeck& moe = deck.moe;
   WorkCounts work{inputs, targets, inputs * inputs, targets * (targets + 1) / 2, targets * inputs, 0};
-  work.routed_copies =
-      double(moe.top_k) * (inputs * double(sparse_layers(moe, moe.encoder, deck.model.encoder_layers)) +
-                           targets * double(sparse_layers(moe, moe.decoder, deck.model.decoder_layers)));
+  work.routed_copies = double(sparse_layers(moe, moe.encoder, deck.model.encoder_layers)) *
+                           copies_of_full_row(moe, true, deck.batch.input_length) +
+                       double(sparse_layers(moe, moe.decoder, deck.model.decoder_layers)) *
+                           copies_of_full_row(moe, false, deck.batch.target_length);
   return work;
 }
 
@@ -56,15 +72,17 @@ TrainingFlops training_flops(const ModelDeck& model, const MoeDeck& moe, const W
   const double self_attention = 4 * D * Q;  // query, key, value, output
   const double cross_of_token = 2 * D * Q;  // query, output
   const double cross_of_input = 2 * D * Q;  // key, value: once per encoder token and decoder layer
-  const double router = D * E;
+  const double sparse = D * E + (moe.extra_feed_forward ? feed_forward : 0);  // router, and what follows
+  const double shared = double(moe.shared_experts) * feed_forward;
 
   TrainingFlops flops;
   flops.encoder = work.encoder_tokens *
-                  (layers_enc * self_attention + (layers_enc - sparse_enc) * feed_forward + sparse_enc * router);
+                  (layers_enc * self_attention + (layers_enc - sparse_enc) * feed_forward + sparse_enc * sparse);
   flops.decoder = work.decoder_tokens * (layers_dec * (self_attention + cross_of_token) +
-                                         (layers_dec - sparse_dec) * feed_forward + sparse_dec * router) +
+                                         (layers_dec - sparse_dec) * feed_forward + sparse_dec * sparse) +
                   work.encoder_tokens * layers_dec * cross_of_input;
-  flops.experts = work.routed_copies * feed_forward;
+  flops.experts = work.routed_copies * feed_forward +
+                  (work.encoder_tokens * sparse_enc + work.decoder_tokens * sparse_dec) * shared;
   flops.attention = 2 * Q * (layers_enc * work.encoder_pairs + layers_dec * (work.decoder_pairs + work.cross_pairs));
   flops.logits = work.decoder_tokens * D * V;
   for (double* part : {&flops.encoder, &flops.decoder, &flops.experts, &flops.attention, &flops.logits}) {

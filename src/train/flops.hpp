@@ -29,9 +29,9 @@ WorkCounts full_row(const Deck& deck);
 
 /// Floating-point operations of a training step by part; one multiply-add counts two.
 struct TrainingFlops {
-  double encoder = 0;    // projections, dense feed-forwards and routers of the encoder
+  double encoder = 0;    // projections, dense feed-forwards (extra ones too) and routers of the encoder
   double decoder = 0;    // the same of the decoder, with the key and value projections of the encoder's output
-  double experts = 0;    // feed-forwards of the sparse layers
+  double experts = 0;    // feed-forwards of the sparse layers, with shared experts
   double attention = 0;  // scores and weighted sums
   double logits = 0;
   double total() const { return encoder + decoder + experts + attention + logits; }

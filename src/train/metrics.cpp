@@ -46,7 +46,9 @@ std::string to_json_line(const StepRecord& record) {
   line["moe"] = ordered_json::object();
   for (const MoeLayerRecord& layer : record.moe) {
     line["moe"][layer.layer] = {{"load", layer.load_E},
+                                {"copies_per_token", layer.copies_per_token},
                                 {"drop_fraction", layer.drop_fraction},
+                                {"unrouted_fraction", layer.unrouted_fraction},
                                 {"balance_loss", layer.balance_loss},
                                 {"z_loss", layer.z_loss},
                                 {"router_entropy", layer.router_entropy}};

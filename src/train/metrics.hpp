@@ -13,7 +13,9 @@ namespace flanmoe {
 struct MoeLayerRecord {
   std::string layer;
   std::vector<double> load_E;           // share of the choices per expert, before capacity; sums to 1
+  double copies_per_token = 0;          // experts that a token got, on average
   double drop_fraction = 0;             // choices that found no slot
+  double unrouted_fraction = 0;         // tokens that no expert got
   double balance_loss = 0, z_loss = 0;  // before their coefficients
   double router_entropy = 0;            // nats per token
 };

@@ -22,6 +22,8 @@ MoeLayerRecord layer_record(const MoeLayerStatistics& layer) {
   if (choices > 0) {
     for (double& load : record.load_E) load /= choices;
     record.drop_fraction = layer.dropped / choices;
+    record.copies_per_token = (choices - layer.dropped) / layer.tokens;
+    record.unrouted_fraction = layer.unrouted / layer.tokens;
     record.router_entropy = layer.entropy / layer.tokens;
   }
   record.balance_loss = layer.balance;

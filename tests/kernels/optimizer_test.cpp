@@ -297,6 +297,20 @@ TEST(Optimizer, BitsDoNotDependOnThreads) {
   });
 }
 
+TEST(Optimizer, BalanceMovesByTheSignOfTheLoadError) {
+  for (const auto& device : devices()) {
+    TestContext context;
+    Buffer b(DType::f32, 1, 4), count(DType::f32, 1, 4);
+    b.assign({0.5, 0.5, 0.5, 0.5});
+    count.assign({9, 5, 0, 6});  // mean 5
+    device.kernels.balance(context, b, count, 0.125);
+    test::expect_close(b, {0.375, 0.5, 0.625, 0.375}, 0, device.device);
+    count.assign({16777000, 16777001, 16777000, 16777000});
+    device.kernels.balance(context, b, count, 0.125);
+    test::expect_close(b, {0.5, 0.375, 0.75, 0.5}, 0, device.device);
+  }
+}
+
 TEST(Optimizer, ScratchIsAsAnnounced) {
   for (const auto& [rows, cols] : {std::pair{1, 999}, {33, 500}, {1000, 129}}) {
     Problem x(DType::f32, rows, cols);

@@ -1,8 +1,6 @@
 #include "kernels/router.hpp"
 
-#include <limits>
-
-#include "kernels/kernel_test.hpp"
+#include "kernels/router_problem.hpp"
 #include "kernels/thread_test.hpp"
 
 namespace flanmoe {
@@ -10,68 +8,10 @@ namespace {
 
 using test::Buffer;
 using test::TestContext;
-
-constexpr std::int64_t kDropless = std::numeric_limits<std::int64_t>::max();
-
-struct Problem {
-  Problem(DType a, std::int64_t T, std::int64_t E, std::int64_t k, std::vector<std::int64_t> first_token = {})
-      : T(T),
-        E(E),
-        k(k),
-        first(first_token.empty() ? std::vector<std::int64_t>{0, T} : std::move(first_token)),
-        G(std::int64_t(first.size()) - 1),
-        logits(a, T, E, 1),
-        p(a, T, E, 2),
-        log_z(a, T, 1),
-        weight(a, T, k),
-        dweight(a, T, k),
-        dp(a, G, E),
-        dlogits(a, T, E, 3),
-        choice(DType::i32, T, k),
-        kept(DType::i32, T, k),
-        slot(DType::i32, T, k),
-        chosen(DType::i32, G, E),
-        token(DType::i32, T * k, 1),
-        count(DType::i32, 1, E) {
-    logits.randomize(1, 2);
-    dweight.randomize(2);
-    dp.randomize(3);
-  }
-  void top_k(const RouterKernels& kernels, bool renormalize) {
-    kernels.top_k(context, p, log_z, choice, weight, logits, renormalize);
-  }
-  /// Choices made by hand, with the probability of each token's first one.
-  void choose(const std::vector<double>& choices, const std::vector<double>& first_probability_T = {}) {
-    choice.assign(choices);
-    p.fill(0);
-    for (std::size_t t = 0; t < first_probability_T.size(); ++t) {
-      const auto token_index = std::int64_t(t);
-      p.set(token_index * E + std::int64_t(choice.get(token_index * k)), first_probability_T[t]);
-    }
-  }
-  void assign(const RouterKernels& kernels, std::int64_t slots, SlotPriority priority = SlotPriority::token_order) {
-    const std::vector<std::int64_t> capacity(static_cast<std::size_t>(G), slots);
-    kernels.assign(context, kept, chosen, choice, p, first, capacity, priority);
-    rows = kernels.row_map(context, slot, token, count, choice, kept);
-  }
-  void backward(const RouterKernels& kernels, double z_scale, bool renormalize) {
-    kernels.backward(context, dlogits, dweight, dp, z_scale, p, log_z, choice, first, renormalize);
-  }
-  TestContext context;
-  std::int64_t T, E, k;
-  std::vector<std::int64_t> first;
-  std::int64_t G;
-  Buffer logits, p, log_z, weight, dweight, dp, dlogits, choice, kept, slot, chosen, token, count;
-  std::int64_t rows = -1;
-};
-
-std::vector<test::Implementation<RouterKernels>> devices() {
-  const auto both = test::devices_of(reference::router_kernels, cpu::router_kernels);
-  return {both.begin(), both.end()};
-}
+using Problem = test::RouterProblem;
 
 TEST(Router, TopKAgreesWithHandNumbers) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     for (const bool renormalize : {false, true}) {
       Problem x(DType::f32, 2, 3, 2);
       x.logits.assign({std::log(2.0), std::log(5.0), std::log(3.0), 0, 0, 0});
@@ -89,7 +29,7 @@ TEST(Router, TopKAgreesWithHandNumbers) {
 }
 
 TEST(Router, TiesGoToTheLowerExpert) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 3, 5, 3);
     x.logits.assign({1, 2, 1, 2, 1,  //
                      7, 7, 7, 7, 7,  //
@@ -100,7 +40,7 @@ TEST(Router, TiesGoToTheLowerExpert) {
 }
 
 TEST(Router, ChoosesAllExpertsInOrderWhenKIsE) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 40, 13, 13);
     x.top_k(device.kernels, true);
     for (std::int64_t t = 0; t < x.T; ++t) {
@@ -118,7 +58,7 @@ TEST(Router, ChoosesAllExpertsInOrderWhenKIsE) {
 }
 
 TEST(Router, SoftmaxHoldsAtLargeLogits) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 1, 3, 1);
     x.logits.assign({1e4, 1e4 - 1, -1e4});
     x.top_k(device.kernels, false);
@@ -128,7 +68,7 @@ TEST(Router, SoftmaxHoldsAtLargeLogits) {
 }
 
 TEST(Router, NotANumberStillChoosesDistinctExperts) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 2, 4, 3);
     x.logits.fill(std::numeric_limits<double>::quiet_NaN());
     x.logits.set(5, 1.0);
@@ -143,7 +83,7 @@ TEST(Router, NotANumberStillChoosesDistinctExperts) {
 }
 
 TEST(Router, AllFirstChoicesClaimBeforeAnySecondChoice) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 3, 3, 2);
     // Token 0 has expert 1 as its second choice, tokens 1 and 2 as their first: with 2 slots the second choice loses.
     x.choose({0, 1, 1, 0, 1, 2});
@@ -159,7 +99,7 @@ TEST(Router, AllFirstChoicesClaimBeforeAnySecondChoice) {
 }
 
 TEST(Router, ClaimsThatOverflowCountAsClaims) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     // Everybody wants expert 2 first, with one slot; nobody wants expert 1.
     Problem x(DType::f32, 4, 3, 1);
     x.choose({2, 2, 2, 2});
@@ -171,14 +111,14 @@ TEST(Router, ClaimsThatOverflowCountAsClaims) {
     x.assign(device.kernels, 0);
     test::expect_close(x.kept, {0, 0, 0, 0}, 0, device.device);
     EXPECT_EQ(x.rows, 0) << device.device;
-    x.assign(device.kernels, kDropless);
+    x.assign(device.kernels, test::kDropless);
     test::expect_close(x.kept, {1, 1, 1, 1}, 0, device.device);
     test::expect_close(x.slot, {0, 1, 2, 3}, 0, device.device);
   }
 }
 
 TEST(Router, ProbabilityPriorityServesTheSurestTokensFirst) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 4, 2, 1);
     x.choose({0, 0, 0, 0}, {0.5, 0.7, 0.9, 0.7});
     x.assign(device.kernels, 2, SlotPriority::probability);
@@ -190,7 +130,7 @@ TEST(Router, ProbabilityPriorityServesTheSurestTokensFirst) {
 }
 
 TEST(Router, PriorityOfSecondChoicesFollowsTheFirstProbability) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 2, 3, 2);
     x.choose({0, 2, 1, 2}, {0.5, 0.6});
     x.assign(device.kernels, 1, SlotPriority::probability);
@@ -199,7 +139,7 @@ TEST(Router, PriorityOfSecondChoicesFollowsTheFirstProbability) {
 }
 
 TEST(Router, RenormalizedWeightsDoNotChangeThePriority) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     // Token 1 is surer of its first choice (0.6 against 0.5), though renormalised over two its weight is the smaller
     // one.
     Problem x(DType::f32, 2, 3, 2);
@@ -213,7 +153,7 @@ TEST(Router, RenormalizedWeightsDoNotChangeThePriority) {
 }
 
 TEST(Router, GroupsCompeteAmongThemselvesOnly) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
       Problem x(DType::f32, 5, 2, 1, {0, 3, 3, 5});
       x.choose({0, 0, 1, 0, 0}, {0.5, 0.5, 0.5, 0.5, 0.5});
@@ -226,7 +166,7 @@ TEST(Router, GroupsCompeteAmongThemselvesOnly) {
 }
 
 TEST(Router, AcceptsNoTokens) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 0, 4, 2);
     x.top_k(device.kernels, true);
     x.assign(device.kernels, 3, SlotPriority::probability);
@@ -286,7 +226,7 @@ TEST(Router, CpuEqualsReferenceOnOddSizes) {
       EXPECT_TRUE(same_bits(c.choice, r.choice));
       c.p.copy_from(r.p);
       for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
-        for (const std::int64_t slots : {std::int64_t{3}, kDropless}) {
+        for (const std::int64_t slots : {std::int64_t{3}, test::kDropless}) {
           r.assign(reference::router_kernels, slots, priority);
           c.assign(cpu::router_kernels, slots, priority);
           EXPECT_TRUE(same_bits(c.kept, r.kept));
@@ -315,12 +255,15 @@ TEST(Router, BitsDoNotDependOnThreads) {
 }
 
 TEST(Router, ScratchIsAsAnnounced) {
-  for (const auto& device : devices()) {
+  for (const auto& device : test::router_devices()) {
     Problem x(DType::f32, 3000, 4, 1);
     x.top_k(device.kernels, false);
-    TestContext small(std::int64_t(device.kernels.scratch_bytes(3000)));
+    TestContext small(std::int64_t(device.kernels.scratch_bytes(3000, 4)));
     const std::vector<std::int64_t> capacity = {100};
+    device.kernels.admit(small, x.kept, x.weight, {});
     device.kernels.assign(small, x.kept, x.chosen, x.choice, x.p, x.first, capacity, SlotPriority::probability);
+    Buffer kept(DType::i32, 3000, 4), choice(DType::i32, 3000, 4);
+    device.kernels.expert_choice(small, kept, x.chosen, choice, x.p, x.first, capacity);
   }
 }
 

@@ -62,10 +62,15 @@ double hit_share(TestModel& test, const Ids& input, const Ids& target, bool ende
 TEST(Generate, EveryTokenIsTheMostLikelyOneOfThePlainForward) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  for (const bool sparse : {false, true}) {
-    Deck deck = deck_for(sparse);
-    // A whole target is a routing group and may overflow; single tokens never do. Without capacity both agree.
-    deck.moe.capacity_factor_eval = 0.0;
+  Deck everything = deck_for(true);
+  everything.model.multiplicative_bias = true;
+  everything.moe.router = "expert_choice";  // in the encoder
+  everything.moe.shared_experts = 1;
+  everything.moe.extra_feed_forward = true;
+  everything.moe.bias_rate = 0.1;
+  for (Deck deck : {deck_for(false), deck_for(true), everything}) {
+    // A whole target is a routing group and may overflow; single tokens never do. With slots for all both agree.
+    deck.moe.capacity_factor_eval = deck.moe.router == "expert_choice" ? double(deck.moe.experts) : 0.0;
     TestModel test(deck, self, 1, "reference", DType::f64, small_limits(deck), false);
     const auto inputs = some_inputs(deck, 5);
     const auto outputs = generate_greedy(*test.model, test.context, inputs, 9);

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "model_fixture.hpp"
 
@@ -49,7 +51,9 @@ void expect_true_gradients(const Deck& deck, const std::string& what) {
   std::size_t matrix = 0;
   int nonzero = 0;
   for (std::size_t p = 0; p < test.store.specs().size(); ++p) {
+    const bool learnt = test.store.specs()[p].balance_rate == 0.0;
     for (std::int64_t e = 0; e < test.store.local_experts(int(p)); ++e, ++matrix) {
+      if (!learnt) continue;  // what stands in its gradient is not a gradient
       const auto w = test.store.weight(int(p)).matrix(e).flat<double>();
       const std::vector<double>& g = analytic[matrix];
       // The largest gradient element and two fixed ones.
@@ -120,6 +124,68 @@ TEST_F(ModelGradient, DroplessReluExperts) {
   expect_true_gradients(deck, "dropless");
 }
 
+/// The sparse presets with every key they set, at the size of the tiny deck and with losses that show.
+Deck preset_deck(const std::string& name) {
+  const std::string path =
+      ::testing::TempDir() + fmt::format("flanmoe_preset_{}_{}.ini", name, Communicator::world().rank());
+  std::ofstream(path) << "[model]\npreset = " << name << "\n";
+  const Deck preset = parse_deck(path, {});
+  std::filesystem::remove(path);
+  Deck deck = tiny_deck(true);
+  const MoeDeck small = deck.moe;
+  deck.moe = preset.moe;
+  deck.moe.experts = small.experts;
+  deck.moe.every = 2;
+  deck.moe.min_capacity = 1;
+  deck.moe.router_init = small.router_init;
+  deck.moe.balance_coefficient = 0.3;
+  deck.moe.z_coefficient = 10 * preset.moe.z_coefficient;
+  deck.model.activation = preset.model.activation;
+  deck.model.tied_logits = preset.model.tied_logits;
+  return deck;
+}
+const std::vector<std::string> kSparsePresets = {"switch", "gshard", "token_choice", "expert_choice", "st_moe"};
+
+TEST_F(ModelGradient, OfEveryPreset) {
+  for (const std::string& name : kSparsePresets) expect_true_gradients(preset_deck(name), name);
+}
+
+TEST_F(ModelGradient, ExpertChoiceInBothStacksWithZLossAndJitter) {
+  Deck deck = tiny_deck(true);
+  deck.moe.router = deck.moe.decoder_router = "expert_choice";
+  deck.moe.z_coefficient = 0.2;
+  deck.moe.jitter = 0.3;
+  deck.moe.group_rows = 3;
+  deck.moe.expert_dropout = 0.2;
+  expect_true_gradients(deck, "expert choice");
+}
+
+TEST_F(ModelGradient, SharedExpertsExtraFeedForwardsAndFactorsOfHiddenValues) {
+  for (const char* activation : {"relu", "gated_gelu"}) {
+    Deck deck = tiny_deck(true);
+    deck.model.activation = activation;
+    deck.model.multiplicative_bias = true;
+    deck.model.dropout = 0.2;
+    deck.moe.top_k = 2;
+    deck.moe.shared_experts = 2;
+    deck.moe.extra_feed_forward = true;
+    deck.moe.bias_rate = 0.1;
+    deck.moe.expert_dropout = 0.3;
+    deck.moe.balance_scale = "gshard";
+    expect_true_gradients(deck, activation);
+  }
+}
+
+TEST_F(ModelGradient, OfChoicesInTurn) {
+  Deck deck = tiny_deck(true);
+  deck.moe.top_k = 3;
+  deck.moe.forced_balance = true;
+  deck.moe.renormalize = true;
+  deck.moe.second_policy = "threshold";
+  deck.moe.second_threshold = 0.3;
+  expect_true_gradients(deck, "in turn");
+}
+
 /// Gradients and sums of a step on one rank alone and on all ranks together, with every expert degree that divides.
 void expect_layout_independence(Deck deck) {
   const Communicator world = Communicator::world();
@@ -181,6 +247,26 @@ TEST(ModelLayout, GshardInGroupsOfTwoRows) {
   expect_layout_independence(deck);
 }
 
+TEST(ModelLayout, EveryPreset) {
+  for (const std::string& name : kSparsePresets) {
+    SCOPED_TRACE(name);
+    expect_layout_independence(preset_deck(name));
+  }
+}
+
+TEST(ModelLayout, EverythingThatCanBeAdded) {
+  Deck deck = tiny_deck(true);
+  deck.model.multiplicative_bias = true;
+  deck.moe.top_k = 2;
+  deck.moe.shared_experts = 1;
+  deck.moe.extra_feed_forward = true;
+  deck.moe.bias_rate = 0.1;  // its gradient holds the claims of each expert
+  deck.moe.expert_dropout = 0.2;
+  deck.moe.jitter = 0.1;
+  deck.moe.second_policy = "random";
+  expect_layout_independence(deck);
+}
+
 TEST(ModelLayout, Dropless) {
   Deck deck = tiny_deck(true);
   deck.moe.top_k = 2;
@@ -203,8 +289,14 @@ TEST(ModelLayout, ARankWithoutRowsTakesPart) {
 
 TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
   const Communicator self = alone();
-  for (const bool sparse : {false, true}) {
-    Deck deck = tiny_deck(sparse);
+  Deck everything = tiny_deck(true);
+  everything.model.multiplicative_bias = true;
+  everything.moe.shared_experts = 1;
+  everything.moe.extra_feed_forward = true;
+  everything.moe.jitter = 0.1;
+  Deck experts_choose = everything;
+  experts_choose.moe.router = "expert_choice";
+  for (Deck deck : {tiny_deck(false), tiny_deck(true), everything, experts_choose}) {
     deck.moe.top_k = 2;
     const PackedBatch batch = random_batch(deck, 6, 31);
     TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));

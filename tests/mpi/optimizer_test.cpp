@@ -336,6 +336,33 @@ TEST(Optimizer, PublishedMastersReachEveryRank) {
   }
 }
 
+TEST(Optimizer, ABalancedParameterFollowsTheCountsOfAllRanksAndIsNoPartOfTheNorm) {
+  const Communicator world = Communicator::world();
+  std::vector<ParameterSpec> specs = test::rig_parameters();
+  specs.push_back({"router_bias", 1, 1, 3, Placement::dense, InitKind::zeros, 0.0, true, 0.25});
+  for (const char* name : {"adafactor", "adamw"}) {
+    Rig rig(world, world.size(), rig_deck(name), DType::bf16, "cpu", specs);
+    rig.optimizer.initialize(rig.context, 1);
+    const int bias = rig.store.find("router_bias");
+    const Tensor count = rig.store.gradient(bias, 0);
+    for (int step = 0; step < 2; ++step) {
+      // Of n ranks, 6n, 1 and 3n claims: the mean, 3n + 1/3, is just above those of expert 2, which the ranks after the
+      // first one cannot see.
+      count.as<float>()[0] = 6;
+      count.as<float>()[1] = world.rank() == 0 ? 1 : 0;
+      count.as<float>()[2] = 3;
+      EXPECT_EQ(rig.optimizer.step(rig.context, step, 0.1).gradient_norm, 0.0);
+    }
+    const auto b = rig.store.weight(bias).flat<float>();
+    EXPECT_EQ(b[0], -0.5F);
+    EXPECT_EQ(b[1], 0.5F);
+    EXPECT_EQ(b[2], 0.5F);
+    for (const auto& [key, tensor] : rig.state_tensors()) {
+      EXPECT_TRUE(!key.starts_with("router_bias") || key == "router_bias/0/master") << key;
+    }
+  }
+}
+
 TEST(Optimizer, AnnouncesTheMemoryItUses) {
   const Communicator world = Communicator::world();
   const ProcessGrid grid(world.size(), world.rank(), 1);

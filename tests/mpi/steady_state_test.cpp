@@ -55,6 +55,13 @@ TEST(SteadyState, AStepAllocatesNothing) {
   deck.moe.top_k = 2;
   deck.model.dropout = 0.1;
   deck.moe.expert_dropout = 0.1;
+  deck.moe.router = "expert_choice";  // in the encoder; tokens choose in the decoder
+  deck.moe.jitter = 0.1;
+  deck.moe.second_policy = "random";
+  deck.moe.shared_experts = 1;
+  deck.moe.extra_feed_forward = true;
+  deck.moe.bias_rate = 0.001;
+  deck.model.multiplicative_bias = true;
   const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
   for (const DType compute : {DType::f32, DType::bf16}) {
     TestModel test(deck, world, degree, "cpu", compute, testing::limits_of(deck, 4));

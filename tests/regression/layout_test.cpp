@@ -58,5 +58,68 @@ TEST(Layout, LossesAndNormsDoNotDependOnIt) {
   EXPECT_GT(expected.front()["moe"].size(), 0U) << "the smoke deck has no sparse layer";
 }
 
+/// The smoke deck with a sparse preset instead of its own one; small groups, so that slots are short.
+Words sparse(const std::string& preset, const std::string& shard, const std::string& dir, const Words& more) {
+  Words words = with({"--model.preset=" + preset, "--moe.every=2", "--moe.min_capacity=1", "--run.steps=6",
+                      "--checkpoint.every=0", "--checkpoint.final=false"},
+                     more);
+  return smoke(shard, dir, words);
+}
+
+TEST(Layout, EveryPresetTrainsTheSameOnIt) {
+  const Workplace workplace;
+  const std::string shard = write_text(workplace);
+  for (const std::string preset : {"switch", "gshard", "token_choice", "expert_choice", "st_moe"}) {
+    std::vector<nlohmann::json> expected;
+    for (const Layout layout : {Layout{1, 1, 0}, {2, 2, 3}, {4, 1, 0}, {4, 4, 0}}) {
+      const std::string name = fmt::format("{}_{}_ranks_{}_expert", preset, layout.ranks, layout.expert);
+      SCOPED_TRACE(name);
+      const std::string dir = workplace.path(name);
+      const Ended ended = run(layout.ranks, sparse(preset, shard, dir,
+                                                   {fmt::format("--parallel.expert={}", layout.expert),
+                                                    fmt::format("--batch.microbatch_rows={}", layout.microbatch_rows),
+                                                    "--moe.expert_dropout=0.1"}));
+      ASSERT_EQ(ended.exit_code, 0) << ended.output;
+      const auto metrics = metrics_of(dir);
+      ASSERT_EQ(metrics.size(), 6U);
+      if (expected.empty()) expected = metrics;
+      for (std::size_t i = 0; i < metrics.size(); ++i) {
+        const double loss = metrics[i]["loss"], reference = expected[i]["loss"];
+        EXPECT_LE(std::abs(loss - reference), kRelative * reference) << "step " << i + 1;
+        for (const auto& [layer, record] : expected[i]["moe"].items()) {
+          for (const char* key : {"copies_per_token", "drop_fraction", "unrouted_fraction"}) {
+            EXPECT_NEAR(metrics[i]["moe"][layer][key].get<double>(), record[key].get<double>(), 0.02) << layer << key;
+          }
+        }
+      }
+    }
+    EXPECT_EQ(expected.front()["moe"].size(), 2U);
+  }
+}
+
+TEST(Layout, TheBiasOfTheRouterIsPartOfTheCheckpointAndTheSameOnAnyLayout) {
+  const Workplace workplace;
+  const std::string shard = write_text(workplace);
+  const Words biased = {"--moe.bias_rate=0.01",    "--moe.shared_experts=1",           "--moe.extra_feed_forward=true",
+                        "--moe.decoder=false",     "--model.multiplicative_bias=true", "--checkpoint.every=3",
+                        "--checkpoint.final=true", "--moe.balance_coefficient=0"};
+  const auto train = [&](const std::string& name, int ranks, int expert, int steps) {
+    const Ended ended =
+        run(ranks,
+            sparse("token_choice", shard, workplace.path(name),
+                   with(biased, {fmt::format("--parallel.expert={}", expert), fmt::format("--run.steps={}", steps)})));
+    EXPECT_EQ(ended.exit_code, 0) << ended.output;
+  };
+  train("whole", 2, 2, 6);
+  train("parts", 2, 2, 3);
+  train("parts", 2, 2, 6);
+  EXPECT_EQ(difference_of_checkpoints(newest_of(workplace.path("whole")), newest_of(workplace.path("parts"))), "");
+  train("alone", 1, 1, 6);
+  const auto alone = metrics_of(workplace.path("alone")), whole = metrics_of(workplace.path("whole"));
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_NEAR(alone[i]["loss"].get<double>(), whole[i]["loss"].get<double>(), kRelative * 6);
+  }
+}
+
 }  // namespace
 }  // namespace flanmoe::regression

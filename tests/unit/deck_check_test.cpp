@@ -109,6 +109,54 @@ TEST_F(DeckCheck, ARenormalizedSingleChoiceCannotLearnItsRouter) {
   EXPECT_EQ(problems(), "");
 }
 
+TEST_F(DeckCheck, ASecondChoiceNeedsASecondExpert) {
+  deck_.moe.router = "top_k";
+  deck_.moe.second_policy = "random";
+  deck_.moe.second_policy_eval = "threshold";
+  expect_problem("moe.second_policy = random with moe.top_k = 1: there is no second choice");
+  expect_problem("moe.second_policy_eval = threshold with moe.top_k = 1");
+  deck_.moe.top_k = 2;
+  EXPECT_EQ(problems(), "");
+}
+
+TEST_F(DeckCheck, ExpertsThatChooseNeedACapacity) {
+  deck_.moe.router = "expert_choice";
+  deck_.moe.capacity_factor = deck_.moe.capacity_factor_eval = 0;
+  expect_problem("moe.capacity_factor = 0: expected above 0, experts that choose");
+  expect_problem("moe.capacity_factor_eval = 0");
+  deck_.moe.encoder = false;  // then no expert chooses
+  EXPECT_EQ(problems(), "");
+  deck_.moe.decoder_router = "expert_choice";
+  expect_problem("moe.capacity_factor = 0");
+}
+
+TEST_F(DeckCheck, KeysOfTokenChoiceNeedTokensThatChoose) {
+  deck_.moe.router = "expert_choice";
+  deck_.moe.priority = "probability";
+  expect_problem("moe.priority = probability has no effect where experts choose");
+  deck_.moe.priority = "token_order";
+  deck_.moe.decoder_priority = "probability";
+  deck_.moe.top_k = 2;
+  deck_.moe.renormalize = deck_.moe.capacity_times_k = true;
+  deck_.moe.second_policy = "random";
+  deck_.moe.bias_rate = 0.001;
+  EXPECT_EQ(problems(), "");  // tokens choose in the decoder
+  deck_.moe.decoder_router = "expert_choice";
+  for (const char* key : {"moe.renormalize", "moe.capacity_times_k", "moe.second_policy", "moe.bias_rate"})
+    expect_problem(fmt::format("{} has no effect: experts choose in every sparse layer", key));
+  expect_problem("moe.decoder_priority = probability has no effect");
+}
+
+TEST_F(DeckCheck, ForcedBalanceLeavesNothingToChoose) {
+  deck_.moe.router = "top_k";
+  deck_.moe.forced_balance = true;
+  EXPECT_EQ(problems(), "");
+  deck_.moe.bias_rate = 0.1;
+  expect_problem("moe.bias_rate has no effect with moe.forced_balance = true");
+  deck_.moe.router = "expert_choice";
+  expect_problem("moe.forced_balance = true makes tokens take experts in turn");
+}
+
 TEST_F(DeckCheck, ARunThatGoesOnNeedsNothingFromWhereItBegan) {
   deck_.run.init_from = "moved/away";
   expect_problem("run.init_from: expected a checkpoint folder or a run folder, found none at moved/away");

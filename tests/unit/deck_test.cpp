@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <regex>
+#include <set>
 #include <sstream>
 
 #include "base/error.hpp"
@@ -86,10 +87,61 @@ TEST_F(DeckTest, APresetMayComeFromTheCommandLine) {
   const Deck deck = parse("[model]\npreset = switch\n[moe]\nexperts = 16\n", {"--model.preset=gshard"});
   EXPECT_EQ(deck.moe.top_k, 2);
   EXPECT_TRUE(deck.moe.renormalize);
-  EXPECT_EQ(deck.moe.capacity_factor, 2.0);
+  EXPECT_EQ(deck.moe.capacity_factor, 1.0);
+  EXPECT_TRUE(deck.moe.capacity_times_k);
   EXPECT_FALSE(deck.model.tied_logits);
   EXPECT_EQ(deck.model.activation, "gated_gelu");
   EXPECT_EQ(deck.moe.experts, 16);
+}
+
+// Where published implementations differ, the presets stand on the side that their sentences name.
+TEST_F(DeckTest, SparsePresetsSetEveryKeyOfTheirRouting) {
+  const auto moe = [&](const std::string& preset) { return parse("[model]\npreset = " + preset + "\n").moe; };
+  const auto on_paper_side = [](const MoeDeck& m) {
+    return m.capacity_rounding == "down" && m.balance_choices == "first" && m.auxiliary_over_layers == "sum";
+  };
+  const MoeDeck one = moe("switch"), gshard = moe("gshard"), token = moe("token_choice"), expert = moe("expert_choice"),
+                st = moe("st_moe");
+  for (const MoeDeck& m : {one, gshard, st}) EXPECT_TRUE(on_paper_side(m));
+  for (const MoeDeck& m : {token, expert}) {
+    EXPECT_EQ(m.capacity_rounding, "nearest");
+    EXPECT_EQ(m.balance_choices, "all");
+    EXPECT_EQ(m.auxiliary_over_layers, "mean");
+    EXPECT_EQ(m.top_k, 2);
+    EXPECT_FALSE(m.renormalize || m.capacity_times_k);
+    EXPECT_EQ(m.second_policy, "all");
+  }
+  EXPECT_EQ(one.top_k, 1);
+  EXPECT_EQ(one.jitter, 0.01);
+  EXPECT_EQ(gshard.second_policy, "random");
+  EXPECT_EQ(gshard.second_threshold, 0.5);
+  EXPECT_TRUE(gshard.renormalize);
+  EXPECT_EQ(token.priority, "probability");
+  EXPECT_EQ(token.decoder_priority, "token_order");
+  EXPECT_EQ(token.every, 4);
+  EXPECT_EQ(expert.router, "expert_choice");
+  EXPECT_EQ(expert.decoder_router, "top_k");
+  EXPECT_EQ(expert.capacity_factor, 1.0);
+  EXPECT_EQ(expert.every, 2);
+  EXPECT_EQ(st.second_policy, "random");
+  EXPECT_EQ(st.second_threshold, 0.2);
+  EXPECT_EQ(st.z_coefficient, 0.001);
+  EXPECT_TRUE(st.renormalize && st.extra_feed_forward);
+  for (const MoeDeck& m : {one, gshard, token, expert, st}) {
+    EXPECT_EQ(m.min_capacity, 4);
+    EXPECT_EQ(m.balance_coefficient, 0.01);
+    EXPECT_EQ(m.balance_scale, "switch");
+  }
+  // The same keys, so that nothing of one preset stays open in another.
+  const auto keys = [](const std::string& name) {
+    std::set<std::string> all;
+    for (const auto& preset : deck_detail::presets()) {
+      if (preset.name != name) continue;
+      for (const auto& value : preset.values) EXPECT_TRUE(all.insert(value.key).second) << name << " " << value.key;
+    }
+    return all;
+  };
+  for (const char* name : {"gshard", "token_choice", "expert_choice", "st_moe"}) EXPECT_EQ(keys(name), keys("switch"));
 }
 
 TEST_F(DeckTest, AnUnknownKeyIsNamedWithTheNearestOne) {
@@ -192,7 +244,7 @@ TEST_F(DeckTest, ATextThatADeckCannotHoldIsRefused) {
 
 TEST(DeckHelp, NamesUnitRangeDefaultAndPresets) {
   const std::string help = describe_keys("moe.capacity_factor");
-  for (const char* part : {"moe.capacity_factor = 1.25", "a number at least 0", "preset gshard: 2"})
+  for (const char* part : {"moe.capacity_factor = 1.25", "a number at least 0", "preset gshard: 1"})
     EXPECT_NE(help.find(part), std::string::npos) << part << " in " << help;
   EXPECT_NE(describe_keys("run.steps").find("an integer at least 1, in steps"), std::string::npos);
 }

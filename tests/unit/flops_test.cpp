@@ -60,6 +60,39 @@ TEST(Flops, SparseLayersCountKeptCopiesAndTheRouter) {
   EXPECT_EQ(flops.experts, 6.0 * 5 * 210);
 }
 
+TEST(Flops, SharedExpertsAndExtraFeedForwardsCountForEveryToken) {
+  Deck deck = small_deck();
+  deck.moe.router = "top_k";
+  deck.moe.experts = 4;
+  deck.moe.shared_experts = 3;
+  deck.moe.extra_feed_forward = true;
+  WorkCounts work;
+  work.encoder_tokens = 3;
+  work.routed_copies = 5;
+
+  const TrainingFlops flops = training_flops(deck.model, deck.moe, work);
+
+  // ReLU feed-forwards of 2*10*7 = 140: one dense layer, one behind the sparse layer; 5 copies and 3 shared ones a
+  // token.
+  EXPECT_EQ(flops.encoder, 6.0 * 3 * (2 * 240 + 140 + 140 + 40));
+  EXPECT_EQ(flops.experts, 6.0 * (5 + 3 * 3) * 140);
+}
+
+TEST(Flops, ExpertsThatChooseTakeTheirSlots) {
+  Deck deck = small_deck();
+  deck.moe.router = "expert_choice";
+  deck.moe.experts = 2;
+  deck.moe.top_k = 2;
+  deck.moe.every = 1;
+  deck.moe.capacity_factor = 1.0;
+  deck.moe.min_capacity = 1;
+  deck.moe.group_rows = 2;
+
+  // Encoder: groups of 2 rows of 5 tokens, 2 experts of 5 slots: 5 copies a row in 2 layers. Decoder: 2 choices of 4
+  // tokens in 3 layers.
+  EXPECT_EQ(full_row(deck).routed_copies, 2 * 5 + 3 * 2 * 4);
+}
+
 TEST(Flops, FullRowIsOneSegmentOfEachLength) {
   Deck deck = small_deck();
   deck.moe.router = "top_k";

@@ -39,7 +39,14 @@ TEST_F(Metrics, NumbersReadBackToTheSameBits) {
   StepRecord r = record(3);
   r.loss = 0.1 + 0.2;
   r.grad_norm = 1.0 / 3.0;
-  r.moe.push_back({"encoder/layer_01", {0.1, 0.9}, 1.0 / 7.0, 2.0 / 7.0, 1e-300, 0.5});
+  r.moe.push_back({.layer = "encoder/layer_01",
+                   .load_E = {0.1, 0.9},
+                   .copies_per_token = 1.75,
+                   .drop_fraction = 1.0 / 7.0,
+                   .unrouted_fraction = 0.375,
+                   .balance_loss = 2.0 / 7.0,
+                   .z_loss = 1e-300,
+                   .router_entropy = 0.5});
 
   const auto line = nlohmann::json::parse(to_json_line(r));
 
@@ -50,6 +57,8 @@ TEST_F(Metrics, NumbersReadBackToTheSameBits) {
   const auto& layer = line["moe"]["encoder/layer_01"];
   EXPECT_EQ(layer["load"].get<std::vector<double>>(), (std::vector<double>{0.1, 0.9}));
   EXPECT_EQ(layer["drop_fraction"].get<double>(), 1.0 / 7.0);
+  EXPECT_EQ(layer["copies_per_token"], 1.75);
+  EXPECT_EQ(layer["unrouted_fraction"], 0.375);
   EXPECT_EQ(layer["z_loss"].get<double>(), 1e-300);
 }
 

@@ -7,8 +7,7 @@
 
 #include "model/model.hpp"
 #include "model/tensors.hpp"
-#include "moe/dispatcher.hpp"
-#include "moe/router.hpp"
+#include "moe/routing.hpp"
 
 namespace flanmoe {
 namespace {
@@ -77,28 +76,130 @@ TEST(ModelTensors, IndicesNameTheirSpecifications) {
   EXPECT_FALSE(tensors.encoder.layers[2].sparse);
 }
 
-TEST(Capacity, RoundsHalfToEvenAndKeepsTheMinimum) {
-  EXPECT_EQ(expert_capacity(1.25, 512, 8, 4), 80);
-  EXPECT_EQ(expert_capacity(1.0, 20, 8, 1), 2);  // 2.5 -> 2
-  EXPECT_EQ(expert_capacity(1.0, 28, 8, 1), 4);  // 3.5 -> 4
-  EXPECT_EQ(expert_capacity(1.25, 8, 8, 4), 4);  // 1.25 -> minimum
-  EXPECT_EQ(expert_capacity(0.0, 8, 8, 4), std::numeric_limits<std::int64_t>::max());
+TEST(ModelParameters, StMoe32BHas269Point1Billion) {
+  ModelDeck model = base_1_1();
+  model.width = 5120;
+  model.hidden = 20480;
+  model.heads = 64;
+  model.head_width = 128;
+  model.encoder_layers = model.decoder_layers = 24;
+  MoeDeck moe;
+  moe.router = "top_k";
+  moe.experts = 64;
+  moe.every = 4;
+  moe.extra_feed_forward = true;
+  EXPECT_EQ(std::llround(double(count(model, moe)) * 1e-8), 2691);
+}
+
+TEST(ModelParameters, ExpertChoiceBaseHas3Point82Billion) {
+  MoeDeck moe;
+  moe.router = "expert_choice";
+  moe.experts = 64;
+  EXPECT_EQ(std::llround(double(count(base_1_1(), moe)) * 1e-7), 382);
+}
+
+TEST(ModelParameters, OptionsAddTheirTensors) {
+  ModelDeck model = base_1_1();
+  MoeDeck moe;
+  moe.router = "top_k";
+  moe.experts = 8;
+  const std::int64_t D = 768, F = 2048, plain = count(model, moe);
+  moe.bias_rate = 0.001;
+  EXPECT_EQ(count(model, moe) - plain, 12 * 8);
+  moe.router = "expert_choice";  // no bias where experts choose
+  EXPECT_EQ(count(model, moe) - plain, 6 * 8);
+  moe = MoeDeck{.router = "top_k", .experts = 8, .shared_experts = 2};
+  EXPECT_EQ(count(model, moe) - plain, 12 * 3 * D * 2 * F);
+  moe = MoeDeck{.router = "top_k", .experts = 8, .extra_feed_forward = true};
+  EXPECT_EQ(count(model, moe) - plain, 12 * (D + 3 * D * F));
+  moe.shared_experts = 3;
+  model.multiplicative_bias = true;
+  // Factors of 12 dense layers, and in 12 sparse ones of 8 experts, the shared experts and the extra feed-forward.
+  EXPECT_EQ(count(model, moe) - plain, 12 * (D + 3 * D * F) + 12 * 3 * D * 3 * F + 12 * F + 12 * (8 + 3 + 1) * F);
+}
+
+std::int64_t capacity(const MoeDeck& moe, std::int64_t tokens, bool training = true, bool encoder = true) {
+  return expert_capacity(moe, routing_of(moe, encoder), training, tokens);
+}
+
+TEST(Capacity, RoundsHalfToEvenOrDownAndKeepsTheMinimum) {
+  MoeDeck moe;
+  moe.router = "top_k";
+  moe.top_k = 2;
+  EXPECT_EQ(capacity(moe, 512), 80);
+  EXPECT_EQ(capacity(moe, 512, false), 128);
+  EXPECT_EQ(capacity(moe, 8), 4);  // 1.25 -> minimum
+  moe.capacity_factor = 1.0;
+  moe.min_capacity = 1;
+  EXPECT_EQ(capacity(moe, 20), 2);  // 2.5 -> 2
+  EXPECT_EQ(capacity(moe, 28), 4);  // 3.5 -> 4
+  EXPECT_EQ(capacity(moe, 23), 3);  // 2.875 -> 3
+  moe.capacity_rounding = "down";
+  EXPECT_EQ(capacity(moe, 28), 3);
+  EXPECT_EQ(capacity(moe, 23), 2);
+  moe.capacity_times_k = true;
+  EXPECT_EQ(capacity(moe, 28), 7);  // 2 * 28 / 8
+  moe.capacity_factor = 0.0;
+  EXPECT_EQ(capacity(moe, 8), std::numeric_limits<std::int64_t>::max());
+}
+
+TEST(Capacity, ExpertsThatChooseTakeNoMoreThanThereAre) {
+  MoeDeck moe;
+  moe.router = "expert_choice";
+  moe.capacity_factor = 2.0;
+  moe.capacity_times_k = true;  // of the decoder
+  moe.top_k = 2;
+  EXPECT_EQ(capacity(moe, 512), 128);
+  EXPECT_EQ(capacity(moe, 512, true, false), 256);
+  EXPECT_EQ(capacity(moe, 3), 3);
+  EXPECT_EQ(capacity(moe, 3, true, false), 4);
 }
 
 TEST(Capacity, BufferBoundHoldsForTheFullestCase) {
   MoeDeck moe;
+  moe.router = "top_k";
   moe.experts = 8;
   moe.top_k = 2;
-  moe.capacity_factor = 1.25;
-  moe.min_capacity = 4;
+  const auto limits = [&](std::int64_t ranks, std::int64_t tokens, std::int64_t groups) {
+    return row_limits(moe, routing_of(moe, true), true, ranks, tokens, groups);
+  };
   // Four ranks of 4 groups of 128 tokens: every expert full in every group.
-  const std::int64_t full = 4 * 4 * expert_capacity(1.25, 128, 8, 4) * 2;
-  EXPECT_GE(received_rows_bound(moe, true, 4, 4 * 128, 4), full);
-  EXPECT_LE(received_rows_bound(moe, true, 4, 4 * 128, 4), 4 * 4 * 128 * 2);
+  const std::int64_t slots = 4 * capacity(moe, 128);
+  EXPECT_GE(limits(4, 4 * 128, 4).received, 4 * slots * 2);
+  EXPECT_LE(limits(4, 4 * 128, 4).received, 4 * 4 * 128 * 2);
+  EXPECT_GE(limits(4, 4 * 128, 4).copies, 8 * slots);
+  EXPECT_LE(limits(4, 4 * 128, 4).copies, 4 * 128 * 2);
   moe.capacity_factor = 0.0;
-  EXPECT_EQ(received_rows_bound(moe, true, 4, 512, 4), 4 * 512 * 2);
+  EXPECT_EQ(limits(4, 512, 4).received, 4 * 512 * 2);
+  EXPECT_EQ(limits(4, 512, 4).copies, 512 * 2);
   moe.buffer_factor = 1.5;
-  EXPECT_EQ(received_rows_bound(moe, true, 4, 512, 4), 1536);
+  EXPECT_EQ(limits(4, 512, 4).received, 1536);
+  // Experts choose: a token may go to all of them, and all of them are full.
+  moe.router = "expert_choice";
+  moe.capacity_factor = 1.0;
+  EXPECT_GE(limits(4, 512, 4).copies, 8 * 4 * capacity(moe, 128));
+  EXPECT_LE(limits(4, 512, 4).copies, 8 * (512 / 8 + 4 * 5));
+  EXPECT_EQ(limits(1, 2, 2).copies, 2 * 8) << "no more than every token to every expert";
+  EXPECT_GE(limits(4, 512, 4).received, 4 * 2 * 4 * capacity(moe, 128));
+}
+
+TEST(AuxiliaryLosses, AreAveragedOrAddedUpAndScaledAsTheDeckSays) {
+  StepStatistics statistics;
+  statistics.moe.resize(3);
+  for (MoeLayerStatistics& layer : statistics.moe) {
+    layer.balance = 2.0;
+    layer.z = 4.0;
+  }
+  MoeDeck moe;
+  moe.balance_coefficient = 0.5;
+  moe.z_coefficient = 0.25;
+  EXPECT_DOUBLE_EQ(auxiliary_loss(statistics, moe), 2.0);
+  moe.auxiliary_over_layers = "sum";
+  EXPECT_DOUBLE_EQ(auxiliary_loss(statistics, moe), 6.0);
+  EXPECT_EQ(auxiliary_loss({}, moe), 0.0);
+  EXPECT_EQ(balance_scale(moe), 8.0);
+  moe.balance_scale = "gshard";
+  EXPECT_EQ(balance_scale(moe), 0.125);
 }
 
 }  // namespace
