@@ -13,6 +13,7 @@ find_package(Boost REQUIRED COMPONENTS program_options)
 find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(ZLIB REQUIRED)
+find_package(pugixml REQUIRED)
 find_package(Threads REQUIRED)
 find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
 find_library(SENTENCEPIECE_TRAIN_LIBRARY sentencepiece_train REQUIRED)
@@ -22,6 +23,6 @@ target_include_directories(flanmoe_dependencies SYSTEM INTERFACE ${HDF5_C_INCLUD
 target_link_libraries(
   flanmoe_dependencies
   INTERFACE MPI::MPI_C OpenMP::OpenMP_CXX ${HDF5_C_LIBRARIES} ${DNNL_LIBRARY} Boost::program_options fmt::fmt
-            nlohmann_json::nlohmann_json ZLIB::ZLIB Threads::Threads ${SENTENCEPIECE_LIBRARY})
+            nlohmann_json::nlohmann_json ZLIB::ZLIB pugixml::pugixml Threads::Threads ${SENTENCEPIECE_LIBRARY})
 # C++ bindings of MPI are not used; keep their header out.
 target_compile_definitions(flanmoe_dependencies INTERFACE OMPI_SKIP_MPICXX=1)

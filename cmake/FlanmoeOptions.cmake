@@ -1,5 +1,6 @@
 # Compiler settings, as one interface target that everything links.
 option(FLANMOE_TESTS "Build the tests" ON)
+option(FLANMOE_FUZZ "Build the fuzzers of tests/fuzz (clang)" OFF)
 option(FLANMOE_SANITIZE "Build with address and undefined-behaviour sanitizers" OFF)
 set(FLANMOE_ARCH "native" CACHE STRING "Value of -march; set it when the login node differs from the compute nodes")
 

@@ -64,6 +64,7 @@ struct BatchSource::State {
   std::vector<ShardReader> shards;
   std::vector<MixtureTask> tasks;
   std::vector<MixtureEntry> mixture;
+  std::vector<std::string> notes;
   std::optional<TextObjective> objective;  // when there is text
   std::optional<TaskSampler> sampler;
   std::vector<ItemOrder> orders;
@@ -82,7 +83,7 @@ BatchSource::State::State(const Deck& deck, std::int64_t vocabulary)
     : batch(deck.batch), shards(open_shards(deck, vocabulary)), tasks(select_tasks(deck.data, shards)) {
   const auto is_text = [](const MixtureTask& task) { return task.is_text; };
   if (std::any_of(tasks.begin(), tasks.end(), is_text)) objective.emplace(deck, shards[0].tokenizer());
-  set_rates(deck.data, piece_length(), tasks);
+  notes = set_rates(deck.data, piece_length(), tasks);
   const auto seed = std::uint64_t(deck.run.seed);
   sampler.emplace(seed, tasks);
   // A text piece has a row of its own, so text alone makes exactly one draw a row.
@@ -205,6 +206,7 @@ PackedBatch BatchSource::read(std::int64_t step, std::int64_t first_row, std::in
 }
 
 const std::vector<MixtureEntry>& BatchSource::mixture() const { return state_->mixture; }
+const std::vector<std::string>& BatchSource::mixture_notes() const { return state_->notes; }
 const std::string& BatchSource::tokenizer_fingerprint() const { return state_->shards[0].tokenizer().fingerprint; }
 
 }  // namespace flanmoe

@@ -55,6 +55,8 @@ class BatchSource {
   /// Rows [first_row, first_row+rows) of the step. Thread safe against itself only when called from one thread.
   PackedBatch read(std::int64_t step, std::int64_t first_row, std::int64_t rows);
   const std::vector<MixtureEntry>& mixture() const;
+  /// For the log: what the sub-mixtures of the deck hold and lack.
+  const std::vector<std::string>& mixture_notes() const;
   const std::string& tokenizer_fingerprint() const;
 
  private:

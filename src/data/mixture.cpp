@@ -7,7 +7,10 @@
 #include <map>
 
 #include "base/error.hpp"
+#include "data/flan/held_out.hpp"
 #include "data/patterns.hpp"
+#include "data/submixtures.hpp"
+#include "data/text.hpp"
 #include "tensor/philox.hpp"
 
 namespace flanmoe {
@@ -69,6 +72,16 @@ std::vector<Weight> parse_weights(const std::string& text) {
   return weights;
 }
 
+/// Tasks that the list of data.held_out names may not be trained on.
+void refuse_held_out(const std::string& path, const std::vector<MixtureTask>& tasks) {
+  if (path.empty()) return;
+  const flan::HeldOutList list = flan::parse_held_out(read_whole_file(path), path);
+  for (const MixtureTask& task : tasks) {
+    if (!matches_any(list.tasks, task.name)) continue;
+    usage_fail("data.held_out: task '{}' is held out by {}; leave it out by data.exclude_tasks", task.name, path);
+  }
+}
+
 }  // namespace
 
 std::vector<MixtureTask> select_tasks(const DataDeck& deck, const std::vector<ShardReader>& shards) {
@@ -83,26 +96,39 @@ std::vector<MixtureTask> select_tasks(const DataDeck& deck, const std::vector<Sh
   if (tasks.empty()) {
     usage_fail("data.tasks: '{}' without data.exclude_tasks '{}' leaves no task", deck.tasks, deck.exclude_tasks);
   }
+  refuse_held_out(deck.held_out, tasks);
   return tasks;
 }
 
-void set_rates(const DataDeck& deck, std::int64_t piece_length, std::vector<MixtureTask>& tasks) {
+std::vector<std::string> set_rates(const DataDeck& deck, std::int64_t piece_length, std::vector<MixtureTask>& tasks) {
   const std::vector<Weight> weights = parse_weights(deck.weights);
   std::vector<std::string> patterns;
   for (const Weight& weight : weights) patterns.push_back(weight.pattern);
   require_matches("data.weights", patterns, task_names(tasks));
+  const std::vector<Submixture> submixtures = parse_submixtures(deck.submixtures);
+  std::vector<SubmixtureTask> weighted;
   double total = 0;
   for (MixtureTask& task : tasks) {
     task.items = task.is_text ? (task.stream_tokens + piece_length - 1) / piece_length : task.documents;
     const std::int64_t capped = deck.cap > 0 ? std::min(task.items, deck.cap) : task.items;
     task.rate = std::pow(double(capped), 1.0 / deck.temperature);
+    double factor = 1;
     for (const Weight& weight : weights) {
-      if (matches_pattern(weight.pattern, task.name)) task.rate *= weight.value;
+      if (!matches_pattern(weight.pattern, task.name)) continue;
+      task.rate *= weight.value;
+      factor *= weight.value;
     }
     total += task.rate;
+    weighted.push_back({task.name, task.items, factor});
+  }
+  if (!submixtures.empty()) {
+    NestedRates nested = nested_rates(submixtures, weighted, deck.temperature);
+    for (std::size_t t = 0; t < tasks.size(); ++t) tasks[t].rate = nested.rates[t];
+    return std::move(nested.notes);
   }
   if (!(total > 0)) usage_fail("data.weights: '{}' leaves no task with a rate above 0", deck.weights);
   for (MixtureTask& task : tasks) task.rate /= total;
+  return {};
 }
 
 TaskSampler::TaskSampler(std::uint64_t seed, const std::vector<MixtureTask>& tasks) : seed_(seed) {

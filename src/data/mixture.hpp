@@ -32,8 +32,9 @@ struct MixtureTask {
 
 /// The tasks that deck.tasks, exclude_tasks and split leave, in order of first appearance, without items and rates.
 std::vector<MixtureTask> select_tasks(const DataDeck& deck, const std::vector<ShardReader>& shards);
-/// Sets items and rates: min(items, cap)^(1/temperature) * weights, normalised.
-void set_rates(const DataDeck& deck, std::int64_t piece_length, std::vector<MixtureTask>& tasks);
+/// Sets items and rates: min(items, cap)^(1/temperature) * weights, normalised; with sub-mixtures their nested rates.
+/// Gives notes for the log on what the sub-mixtures hold and lack.
+std::vector<std::string> set_rates(const DataDeck& deck, std::int64_t piece_length, std::vector<MixtureTask>& tasks);
 
 /// Independent draws of a task: draw d of a step is a pure function of (seed, step, d).
 class TaskSampler {

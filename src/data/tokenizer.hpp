@@ -49,7 +49,7 @@ struct TokenizerTraining {
 };
 
 /// Trains a unigram model with the T5 layout on the sentences that `next` gives (it returns false at the end) and
-/// writes it to `path` by rename. The same sentences give the same file. Defined in tutorial/train_tokenizer.cpp, so
+/// writes it to `path` by rename. The same sentences give the same file. Defined in train_tokenizer.cpp, so
 /// only programs that train need SentencePiece's training library.
 void train_tokenizer(const std::function<bool(std::string&)>& next, const TokenizerTraining& training,
                      const std::string& path);

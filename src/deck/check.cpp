@@ -218,6 +218,10 @@ void check_inputs(const Deck& deck, Problems& problems) {
     check_shards("data.train", deck.data.train, deck.run.stage, problems);
     check_weights(deck.data.weights, problems);
     if (deck.evaluate.every > 0) check_evaluation(deck, problems);
+    if (!deck.data.submixtures.empty() && deck.data.cap > 0)
+      add(problems, "data.cap = {}: expected 0 with data.submixtures, which have caps of their own", deck.data.cap);
+    if (!deck.data.held_out.empty() && !fs::is_regular_file(deck.data.held_out))
+      add(problems, "data.held_out: expected a file, found none at {}", deck.data.held_out);
   } else {
     check_evaluation(deck, problems);
     if (deck.run.init_from.empty() && !fs::is_directory(fs::path(deck.run.dir) / "checkpoints"))

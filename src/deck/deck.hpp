@@ -112,6 +112,8 @@ struct DataDeck {
   std::string exclude_tasks;  // held-out tasks: space-separated patterns
   std::string weights;        // "pattern=weight ...": rate of matching tasks is multiplied by weight
   std::int64_t cap = 0;       // rate of a task: min(examples, cap); 0: no cap
+  std::string submixtures;    // "name=share:cap:tasks:pattern,pattern ...": nested mixture
+  std::string held_out;       // file of task patterns that may not be trained on
   double temperature = 1.0;
   std::string split = "train";
   std::string objective = "span_corruption";  // for text shards: span_corruption | prefix_lm

@@ -230,6 +230,12 @@ void add_data(std::vector<Parameter>& table) {
   rows.text("weights", &S::weights, "pattern=weight, separated by spaces: multiplies the rate of matching tasks.");
   rows.number("cap", &S::cap, at_least(0), "examples",
               "A task counts at most this many examples towards its rate; 0: no cap.");
+  rows.text(
+      "submixtures", &S::submixtures,
+      "Groups of tasks with a share of the draws each, separated by spaces: name=share:cap:tasks:pattern,pattern; "
+      "cap bounds the examples that a task counts, tasks is how many a complete group has (0: not known).");
+  rows.text("held_out", &S::held_out,
+            "File that names tasks which no training may contain, as input/shards/held_out.txt does.");
   rows.number("temperature", &S::temperature, above(0), "",
               "Rates are raised to one over this; above 1 evens them out.");
   rows.required_text("split", &S::split, "Split of the shards to train on.");

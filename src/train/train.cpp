@@ -156,6 +156,10 @@ Start Loop::decide_start() {
           "another folder. What differs:\n  {}",
           deck_.run.dir, info.step, fmt::join(differences, "\n  "));
     }
+    if (newest && info.tokenizer_fingerprint != source_->tokenizer_fingerprint()) {
+      usage_fail("data.train: is written with tokenizer {}, but {} was trained with tokenizer {}",
+                 source_->tokenizer_fingerprint(), *newest, info.tokenizer_fingerprint);
+    }
     start.complete = summarised >= deck_.run.steps;
     if (newest) start = {*newest, info.step, start.complete};
   });
@@ -196,6 +200,7 @@ void Loop::announce() const {
     log_info("task {}: {} {}, {:.3g}% of draws", task.task, task.examples, task.text ? "pieces of text" : "examples",
              100 * task.rate);
   }
+  for (const std::string& note : source_->mixture_notes()) log_info("{}", note);
 }
 
 void Loop::load(const Start& start) {

@@ -181,6 +181,8 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "data.exclude_tasks",
                                              "data.weights",
                                              "data.cap",
+                                             "data.submixtures",
+                                             "data.held_out",
                                              "data.temperature",
                                              "data.split",
                                              "data.objective",

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <set>
 
+#include "data/submixtures.hpp"
 #include "data_fixture.hpp"
 
 namespace flanmoe {
@@ -116,6 +118,101 @@ TEST_F(MixtureOfShards, WrongSelectionsAreUsageErrors) {
   EXPECT_THAT(message([](DataDeck& d) { d.weights = "*=0"; }), HasSubstr("no task with a rate"));
   EXPECT_THAT(message([](DataDeck& d) { d.split = "valid"; }), HasSubstr("split 'valid'"));
   EXPECT_THAT(message([](DataDeck& d) { d.exclude_tasks = "*"; }), HasSubstr("leaves no task"));
+}
+
+TEST_F(MixtureOfShards, SubmixturesShareTheDraws) {
+  DataDeck deck;
+  deck.submixtures = "a=3:200:4:large,mid* b=1:0:0:small,absent";
+  std::vector<MixtureTask> tasks = select_tasks(deck, shards_);
+  const auto notes = set_rates(deck, 1, tasks);
+  // a: 200 of large (capped) and 100 of middle share 3/4; b: small alone has 1/4.
+  EXPECT_THAT(rates(tasks), testing::Pointwise(testing::DoubleEq(), {0.75 * 200 / 300, 0.75 * 100 / 300, 0.25}));
+  EXPECT_THAT(notes, ElementsAre("sub-mixture a: 75% of the weight, 2 of 4 tasks",
+                                 "sub-mixture b: 25% of the weight, 1 tasks; no task matches absent",
+                                 "the tasks at hand cover 50.0% of the mixture's weight"));
+}
+
+TEST_F(MixtureOfShards, ATaskMayBeInTwoSubmixtures) {
+  DataDeck deck;
+  deck.submixtures = "a=1:0:0:large,middle b=1:0:0:middle,small c=2:0:5:none";
+  deck.weights = "large=0.5";
+  std::vector<MixtureTask> tasks = select_tasks(deck, shards_);
+  const auto notes = set_rates(deck, 1, tasks);
+  // c has no task: its share falls to the others.
+  const double a = 200 + 100, b = 100 + 25;
+  EXPECT_THAT(rates(tasks),
+              testing::Pointwise(testing::DoubleEq(), {0.5 * 200 / a, 0.5 * 100 / a + 0.5 * 100 / b, 0.5 * 25 / b}));
+  EXPECT_EQ(notes.back(), "the tasks at hand cover 50.0% of the mixture's weight");
+}
+
+TEST_F(MixtureOfShards, WrongSubmixturesAndHeldOutTasksAreRefused) {
+  const auto message = [&](auto&& change) {
+    DataDeck deck;
+    change(deck);
+    EXPECT_THROW(mixture(deck), UsageError);
+    return error_of([&] { mixture(deck); });
+  };
+  for (const char* wrong :
+       {"a", "a=1:0:0", "=1:0:0:x", "a=0:0:0:x", "a=1:-1:0:x", "a=1:0:0:x,", "a=1:0:0:", "a=x:0:0:*"}) {
+    EXPECT_THAT(message([&](DataDeck& d) { d.submixtures = wrong; }),
+                HasSubstr("expected NAME=SHARE:CAP:TASKS:PATTERN"))
+        << wrong;
+  }
+  EXPECT_THAT(message([](DataDeck& d) { d.submixtures = "a=1:0:0:* a=1:0:0:*"; }),
+              HasSubstr("a second sub-mixture 'a'"));
+  EXPECT_THAT(message([](DataDeck& d) { d.submixtures = "a=1:0:0:large"; }), HasSubstr("task 'middle' is in none"));
+  const std::string list = folder_.file("held_out.txt");
+  std::ofstream(list) << "# not these\ntask other mid*\nfile mmlu x.csv\n";
+  EXPECT_THAT(message([&](DataDeck& d) { d.held_out = list; }), HasSubstr("task 'middle' is held out by " + list));
+  std::ofstream(list) << "tasks middle\n";
+  EXPECT_THAT(message([&](DataDeck& d) { d.held_out = list; }),
+              HasSubstr("held_out.txt:1: expected \"task PATTERN...\""));
+}
+
+TEST(Flan2022, TheDeckHoldsThePublishedSharesAndCaps) {
+  const Deck deck = parse_deck(FLANMOE_SOURCE_DIR "/input/flan2022.ini", {});
+  const auto submixtures = parse_submixtures(deck.data.submixtures);
+  ASSERT_EQ(submixtures.size(), 4U);
+  std::int64_t tasks = 0;
+  for (const Submixture& sub : submixtures) tasks += sub.tasks;
+  EXPECT_EQ(tasks, 1836);
+  const std::vector<double> shares = {46.0, 27.9, 1.8, 24.2};
+  const std::vector<std::int64_t> caps = {30'000, 20'000, 100'000, 5'000};
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(submixtures[i].share, shares[i]);
+    EXPECT_EQ(submixtures[i].cap, caps[i]);
+  }
+  EXPECT_EQ(parse_submixtures("muffin=52:30000:80:a t0_sf=15:20000:193:b cot=3:100000:9:c niv2=30:5000:1554:d").size(),
+            4U);
+}
+
+TEST(TaskSampler, NestedRatesAreDrawn) {
+  // The Flan 2022 shares and caps on made-up sizes: 3 standard errors.
+  const auto submixtures =
+      parse_submixtures("muffin=46:30000:0:m_* t0=27.9:20000:0:t_* cot=1.8:100000:0:c_* niv2=24.2:5000:0:n_*");
+  std::vector<SubmixtureTask> tasks;
+  for (int i = 0; i < 40; ++i)
+    tasks.push_back({std::string(1, "mtcn"[i % 4]) + "_" + std::to_string(i), 1000 * (i + 1), 1});
+  const NestedRates nested = nested_rates(submixtures, tasks, 1);
+  const TaskSampler sampler(11, tasks_with_rates(nested.rates));
+  std::vector<double> counts(tasks.size(), 0), of_group(4, 0);
+  constexpr int kDraws = 200'000;
+  for (int d = 0; d < kDraws; ++d) {
+    const std::size_t t = sampler.draw(std::uint32_t(d / 500), std::uint64_t(d % 500));
+    ++counts[t];
+    ++of_group[t % 4];
+  }
+  const std::vector<double> shares = {0.46, 0.279, 0.018, 0.242};
+  for (std::size_t g = 0; g < 4; ++g) {
+    const double p = shares[g] / 0.999;
+    EXPECT_LE(std::abs(of_group[g] / kDraws - p), 3 * std::sqrt(p * (1 - p) / kDraws)) << g;
+  }
+  double worst = 0;
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    const double p = nested.rates[t];
+    worst = std::max(worst, std::abs(counts[t] / kDraws - p) / std::sqrt(p * (1 - p) / kDraws));
+  }
+  EXPECT_LT(worst, 4);  // of 40 tasks, one may lie beyond 3
 }
 
 TEST(TaskSampler, DrawsFollowTheRates) {

@@ -109,7 +109,8 @@ class MadeExamples : public ::testing::Test {
   static std::vector<Example> make(const std::string& task, const Items& items, const ExampleLimits& limits) {
     const std::string path = std::string(FLANMOE_SOURCE_DIR "/input/templates/") + task + ".txt";
     TaskSummary summary;
-    auto examples = make_examples(parse_templates(read_file(path), path, task), items, *tokenizer_, limits, summary);
+    auto examples =
+        make_examples(parse_templates(read_whole_file(path), path, task), items, *tokenizer_, limits, summary);
     std::int64_t counted = 0;
     for (const auto& [variant, count] : summary.train) counted += count;
     for (const auto& [variant, count] : summary.test) counted += count;
@@ -236,8 +237,8 @@ TEST_F(MadeExamples, ExamplesOverTheLimitsAreLeftOutAndCounted) {
   limits.zero_shot_tokens = 60;
   limits.few_shot_tokens = 150;
   TaskSummary summary;
-  const auto examples = make_examples(parse_templates(read_file(path), path, "word_problem"), word_problem(Sources{}),
-                                      *tokenizer_, limits, summary);
+  const auto examples = make_examples(parse_templates(read_whole_file(path), path, "word_problem"),
+                                      word_problem(Sources{}), *tokenizer_, limits, summary);
 
   EXPECT_GT(summary.too_long, 0);
   EXPECT_EQ(summary.too_long + std::int64_t(examples.size()), 400 + 4 * 20);
@@ -245,6 +246,27 @@ TEST_F(MadeExamples, ExamplesOverTheLimitsAreLeftOutAndCounted) {
     const bool few_shot = example.variant.ends_with("few_shot");
     EXPECT_LE(example.input.size(), few_shot ? limits.few_shot_tokens : limits.zero_shot_tokens);
   }
+}
+
+TEST(TaskSummaries, SurviveTheManifest) {
+  TaskSummary summary;
+  summary.task = "plural";
+  summary.category = "grammar";
+  summary.held_out = true;
+  summary.train = {{"zero_shot", 3}, {"few_shot", 2}};
+  summary.test = {{"zero_shot", 1}};
+  summary.items = 9;
+  summary.mean_input_tokens = 20.5;
+
+  const TaskSummary same = summary_from_json(to_json(summary));
+
+  EXPECT_EQ(same.task, "plural");
+  EXPECT_TRUE(same.held_out);
+  EXPECT_FALSE(same.finetune);
+  EXPECT_EQ(same.train, summary.train);
+  EXPECT_EQ(same.test, summary.test);
+  EXPECT_EQ(same.items, 9);
+  EXPECT_EQ(same.mean_input_tokens, 20.5);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 #include <gtest/gtest.h>
 
 #include "base/error.hpp"
+#include "data/text.hpp"
 #include "data/tutorial/dictd.hpp"
 #include "data/tutorial/packages.hpp"
 #include "data/tutorial/sources.hpp"
-#include "data/tutorial/text.hpp"
 #include "data/tutorial/wordnet.hpp"
 
 namespace flanmoe::tutorial {

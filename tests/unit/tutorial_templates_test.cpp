@@ -83,7 +83,7 @@ TEST(Templates, EveryTaskHasAFileWithAtLeastFourWaysToAsk) {
   std::set<std::string> names;
   for (const Task& task : tasks()) {
     const std::string path = fmt::format("{}/{}.txt", folder, task.name);
-    const TemplateFile file = parse_templates(read_file(path), path, task.name);
+    const TemplateFile file = parse_templates(read_whole_file(path), path, task.name);
     int direct = 0;
     for (const auto& each : file.templates) direct += !each.chain_of_thought;
     EXPECT_GE(direct, 4) << path;

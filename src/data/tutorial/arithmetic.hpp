@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 

@@ -5,7 +5,7 @@
 
 #include "base/error.hpp"
 #include "base/log.hpp"
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 
@@ -51,7 +51,7 @@ std::vector<DictEntry> parse_dictd(std::string_view index, const std::string& in
 
 std::vector<DictEntry> read_dictd(const std::string& folder, const std::string& name) {
   const std::string index = folder + "/" + name + ".index", text = folder + "/" + name + ".dict.dz";
-  return parse_dictd(read_file(index), index, read_file(text), text);
+  return parse_dictd(read_whole_file(index), index, read_whole_file(text), text);
 }
 
 std::vector<Translation> translations(const std::vector<DictEntry>& entries) {

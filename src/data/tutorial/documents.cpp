@@ -2,7 +2,7 @@
 
 #include <set>
 
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 

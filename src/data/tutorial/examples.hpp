@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -31,5 +32,8 @@ struct TaskSummary {
 /// examples carry their choices (those without chain of thought). Examples over the limits are left out and counted.
 std::vector<Example> make_examples(const TemplateFile& file, const Items& items, const Tokenizer& tokenizer,
                                    const ExampleLimits& limits, TaskSummary& summary);
+
+nlohmann::json to_json(const TaskSummary& summary);
+TaskSummary summary_from_json(const nlohmann::json& json);
 
 }  // namespace flanmoe::tutorial

@@ -3,21 +3,13 @@
 
 #include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "data/templates.hpp"
+#include "data/text.hpp"
 #include "data/tutorial/sources.hpp"
-#include "data/tutorial/text.hpp"
 
 namespace flanmoe::tutorial {
-
-struct Item {
-  std::string key;  // what is asked about; items of one key stay on one side of the train/test split
-  std::vector<std::pair<std::string, std::string>> fields;  // name and text, for the templates
-  std::string answer;
-  std::vector<std::string> choices;  // the answer among them; empty when the task has no choices
-};
-using Items = std::vector<Item>;
 
 struct Task {
   const char* name;

@@ -5,7 +5,7 @@
 #include <unordered_set>
 
 #include "base/error.hpp"
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 

@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "base/error.hpp"
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 
@@ -63,7 +63,7 @@ Sources read_sources(const SourcePaths& paths, const std::string& package_list) 
   Sources sources;
   sources.wordnet = read_wordnet(paths.wordnet);
   const std::string exceptions = paths.wordnet + "/noun.exc";
-  sources.irregular_plurals = parse_exceptions(read_file(exceptions), exceptions);
+  sources.irregular_plurals = parse_exceptions(read_whole_file(exceptions), exceptions);
   sources.foldoc = read_dictd(paths.dictd, "foldoc");
   sources.gcide = read_dictd(paths.dictd, "gcide");
   sources.english_french = translations(read_dictd(paths.dictd, "freedict-eng-fra"));

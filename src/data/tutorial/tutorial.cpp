@@ -1,19 +1,17 @@
 #include "data/tutorial/tutorial.hpp"
 
-#include <atomic>
-#include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <thread>
 
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
+#include "data/jobs.hpp"
+#include "data/manifest.hpp"
 #include "data/tutorial/documents.hpp"
-#include "data/tutorial/manifest.hpp"
 
 namespace flanmoe::tutorial {
 
@@ -28,29 +26,6 @@ struct Step {
   std::string name, inputs, file;
   std::function<nlohmann::json(const std::string& path)> make;  // writes the file; gives facts about it
 };
-
-/// Runs the jobs on `threads` threads, in order of their start. The first error is thrown when all have stopped.
-void run_parallel(const std::vector<std::function<void()>>& jobs, int threads) {
-  std::atomic<std::size_t> next = 0;
-  std::exception_ptr error;
-  std::mutex mutex;
-  const auto work = [&] {
-    for (std::size_t i = next++; i < jobs.size(); i = next++) {
-      try {
-        jobs[i]();
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!error) error = std::current_exception();
-        next = jobs.size();
-      }
-    }
-  };
-  {
-    std::vector<std::jthread> pool;
-    for (int t = 0; t < threads; ++t) pool.emplace_back(work);
-  }
-  if (error) std::rethrow_exception(error);
-}
 
 nlohmann::json write_text_shard(const std::string& path, const Corpus& corpus, const Sources& sources,
                                 const Tokenizer& tokenizer) {
@@ -139,8 +114,13 @@ class Run {
     std::map<std::string, bool> used;
     for (const Task& task : tasks()) {
       const std::string path = options_.templates + "/" + task.name + ".txt";
-      const std::string text = read_file(path);
+      const std::string text = read_whole_file(path);
       templates_.push_back(parse_templates(text, path, task.name));
+      for (const Template& each : templates_.back().templates) {
+        if (each.head.empty() && !each.inverted && !each.explained) continue;
+        fail("{}:{}: template \"{}\" has a head, or is inverted or explained: not in the tutorial", path, each.line,
+             each.name);
+      }
       template_state_.push_back(crc32_hex(text));
       used[std::string(task.name) + ".txt"] = true;
     }

@@ -3,7 +3,7 @@
 #include <charconv>
 
 #include "base/error.hpp"
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 namespace flanmoe::tutorial {
 
@@ -64,7 +64,7 @@ void parse_gloss(std::string_view text, Synset& synset) {
 void read_data(const std::string& folder, WordClass word_class, WordNet& wordnet) {
   const std::string path = folder + "/data." + kFileNames[int(word_class)];
   std::int64_t number = 0;
-  for (const std::string& line : split(read_file(path), '\n')) {
+  for (const std::string& line : split(read_whole_file(path), '\n')) {
     ++number;
     if (line.empty() || line.front() == ' ') continue;  // the licence stands in lines that start with a blank
     wordnet.add(parse_synset(line, word_class, fmt::format("{}:{}", path, number)));
@@ -74,7 +74,7 @@ void read_data(const std::string& folder, WordClass word_class, WordNet& wordnet
 void read_index(const std::string& folder, WordClass word_class, WordNet& wordnet) {
   const std::string path = folder + "/index." + kFileNames[int(word_class)];
   std::int64_t number = 0;
-  for (const std::string& line : split(read_file(path), '\n')) {
+  for (const std::string& line : split(read_whole_file(path), '\n')) {
     ++number;
     if (line.empty() || line.front() == ' ') continue;
     const std::string where = fmt::format("{}:{}", path, number);

@@ -7,9 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "data/tutorial/examples.hpp"
-
-namespace flanmoe::tutorial {
+namespace flanmoe {
 
 /// Steps may be recorded from several threads. Every change is written at once, by rename.
 class Manifest {
@@ -33,7 +31,4 @@ class Manifest {
   mutable std::mutex mutex_;
 };
 
-nlohmann::json to_json(const TaskSummary& summary);
-TaskSummary summary_from_json(const nlohmann::json& json);
-
-}  // namespace flanmoe::tutorial
+}  // namespace flanmoe

@@ -1,4 +1,4 @@
-// Small helpers for plain text, and the keyed hash that every choice of the tutorial data comes from.
+// Small helpers for plain text, and the keyed hash that every choice of prompts and splits comes from.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,10 @@
 #include <string_view>
 #include <vector>
 
-namespace flanmoe::tutorial {
+namespace flanmoe {
 
 /// Bytes of a file, gunzipped when it is compressed. Throws Error naming the file.
-std::string read_file(const std::string& path);
+std::string read_whole_file(const std::string& path);
 
 std::string_view trim(std::string_view text);
 /// Runs of white space become one blank; none is left at the ends.
@@ -25,6 +25,7 @@ bool is_plain_word(std::string_view text);
 std::string with_article(std::string_view word);
 /// Number of characters (code points) of UTF-8 text.
 std::int64_t character_count(std::string_view text);
+bool is_utf8(std::string_view text);
 /// The text itself when it is UTF-8; otherwise each stray byte is read as Windows-1252 (quotes and dashes become ASCII)
 /// and counted in `repaired`.
 std::string repaired_utf8(std::string_view text, std::int64_t& repaired);
@@ -57,4 +58,4 @@ class Random {
   std::uint64_t state_;
 };
 
-}  // namespace flanmoe::tutorial
+}  // namespace flanmoe

@@ -1,4 +1,4 @@
-#include "data/tutorial/manifest.hpp"
+#include "data/manifest.hpp"
 
 #include <filesystem>
 #include <fstream>
@@ -6,7 +6,7 @@
 #include "base/error.hpp"
 #include "base/log.hpp"
 
-namespace flanmoe::tutorial {
+namespace flanmoe {
 
 namespace {
 
@@ -82,34 +82,4 @@ void Manifest::write() const {
   fs::rename(aside, path);
 }
 
-nlohmann::json to_json(const TaskSummary& summary) {
-  return {{"task", summary.task},
-          {"category", summary.category},
-          {"held_out", summary.held_out},
-          {"finetune", summary.finetune},
-          {"templates", summary.templates},
-          {"items", summary.items},
-          {"train_examples", summary.train},
-          {"test_examples", summary.test},
-          {"too_long", summary.too_long},
-          {"mean_input_tokens", summary.mean_input_tokens},
-          {"mean_target_tokens", summary.mean_target_tokens}};
-}
-
-TaskSummary summary_from_json(const nlohmann::json& json) {
-  TaskSummary summary;
-  json.at("task").get_to(summary.task);
-  json.at("category").get_to(summary.category);
-  json.at("held_out").get_to(summary.held_out);
-  json.at("finetune").get_to(summary.finetune);
-  json.at("templates").get_to(summary.templates);
-  json.at("items").get_to(summary.items);
-  json.at("train_examples").get_to(summary.train);
-  json.at("test_examples").get_to(summary.test);
-  json.at("too_long").get_to(summary.too_long);
-  json.at("mean_input_tokens").get_to(summary.mean_input_tokens);
-  json.at("mean_target_tokens").get_to(summary.mean_target_tokens);
-  return summary;
-}
-
-}  // namespace flanmoe::tutorial
+}  // namespace flanmoe

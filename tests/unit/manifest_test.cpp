@@ -1,3 +1,5 @@
+#include "data/manifest.hpp"
+
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -5,9 +7,8 @@
 #include <fstream>
 
 #include "base/error.hpp"
-#include "data/tutorial/manifest.hpp"
 
-namespace flanmoe::tutorial {
+namespace flanmoe {
 namespace {
 
 namespace fs = std::filesystem;
@@ -66,26 +67,5 @@ TEST_F(Manifests, FilesOfStepsThatAreGoneAreRemoved) {
   EXPECT_FALSE(Manifest(folder_).is_done("gone", "inputs"));
 }
 
-TEST(TaskSummaries, SurviveTheManifest) {
-  TaskSummary summary;
-  summary.task = "plural";
-  summary.category = "grammar";
-  summary.held_out = true;
-  summary.train = {{"zero_shot", 3}, {"few_shot", 2}};
-  summary.test = {{"zero_shot", 1}};
-  summary.items = 9;
-  summary.mean_input_tokens = 20.5;
-
-  const TaskSummary same = summary_from_json(to_json(summary));
-
-  EXPECT_EQ(same.task, "plural");
-  EXPECT_TRUE(same.held_out);
-  EXPECT_FALSE(same.finetune);
-  EXPECT_EQ(same.train, summary.train);
-  EXPECT_EQ(same.test, summary.test);
-  EXPECT_EQ(same.items, 9);
-  EXPECT_EQ(same.mean_input_tokens, 20.5);
-}
-
 }  // namespace
-}  // namespace flanmoe::tutorial
+}  // namespace flanmoe

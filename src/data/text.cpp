@@ -1,4 +1,4 @@
-#include "data/tutorial/text.hpp"
+#include "data/text.hpp"
 
 #include <fmt/format.h>
 #include <zlib.h>
@@ -9,7 +9,7 @@
 
 #include "base/error.hpp"
 
-namespace flanmoe::tutorial {
+namespace flanmoe {
 
 namespace {
 
@@ -50,7 +50,7 @@ std::string from_windows_1252(unsigned char byte) {
 
 }  // namespace
 
-std::string read_file(const std::string& path) {
+std::string read_whole_file(const std::string& path) {
   const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
   if (!file) fail("{}: cannot open for reading", path);
   std::string bytes;
@@ -136,6 +136,15 @@ std::int64_t character_count(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
 }
 
+bool is_utf8(std::string_view text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t length = utf8_length(text, i);
+    if (length == 0) return false;
+    i += length;
+  }
+  return true;
+}
+
 std::string repaired_utf8(std::string_view text, std::int64_t& repaired) {
   std::string out;
   out.reserve(text.size());
@@ -188,4 +197,4 @@ std::int64_t Random::below(std::int64_t n) {
   return std::int64_t(next() % std::uint64_t(n));  // n is tiny against 2^64: the bias is below 1e-12
 }
 
-}  // namespace flanmoe::tutorial
+}  // namespace flanmoe
