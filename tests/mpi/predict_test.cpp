@@ -199,6 +199,29 @@ TEST(Predict, AnExampleWhoseRightChoiceIsNoneIsNamedOnEveryRank) {
   EXPECT_EQ(calls, 0);
 }
 
+TEST(Predict, TheNearestOfSeveralRightAnswersCounts) {
+  const auto world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "self");
+  PredictionTask task = make_task(1, 0, 4);
+  for (std::size_t i = 0; i < task.examples.size(); ++i) {
+    task.infos[i] = published_task("niv2", "task").value();
+    task.examples[i].answer = "something else";
+    // The fake model writes one of w3 .. w6.
+    task.examples[i].more_answers = {"w3 and w4", "w5", "w6 w6 w6"};
+  }
+  int calls = 0;
+  EvaluateDeck deck;
+  for (const auto& p : predict(task, deck, fake_model(self, &calls), self)) {
+    const auto output = p.record.at("output").get<std::string>();
+    const double expected = output == "w5" ? 1.0 : 0.5;  // one common word of 1 and 3
+    EXPECT_DOUBLE_EQ(p.outcome.rouge_l, expected) << output;
+    EXPECT_EQ(p.outcome.exact_match, output == "w5");
+    EXPECT_EQ(p.record.at("golds").size(), 4U);
+    EXPECT_EQ(p.record.at("benchmark"), "niv2");
+  }
+  EXPECT_GT(calls, 0);
+}
+
 TEST(Predict, TextsAreCutAtTheFirstStopString) {
   EXPECT_EQ(cut_at_stop("the cat. Q: and", {"Q:", "."}), "the cat");
   EXPECT_EQ(cut_at_stop("the cat", {"Q:", "dog"}), "the cat");

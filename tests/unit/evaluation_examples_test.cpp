@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "base/error.hpp"
@@ -150,6 +151,53 @@ TEST(EvaluationExamples, RoundsCoverEveryExampleOnceOnAnyNumberOfRanks) {
     }
     EXPECT_EQ(seen.size(), lengths.size());
     EXPECT_EQ(std::set<std::int64_t>(seen.begin(), seen.end()).size(), lengths.size());
+  }
+}
+
+TEST(EvaluationExamples, IdsNameAnExampleWhateverElseIsMeasured) {
+  const Folder folder;
+  write_shard(folder / "a.h5", 0, 40);
+  write_shard(folder / "b.h5", 0, 40);
+  Deck deck;
+  deck.evaluate.shards = folder / "*.h5";
+  std::map<std::pair<std::string, std::int64_t>, std::uint64_t> ids;
+  std::set<std::uint64_t> different;
+  const EvaluationExamples all(deck);
+  for (std::int64_t i = 0; i < all.size(); ++i) {
+    ids[{all.path(i), all.index_in_shard(i)}] = all.id(i);
+    different.insert(all.id(i));
+  }
+  EXPECT_EQ(different.size(), std::size_t(all.size()));
+  deck.evaluate.limit = 3;
+  deck.evaluate.shards = folder / "b.h5";
+  const EvaluationExamples some(deck);
+  for (std::int64_t i = 0; i < some.size(); ++i) {
+    EXPECT_EQ(some.id(i), ids.at({some.path(i), some.index_in_shard(i)}));
+  }
+}
+
+TEST(EvaluationExamples, ShardsMustAgreeOnHowATaskIsMeasured) {
+  const Folder folder;
+  const auto write = [&](const char* name, const TaskInfo& info) {
+    ShardWriter writer(folder / name, {"f00d", 1000});
+    writer.describe_task("even", info);
+    writer.add(example("even", "zero_shot", "test", 100));
+    writer.finish();
+  };
+  const TaskInfo snarks = published_task("bbh", "snarks").value();
+  write("a.h5", snarks);
+  write("b.h5", snarks);
+  Deck deck;
+  deck.evaluate.shards = folder / "*.h5";
+  EXPECT_EQ(EvaluationExamples(deck).task_info(1), snarks);
+  write("c.h5", TaskInfo());
+  try {
+    const EvaluationExamples examples(deck);
+    FAIL() << "taken";
+  } catch (const UsageError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("a.h5"), std::string::npos) << text;
+    EXPECT_NE(text.find("c.h5 say differently how task even is measured"), std::string::npos) << text;
   }
 }
 
