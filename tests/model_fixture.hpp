@@ -33,6 +33,19 @@ inline Deck tiny_deck(bool sparse) {
   return deck;
 }
 
+/// The same as a decoder-only model of the palm family: two layers, three heads that share their keys.
+inline Deck tiny_palm(bool sparse, const std::string& attention = "causal") {
+  Deck deck = tiny_deck(sparse);
+  deck.model.family = "palm";
+  deck.model.encoder_layers = 0;
+  deck.model.attention = attention;
+  deck.model.kv_heads = 1;
+  deck.model.activation = "gated_swish";
+  deck.model.norm = "layer";
+  deck.model.tied_logits = true;
+  return deck;
+}
+
 inline std::vector<std::int32_t> random_ids(std::mt19937& random, std::int64_t count, std::int64_t vocabulary) {
   std::vector<std::int32_t> ids(std::size_t(count), 1);
   for (std::int64_t i = 0; i + 1 < count; ++i) {

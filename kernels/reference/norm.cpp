@@ -10,10 +10,9 @@ namespace {
 /// What is subtracted from x: its mean in LayerNorm, nothing in RMSNorm.
 template <bool centered, class A>
 A center_of(const A* x, std::int64_t D) {
+  if constexpr (!centered) return 0;
   A sum = 0;
-  if constexpr (centered) {
-    for (std::int64_t c = 0; c < D; ++c) sum += x[c];
-  }
+  for (std::int64_t c = 0; c < D; ++c) sum += x[c];
   return sum / A(D);
 }
 
@@ -66,7 +65,7 @@ void backward_in(const Tensor& dx_TD, const Tensor& dscale_D, const Tensor& dy_T
       if (centered) sum += widen(dy[c]) * scale[c];
       dot += widen(dy[c]) * scale[c] * (x[c] - center);
     }
-    const A mean_g = sum / A(D), mean = dot * rstd / A(D);
+    const A mean_g = centered ? sum / A(D) : A(0), mean = dot * rstd / A(D);
     for (std::int64_t c = 0; c < D; ++c) {
       dx[c] += rstd * (widen(dy[c]) * scale[c] - mean_g - (x[c] - center) * rstd * mean);
       dscale[c] += widen(dy[c]) * (x[c] - center) * rstd;

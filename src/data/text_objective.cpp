@@ -52,15 +52,22 @@ TokenIds read_piece(const std::vector<ShardReader>& shards, const MixtureTask& t
 
 TextObjective::TextObjective(const Deck& deck, const TokenizerIdentity& tokenizer)
     : spans_(deck.data.objective == "span_corruption"),
+      causal_(deck.data.objective == "causal_lm"),
       density_(deck.data.noise_density),
       mean_span_(deck.data.mean_span),
       seed_(std::uint64_t(deck.run.seed)),
       tokenizer_(tokenizer) {
   const std::int64_t inputs = deck.batch.input_length, targets = deck.batch.target_length;
-  if (!spans_ && deck.data.objective != "prefix_lm") {
-    usage_fail("data.objective: expected span_corruption or prefix_lm, found '{}'", deck.data.objective);
+  if (!spans_ && !causal_ && deck.data.objective != "prefix_lm") {
+    usage_fail("data.objective: expected span_corruption, prefix_lm or causal_lm, found '{}'", deck.data.objective);
   }
-  piece_length_ = spans_ ? longest_piece(inputs, targets, density_, mean_span_) : std::min(inputs, targets);
+  if (spans_) {
+    piece_length_ = longest_piece(inputs, targets, density_, mean_span_);
+  } else if (causal_) {
+    piece_length_ = inputs + targets;
+  } else {  // a decoder-only model has both sides in one row, with an EOS each
+    piece_length_ = deck.model.decoder_only() ? inputs + targets - 2 : std::min(inputs, targets);
+  }
   if (piece_length_ < 2) {
     usage_fail("batch.input_length {} and batch.target_length {} are too short for objective {}", inputs, targets,
                deck.data.objective);
@@ -85,6 +92,7 @@ SideLengths TextObjective::lengths(std::int64_t tokens, std::uint32_t step, std:
     const SpanLengths lengths = span_lengths(tokens, density_, mean_span_);
     return {lengths.inputs, lengths.targets};
   }
+  if (causal_) return {0, tokens};
   const std::int64_t at = cut(tokens, step, draw);
   return {at + 1, tokens - at + 1};
 }
@@ -97,6 +105,10 @@ void TextObjective::apply(const TokenIds& piece, std::uint32_t step, std::uint64
     const std::int32_t first_sentinel = tokenizer_.vocabulary - 1;
     replace_runs(piece, mask, true, first_sentinel, tokenizer_.eos, inputs);
     replace_runs(piece, mask, false, first_sentinel, tokenizer_.eos, targets);
+    return;
+  }
+  if (causal_) {
+    targets.insert(targets.end(), piece.begin(), piece.end());
     return;
   }
   const auto at = piece.begin() + cut(tokens, step, draw);

@@ -24,6 +24,7 @@ struct SideLengths {
 
 /// span_corruption: the longest pieces whose two sides fit a row. prefix_lm: a piece is cut at a place uniform
 /// over [1, length); what comes before are inputs, the rest targets, and a piece is as long as lets every cut fit.
+/// causal_lm (decoder-only models): a piece fills the row and is all target, without an EOS of its own.
 class TextObjective {
  public:
   /// Throws UsageError when no piece fits the row, or a piece needs more sentinels than the tokenizer has.
@@ -38,7 +39,7 @@ class TextObjective {
   RandomKey key(std::uint32_t step) const { return {seed_, RandomPurpose::data_corruption, step, 0}; }
   std::int64_t cut(std::int64_t tokens, std::uint32_t step, std::uint64_t draw) const;
 
-  bool spans_;
+  bool spans_, causal_;
   double density_, mean_span_;
   std::uint64_t seed_;
   TokenizerIdentity tokenizer_;

@@ -79,8 +79,33 @@ void check_layout(const Deck& deck, int world_size, Problems& problems) {
   if (trains(deck)) check_rows(deck, world_size, problems);
 }
 
+void check_family(const Deck& deck, Problems& problems) {
+  const ModelDeck& model = deck.model;
+  if (model.decoder_only()) {
+    if (model.encoder_layers != 0)
+      add(problems, "model.encoder_layers = {}: expected 0, model.family = {} has no encoder", model.encoder_layers,
+          model.family);
+    if (model.head_width % 2 != 0)
+      add(problems, "model.head_width = {}: expected an even number, rotary positions turn pairs of columns",
+          model.head_width);
+  } else {
+    if (model.encoder_layers == 0)
+      add(problems, "model.encoder_layers = 0: expected at least 1, model.family = {} has an encoder", model.family);
+    if (model.attention != "causal")
+      add(problems, "model.attention = {} needs model.family = palm: in {} the encoder sees all of the input anyway",
+          model.attention, model.family);
+    if (trains(deck) && deck.data.objective == "causal_lm")
+      add(problems, "data.objective = causal_lm needs model.family = palm: it leaves the encoder of {} without input",
+          model.family);
+  }
+  if (model.heads % model.key_heads() != 0)
+    add(problems, "model.kv_heads = {} does not divide model.heads = {}: {} % {} = {}", model.kv_heads, model.heads,
+        model.heads, model.key_heads(), model.heads % model.key_heads());
+}
+
 void check_model(const Deck& deck, Problems& problems) {
   const ModelDeck& model = deck.model;
+  check_family(deck, problems);
   if (model.bias_buckets % 2 != 0)
     add(problems, "model.bias_buckets = {}: expected an even number, half of them for each direction",
         model.bias_buckets);

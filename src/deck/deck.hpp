@@ -31,25 +31,33 @@ struct BatchDeck {
   std::int64_t target_length = 64;   // decoder tokens of a row
 };
 struct ModelDeck {
-  std::string family = "t5";
+  std::string family = "t5";      // t5 | palm
   std::string preset = "custom";  // see presets() in deck/presets.cpp
   std::int64_t vocabulary = 8192;
   std::int64_t width = 256;      // D
   std::int64_t hidden = 1024;    // F
   std::int64_t heads = 4;        // H
   std::int64_t head_width = 64;  // K
+  std::int64_t kv_heads = 0;     // key/value heads; 0: as many as heads
   std::int64_t encoder_layers = 4;
   std::int64_t decoder_layers = 4;
-  std::string activation = "gated_gelu";  // relu | gated_gelu
+  std::string attention = "causal";       // palm: causal | prefix
+  std::string activation = "gated_gelu";  // relu | gated_gelu | gated_swish
   bool multiplicative_bias = false;       // a learned factor for every hidden value of a feed-forward
+  std::string norm = "rms";               // rms | layer
   bool tied_logits = false;
   double init_scale = 1.0;
   std::int64_t bias_buckets = 32;
   std::int64_t bias_max_distance = 128;
+  double rotary_base = 10000.0;
   double norm_epsilon = 1e-6;
   double dropout = 0.0;
   bool dropout_shared_over_length = true;
   double z_loss = 1e-4;  // output z-loss coefficient
+
+  bool decoder_only() const { return family == "palm"; }
+  bool gated() const { return activation != "relu"; }
+  std::int64_t key_heads() const { return kv_heads == 0 ? heads : kv_heads; }
 };
 struct MoeDeck {
   std::string router = "none";           // none | top_k | expert_choice; none: no sparse layer anywhere
@@ -116,7 +124,7 @@ struct DataDeck {
   std::string held_out;       // file of task patterns that may not be trained on
   double temperature = 1.0;
   std::string split = "train";
-  std::string objective = "span_corruption";  // for text shards: span_corruption | prefix_lm
+  std::string objective = "span_corruption";  // for text shards: span_corruption | prefix_lm | causal_lm
   double noise_density = 0.15;
   double mean_span = 3.0;
   std::int64_t prefetch = 2;  // batches read ahead

@@ -15,6 +15,11 @@ Values operator+(Values a, const Values& b) {
 
 Values t5_1_0() { return {{"model.activation", "relu"}, {"model.tied_logits", "true"}}; }
 Values t5_1_1() { return {{"model.activation", "gated_gelu"}, {"model.tied_logits", "false"}}; }
+Values palm() {
+  return {{"model.family", "palm"},      {"model.encoder_layers", "0"}, {"model.kv_heads", "1"},
+          {"model.attention", "causal"}, {"model.norm", "layer"},       {"model.activation", "gated_swish"},
+          {"model.tied_logits", "true"}};
+}
 Values dense() { return {{"moe.router", "none"}}; }
 
 /// What all sparse presets share.
@@ -116,6 +121,9 @@ const std::vector<Preset>& presets() {
       {"custom", "nothing: every key has its own default", {}},
       {"t5_1_0", "T5 1.0, dense", t5_1_0() + dense()},
       {"t5_1_1", "T5 1.1, dense", t5_1_1() + dense()},
+      {"palm",
+       "PaLM, dense unless moe.router is set: SwiGLU, multi-query attention, LayerNorm without bias, shared embedding",
+       palm()},
       {"switch",
        "Switch Transformer: each token goes to one expert; the router's input is jittered as in the paper's code (the "
        "T5X configurations have moe.jitter = 0 and average over layers)",

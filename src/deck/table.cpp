@@ -78,16 +78,19 @@ void add_batch(std::vector<Parameter>& table) {
   rows.number("rows", &S::rows, at_least(1), "rows", "Packed rows of the global batch, over all ranks.");
   rows.number("microbatch_rows", &S::microbatch_rows, at_least(0), "rows",
               "Rows that a rank computes at a time; gradients add up over them; 0: all rows of the rank.");
-  rows.number("input_length", &S::input_length, at_least(8), "tokens", "Encoder tokens of a row.");
-  rows.number("target_length", &S::target_length, at_least(4), "tokens", "Decoder tokens of a row.");
+  rows.number("input_length", &S::input_length, at_least(8), "tokens", "Input tokens of a row.");
+  rows.number("target_length", &S::target_length, at_least(4), "tokens", "Target tokens of a row.");
 }
 
 void add_model(std::vector<Parameter>& table) {
   SectionRows rows(table, "model", &Deck::model);
   using S = ModelDeck;
-  rows.choice("family", &S::family, {"t5"}, "Architecture: t5 is the encoder-decoder of T5 1.0 and 1.1.");
+  rows.choice("family", &S::family, {"t5", "palm"},
+              "Architecture: t5 is the encoder-decoder of T5 1.0 and 1.1; palm is decoder-only, with attention and "
+              "feed-forward side by side on one norm, rotary positions, and input and target of an example as one "
+              "sequence.");
   rows.choice("preset", &S::preset,
-              {"custom", "t5_1_0", "t5_1_1", "switch", "gshard", "token_choice", "expert_choice", "st_moe"},
+              {"custom", "t5_1_0", "t5_1_1", "palm", "switch", "gshard", "token_choice", "expert_choice", "st_moe"},
               "A named set of defaults for keys that are not set; see the presets below.");
   rows.number("vocabulary", &S::vocabulary, at_least(8), "pieces",
               "Rows of the embedding table; at least the tokenizer's pieces and sentinels.");
@@ -95,19 +98,31 @@ void add_model(std::vector<Parameter>& table) {
   rows.number("hidden", &S::hidden, at_least(1), "", "F, the hidden width of a feed-forward layer or expert.");
   rows.number("heads", &S::heads, at_least(1), "heads", "H, the attention heads.");
   rows.number("head_width", &S::head_width, at_least(1), "", "K, the width of an attention head.");
-  rows.number("encoder_layers", &S::encoder_layers, at_least(1), "layers", "Layers of the encoder.");
+  rows.number(
+      "kv_heads", &S::kv_heads, at_least(0), "heads",
+      "Key/value heads, each shared by as many query heads; divides heads; 1: multi-query attention, 0: one for "
+      "each head.");
+  rows.number("encoder_layers", &S::encoder_layers, at_least(0), "layers", "Layers of the encoder; palm has none.");
   rows.number("decoder_layers", &S::decoder_layers, at_least(1), "layers", "Layers of the decoder.");
-  rows.choice("activation", &S::activation, {"relu", "gated_gelu"}, "Activation of feed-forward layers and experts.");
+  rows.choice("attention", &S::attention, {"causal", "prefix"},
+              "palm: a token sees what stands before it (causal), or all of its input as well (prefix).");
+  rows.choice("activation", &S::activation, {"relu", "gated_gelu", "gated_swish"},
+              "Activation of feed-forward layers and experts; gated_swish is SwiGLU.");
   rows.flag("multiplicative_bias", &S::multiplicative_bias,
             "A learned factor, 1 at first, for every hidden value of feed-forward layers and experts.");
+  rows.choice("norm", &S::norm, {"rms", "layer"},
+              "RMSNorm, or LayerNorm without a bias, which subtracts the mean as well.");
   rows.flag("tied_logits", &S::tied_logits,
-            "Logits use the embedding table (T5 1.0) instead of a matrix of their own.");
+            "Logits use the embedding table, over the root of width (T5 1.0, PaLM), instead of a matrix of their own.");
   rows.number("init_scale", &S::init_scale, above(0), "",
               "Variance scale of the initial weights, embedding and router excepted; 0.1 steadies MoE models.");
-  rows.number("bias_buckets", &S::bias_buckets, at_least(4), "buckets", "Buckets of the relative position bias; even.");
+  rows.number("bias_buckets", &S::bias_buckets, at_least(4), "buckets",
+              "t5: buckets of the relative position bias; even.");
   rows.number("bias_max_distance", &S::bias_max_distance, at_least(3), "tokens",
-              "Distances from here on share the last bucket.");
-  rows.number("norm_epsilon", &S::norm_epsilon, above(0), "", "Added to the mean square in RMSNorm.");
+              "t5: distances from here on share the last bucket.");
+  rows.number("rotary_base", &S::rotary_base, above(1), "",
+              "palm: column pair i of a head of width K turns by position * base^(-2i/K).");
+  rows.number("norm_epsilon", &S::norm_epsilon, above(0), "", "Added to the mean square in norms.");
   rows.number("dropout", &S::dropout, from_to_below(0, 1), "", "Dropout rate while training.");
   rows.flag("dropout_shared_over_length", &S::dropout_shared_over_length,
             "One dropout mask for all positions of a row, as in T5.");
@@ -239,8 +254,8 @@ void add_data(std::vector<Parameter>& table) {
   rows.number("temperature", &S::temperature, above(0), "",
               "Rates are raised to one over this; above 1 evens them out.");
   rows.required_text("split", &S::split, "Split of the shards to train on.");
-  rows.choice("objective", &S::objective, {"span_corruption", "prefix_lm"},
-              "What is asked of raw text: fill in masked spans, or go on after a prefix.");
+  rows.choice("objective", &S::objective, {"span_corruption", "prefix_lm", "causal_lm"},
+              "What is asked of raw text: fill in masked spans, go on after a prefix, or (palm) predict every token.");
   rows.number("noise_density", &S::noise_density, strictly_between(0, 1), "", "Share of the tokens that are masked.");
   rows.number("mean_span", &S::mean_span, at_least(1), "tokens", "Mean length of a masked span.");
   rows.number("prefetch", &S::prefetch, at_least(1), "batches", "Batches that are read ahead.");

@@ -11,8 +11,8 @@ namespace flanmoe {
 struct AttentionActivations {
   Tensor rstd_T;        // A
   Tensor y_TD;          // C: normalised input
-  Tensor q_TQ, out_TQ;  // C
-  Tensor k_TQ, v_TQ;    // C, of the key side; v after dropout of the attention probabilities
+  Tensor q_TQ, out_TQ;  // C; q as attention reads it: turned by rotary positions where there are some
+  Tensor k_TQ, v_TQ;    // C, of the key side; likewise, v after dropout of the attention probabilities
   Tensor logsumexp_TH;  // A
 
   void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t tokens, std::int64_t key_tokens);
@@ -37,9 +37,21 @@ struct AttentionLayer {
   const Side* queries = nullptr;
   const Side* keys = nullptr;
   Tensor source_TD;
-  Tensor bias_HP;          // absent in cross attention
+  Tensor bias_HP;          // absent in cross attention and in decoder-only models
   std::uint32_t site = 0;  // dropout: site for probabilities, site+1 for the output
+  Tensor rotary_PK{};      // decoder-only models: table of rotary positions
+  /// Decoding: keys and values of the new tokens go to rows slot_T of the cache, and attention reads the cache.
+  Tensor cached_k_CQ{}, cached_v_CQ{}, slot_T{};
 };
+
+/// part_TD (C) = output(attention(query(y), key(source), value(source))), y_TD: C, normalised. `source_TD` is y_TD
+/// where layer.source_TD is absent.
+void attend(const LayerContext&, const Tensor& part_TD, AttentionActivations& saved, const Tensor& y_TD,
+            const AttentionLayer& layer);
+/// dsum_TD (A, written): the gradient by y from dpart_TD (C). dsource_TD (A) += in cross attention; dbias_HP (A) +=.
+void attend_backward(const LayerContext&, const Tensor& dsum_TD, const Tensor& dsource_TD, const Tensor& dbias_HP,
+                     SublayerWork& work, const Tensor& dpart_TD, const Tensor& y_TD, const AttentionActivations& saved,
+                     const AttentionLayer& layer);
 
 /// x_out_TD = x_TD + dropout(attention(norm(x_TD))); both A, different buffers.
 void attention_sublayer(const LayerContext&, const Tensor& x_out_TD, AttentionActivations& saved, SublayerWork& work,
@@ -50,7 +62,7 @@ void attention_sublayer_backward(const LayerContext&, const Tensor& dx_TD, const
                                  const Tensor& dbias_HP, SublayerWork& work, const Tensor& x_TD,
                                  const AttentionActivations& saved, const AttentionLayer& layer);
 
-/// x_out_TD = x_TD + dropout(part_TD): the end of every sublayer.
+/// x_out_TD = x_TD + dropout(part_TD): the end of every sublayer. x_out may be x.
 void add_to_residual(const LayerContext&, const Tensor& x_out_TD, const Tensor& x_TD, const Tensor& part_TD,
                      const Side& side, std::uint32_t site);
 /// The gradient of a sublayer's output in C: dropout of dx_TD (A). Returns dx_TD itself where nothing changes.

@@ -83,7 +83,7 @@ void decode_position(const LayerContext& c, Model::State& s, const DecodingStep&
     const LayerTensors<int>& w = s.tensors.decoder.layers[l];
     DecodingCache::Layer& cache = s.cache.layers[l];
     const auto normalize = [&](AttentionActivations& act, int scale, const Tensor& x_TD) {
-      c.k.norm.forward(c.context, rows(act.y_TD), rows(act.rstd_T), x_TD, c.weight(scale),
+      c.norm().forward(c.context, rows(act.y_TD), rows(act.rstd_T), x_TD, c.weight(scale),
                        float(s.deck.model.norm_epsilon));
     };
     normalize(saved.self, w.self.norm_D, rows(saved.x_self_TD));
@@ -118,6 +118,24 @@ struct Decoding {
   std::vector<std::int32_t> parent;  // beam search: the slot whose keys and values each active one continues
   TokenIds newest;                   // of every slot
 };
+
+/// The tokens that a decoder-only model has not seen yet: first the input behind a pad, later the newest one of each
+/// row.
+std::vector<NewTokens> unseen_tokens(const Decoding& d, const RaggedSide& inputs, std::int64_t position) {
+  std::vector<NewTokens> news;
+  for (const std::int32_t slot : d.active) {
+    const auto row = std::size_t(slot / d.options.beams);
+    const std::int32_t count = inputs.segment_count_S[row];
+    if (position > 0) {
+      news.push_back({slot, count + std::int32_t(position), {d.newest[std::size_t(slot)]}});
+      continue;
+    }
+    const auto input = inputs.token_T.begin() + inputs.segment_begin_S[row];
+    news.push_back({slot, 0, {kPad}});
+    news.back().tokens.insert(news.back().tokens.end(), input, input + count);
+  }
+  return news;
+}
 
 template <class T>
 std::span<const T> logits_of(const Model::State& s, std::size_t i) {
@@ -173,11 +191,13 @@ void advance_beams(const Model::State& s, Decoding& d, double logit_scale) {
   d.active = std::move(still_active);
 }
 
-/// Gives every active slot the keys and values of its parent, positions [0, count).
+/// Gives every active slot the keys and values of its parent, `count` of generated tokens. Those of the input stand
+/// before them in a decoder-only model.
 void reorder_caches(const LayerContext& c, Model::State& s, const Decoding& d, std::int64_t count) {
   if (d.active == d.parent) return;
   const auto keys_of = [&](const Tensor& cache_CQ, std::int32_t slot) {
-    return cache_CQ.slice_rows(slot * s.cache.longest, count);
+    const auto input = std::int64_t(d.requests[std::size_t(slot / d.options.beams)].input.size());
+    return cache_CQ.slice_rows(slot * s.cache.longest, count + (s.decoder_only() ? input : 0));
   };
   for (DecodingCache::Layer& layer : s.cache.layers) {
     for (Tensor* cache_CQ : {&layer.self_k_CQ, &layer.self_v_CQ}) {
@@ -211,11 +231,13 @@ void decode_batch(Model::State& s, KernelContext& kernel, std::span<const Genera
   for (const GenerateRequest& request : requests) append_row(batch.encoder, request.input);
   if (batch.encoder.row_first.empty()) batch.encoder.row_first.assign(1, 0);
   batch.decoder.row_first.assign(1, 0);
-  s.check_fits(batch);
-  s.encoder_side.bind(batch.encoder, 0, 1, 1, 1);
-  const Tensor encoded_TD = s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
-  fill_cross_cache(c, s, encoded_TD);
-  s.decoder->expand_bias(c);
+  if (!s.decoder_only()) {
+    s.check_fits(batch.encoder, batch.decoder);
+    s.encoder_side.bind(batch.encoder, 0, 1, 1, 1);
+    const Tensor encoded_TD = s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
+    fill_cross_cache(c, s, encoded_TD);
+  }
+  s.decoder->expand_positions(c);
 
   Decoding d{options, requests, outputs, {}, {}, {}, TokenIds(requests.size() * std::size_t(options.beams), kPad)};
   for (std::size_t i = 0; i < requests.size(); ++i) d.active.push_back(std::int32_t(std::int64_t(i) * options.beams));
@@ -225,8 +247,12 @@ void decode_batch(Model::State& s, KernelContext& kernel, std::span<const Genera
     // Ranks whose rows have all ended still take part in the exchanges of the sparse layers.
     const auto left = s.communicators.expert.all_reduce(std::int64_t(d.active.size()), ReduceOp::max);
     if (left == 0) break;
-    bind_step(step, d.active, d.newest, batch.encoder, options.beams, position, s.cache.longest);
-    decode_position(c, s, step, d.active, position, s.encoder_side.tokens, statistics);
+    if (s.decoder_only()) {
+      extend_rows(c, s, unseen_tokens(d, batch.encoder, position), statistics);
+    } else {
+      bind_step(step, d.active, d.newest, batch.encoder, options.beams, position, s.cache.longest);
+      decode_position(c, s, step, d.active, position, s.encoder_side.tokens, statistics);
+    }
     next_tokens(c, s, d, position);
   }
   for (std::size_t i = 0; i < d.searches.size(); ++i) outputs[i] = d.searches[i].result();
@@ -267,10 +293,10 @@ TokenIds with_eos(TokenIds ids, std::int64_t longest) {
 std::vector<Generated> generate(Model& model, KernelContext& kernel, const std::vector<GenerateRequest>& requests,
                                 const DecodingOptions& options) {
   Model::State& s = model.state();
-  FLANMOE_EXPECT(!s.training && options.max_new_tokens <= s.cache.longest && options.beams >= 1 &&
+  FLANMOE_EXPECT(!s.training && options.max_new_tokens <= s.limits.longest_target && options.beams >= 1 &&
                      options.beams <= s.limits.rows && s.limits.rows <= s.limits.decoder_tokens,
                  "decoding {} tokens with {} beams needs a model laid for evaluation with room for them ({} and {})",
-                 options.max_new_tokens, options.beams, s.cache.longest, s.limits.rows);
+                 options.max_new_tokens, options.beams, s.limits.longest_target, s.limits.rows);
   FLANMOE_EXPECT(
       (options.beams == 1 || !s.cache.spare_CQ.absent()) && (options.temperature == 0 || !s.cache.weight_V.absent()),
       "{} beams at temperature {} need memory that was not laid", options.beams, options.temperature);

@@ -29,7 +29,7 @@ Model::State::State(const Deck& deck_in, ParameterStore& store_in, const Communi
       communicators(communicators_in),
       kernels(kernels_in),
       tensors(model_tensors(deck_in.model, deck_in.moe)) {
-  for (const bool is_encoder : {true, false}) {
+  for (const bool is_encoder : {true, false}) {  // a decoder-only model has no encoder layers
     const auto& layers = is_encoder ? tensors.encoder.layers : tensors.decoder.layers;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       if (layers[l].sparse) moe_layers.push_back(layer_name(is_encoder, std::int64_t(l)));
@@ -40,7 +40,9 @@ Model::State::State(const Deck& deck_in, ParameterStore& store_in, const Communi
   const auto sparse = std::count_if(tensors.encoder.layers.begin(), tensors.encoder.layers.end(),
                                     [](const auto& layer) { return layer.sparse; });
   const auto total = std::int64_t(moe_layers.size());
-  encoder = std::make_unique<Stack>(deck, true, tensors.encoder, tensors.embedding_VD, shared, 0, total);
+  if (!decoder_only()) {
+    encoder = std::make_unique<Stack>(deck, true, tensors.encoder, tensors.embedding_VD, shared, 0, total);
+  }
   decoder = std::make_unique<Stack>(deck, false, tensors.decoder, tensors.embedding_VD, shared, sparse, total);
 }
 
@@ -53,26 +55,33 @@ CrossEntropyShape Model::State::cross_entropy_shape(double gradient_scale) const
   return shape;
 }
 
-void Model::State::check_fits(const PackedBatch& batch) const {
-  const auto rows = std::int64_t(std::max(batch.encoder.row_first.size(), batch.decoder.row_first.size())) - 1;
-  FLANMOE_EXPECT(rows <= limits.rows && batch.encoder.tokens() <= limits.encoder_tokens &&
-                     batch.decoder.tokens() <= limits.decoder_tokens,
+void Model::State::check_fits(const RaggedSide& inputs, const RaggedSide& targets) const {
+  const BatchLimits most = stack_limits();
+  const auto rows = std::int64_t(std::max(inputs.row_first.size(), targets.row_first.size())) - 1;
+  FLANMOE_EXPECT(rows <= most.rows && inputs.tokens() <= most.encoder_tokens && targets.tokens() <= most.decoder_tokens,
                  "a microbatch of {} rows, {} encoder and {} decoder tokens does not fit the memory for {}, {}, {}",
-                 rows, batch.encoder.tokens(), batch.decoder.tokens(), limits.rows, limits.encoder_tokens,
-                 limits.decoder_tokens);
+                 rows, inputs.tokens(), targets.tokens(), most.rows, most.encoder_tokens, most.decoder_tokens);
   const auto longest = [](const RaggedSide& side) {
     const auto& counts = side.segment_count_S;
     return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
   };
-  FLANMOE_EXPECT(longest(batch.encoder) <= limits.longest_input && longest(batch.decoder) <= limits.longest_target,
-                 "a segment of {} and {} tokens is longer than {} and {}", longest(batch.encoder),
-                 longest(batch.decoder), limits.longest_input, limits.longest_target);
+  FLANMOE_EXPECT(longest(inputs) <= most.longest_input && longest(targets) <= most.longest_target,
+                 "a segment of {} and {} tokens is longer than {} and {}", longest(inputs), longest(targets),
+                 most.longest_input, most.longest_target);
 }
 
 void Model::State::bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train) {
-  check_fits(batch);
   // In evaluation every row is a routing group of its own, so that a row's result does not depend on its neighbours.
   const std::int64_t group_rows = train ? deck.moe.group_rows : 1;
+  if (decoder_only()) {
+    joined.build(batch, decoder_encoder_S, deck.model.attention == "prefix");
+    check_fits({}, joined.side);
+    decoder_side.bind(joined.side, batch.first_row, group_rows, batch.step_rows,
+                      batch.step_encoder_tokens + batch.step_target_tokens);
+    decoder_side.bind_prefix(joined.prefix_S);
+    return;
+  }
+  check_fits(batch.encoder, batch.decoder);
   encoder_side.bind(batch.encoder, batch.first_row, group_rows, batch.step_rows, batch.step_encoder_tokens);
   decoder_side.bind(batch.decoder, batch.first_row, group_rows, batch.step_rows, batch.step_target_tokens);
   decoder_side.bind_cross(batch.decoder, batch.encoder, decoder_encoder_S);
@@ -108,23 +117,26 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
   const DType compute = s.store.compute();
   const DType a = accumulate_dtype(compute);
   const auto ranks = std::int64_t(s.communicators.expert.size());
-  s.encoder->lay(activations, compute, limits, training, ranks);
-  s.decoder->lay(activations, compute, limits, training, ranks);
-  s.encoder->lay_work(activations, s.work, compute, limits, training, ranks);
-  for (Tensor* t : {&s.nll_T, &s.z_T, &s.hit_T}) *t = activations.allocate(a, limits.decoder_tokens, 1);
+  const BatchLimits most = s.stack_limits();
+  if (s.encoder) s.encoder->lay(activations, compute, most, training, ranks);
+  s.decoder->lay(activations, compute, most, training, ranks);
+  s.decoder->lay_work(activations, s.work, compute, most, training, ranks);
+  for (Tensor* t : {&s.nll_T, &s.z_T, &s.hit_T}) *t = activations.allocate(a, most.decoder_tokens, 1);
+  if (s.decoder_only()) s.joined.reserve(most);
   if (!training) {
-    const std::int64_t q = s.deck.model.heads * s.deck.model.head_width;
-    s.cache.longest = limits.longest_target;
+    const std::int64_t kv = s.deck.model.key_heads() * s.deck.model.head_width;
+    s.cache.longest = most.longest_target;
     s.cache.layers.assign(s.tensors.decoder.layers.size(), {});
     for (auto& layer : s.cache.layers) {
-      layer.self_k_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
-      layer.self_v_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
-      layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, q);
-      layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, q);
+      layer.self_k_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
+      layer.self_v_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
+      if (s.decoder_only()) continue;
+      layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
+      layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
     }
     s.cache.spare_CQ = s.cache.weight_V = s.cache.order_V = {};
     if (s.deck.evaluate.beams > 1) {
-      s.cache.spare_CQ = activations.allocate(compute, limits.rows * limits.longest_target, q);
+      s.cache.spare_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
     }
     if (s.deck.evaluate.temperature > 0) {
       s.cache.weight_V = activations.allocate(DType::f64, s.deck.model.vocabulary, 1);
@@ -133,10 +145,41 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
     s.cache.logits_BV = activations.allocate(a, limits.rows, s.deck.model.vocabulary);
     s.cache.slot_B = activations.allocate(DType::i32, limits.rows, 1);
   }
-  const std::size_t scratch_bytes =
-      kernel_scratch_bytes(s.kernels, s.deck, compute, limits, s.cross_entropy_shape(1.0));
+  const std::size_t scratch_bytes = kernel_scratch_bytes(s.kernels, s.deck, compute, most, s.cross_entropy_shape(1.0));
   scratch.allocate(DType::bf16, 1, std::int64_t(scratch_bytes + 1) / 2);
   scratch.rewind();
+}
+
+Tensor Model::State::forward(const LayerContext& c, StepStatistics& statistics) {
+  if (!decoder_only()) {
+    encoder->forward(c, work, encoder_side, nullptr, nullptr, statistics);
+    return decoder->forward(c, work, decoder_side, encoder.get(), &encoder_side, statistics);
+  }
+  const Tensor out_TD = decoder->forward(c, work, decoder_side, nullptr, nullptr, statistics);
+  const auto targets = std::int64_t(joined.place_T.size());
+  const Tensor target_TD = first_rows(work.sublayer.part_TD, targets);
+  kernels.permute.gather(c.context, target_TD, out_TD, make_tensor(joined.place_T.data(), targets, 1));
+  return target_TD;
+}
+
+Tensor Model::State::dtarget_TD(std::int64_t targets) const {
+  return first_rows(decoder_only() ? work.sublayer.dy_TD : work.dout_TD, targets);
+}
+
+void Model::State::backward(const LayerContext& c) {
+  if (decoder_only()) {
+    const auto targets = std::int64_t(joined.place_T.size());
+    const Tensor dout_TD = first_rows(work.dout_TD, decoder_side.tokens);
+    kernels.elementwise.zero(c.context, dout_TD);
+    kernels.permute.scatter(c.context, dout_TD, dtarget_TD(targets), make_tensor(joined.place_T.data(), targets, 1));
+    decoder->backward(c, work, decoder_side, nullptr, nullptr);
+    return;
+  }
+  const Tensor dsource_TD = first_rows(work.dsource_TD, encoder_side.tokens);
+  kernels.elementwise.zero(c.context, dsource_TD);
+  decoder->backward(c, work, decoder_side, encoder.get(), &encoder_side);
+  kernels.elementwise.convert(c.context, first_rows(work.dout_TD, encoder_side.tokens), dsource_TD);
+  encoder->backward(c, work, encoder_side, nullptr, nullptr);
 }
 
 void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, StepStatistics& statistics) {
@@ -145,30 +188,24 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
   const LayerContext c = s.context(kernel, true, batch.step);
   s.bind(batch, {}, true);
   s.prepare(statistics);
-  const std::int64_t tokens = s.decoder_side.tokens;
+  const auto tokens = std::int64_t(batch.target_T.size());
   const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
 
   // Forward.
-  s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
-  const Tensor decoded_TD = s.decoder->forward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side, statistics);
+  const Tensor decoded_TD = s.forward(c, statistics);
 
   // Loss, and its gradient by the decoder's output.
   {
     const PartScope part(Part::logits);
     const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
     const double scale = 1.0 / double(std::max<std::int64_t>(1, batch.step_target_tokens));
-    s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), rows(s.work.dout_TD),
+    s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), s.dtarget_TD(tokens),
                                              c.gradient(s.logits()), decoded_TD, c.weight(s.logits()), target_T,
                                              s.cross_entropy_shape(scale));
     s.add_losses(statistics, tokens);
   }
 
-  // Backward.
-  const Tensor dsource_TD = first_rows(s.work.dsource_TD, s.encoder_side.tokens);
-  s.kernels.elementwise.zero(kernel, dsource_TD);
-  s.decoder->backward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side);
-  s.kernels.elementwise.convert(kernel, first_rows(s.work.dout_TD, s.encoder_side.tokens), dsource_TD);
-  s.encoder->backward(c, s.work, s.encoder_side, nullptr, nullptr);
+  s.backward(c);
 }
 
 std::vector<float> Model::evaluate(KernelContext& kernel, const PackedBatch& batch,
@@ -177,10 +214,9 @@ std::vector<float> Model::evaluate(KernelContext& kernel, const PackedBatch& bat
   const LayerContext c = s.context(kernel, false, batch.step);
   s.bind(batch, decoder_encoder_S, false);
   s.prepare(statistics);
-  const std::int64_t tokens = s.decoder_side.tokens;
+  const auto tokens = std::int64_t(batch.target_T.size());
   const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
-  s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
-  const Tensor decoded_TD = s.decoder->forward(c, s.work, s.decoder_side, s.encoder.get(), &s.encoder_side, statistics);
+  const Tensor decoded_TD = s.forward(c, statistics);
   const PartScope part(Part::logits);
   const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
   s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), {}, {}, decoded_TD,

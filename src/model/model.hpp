@@ -1,4 +1,5 @@
-// The T5 family: encoder-decoder, dense or with Mixture-of-Experts feed-forwards; explicit forward and backward.
+// The model, dense or with Mixture-of-Experts feed-forwards; explicit forward and backward. Two families: t5 is an
+// encoder and a decoder, palm a decoder that reads input and target of a segment as one sequence.
 #pragma once
 
 #include <cstdint>

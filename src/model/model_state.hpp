@@ -5,11 +5,13 @@
 #include <optional>
 
 #include "data/shard.hpp"
+#include "model/joined.hpp"
 #include "model/stack.hpp"
 
 namespace flanmoe {
 
-/// Memory for decoding with a KV cache, laid for evaluation only.
+/// Memory for decoding with a KV cache, laid for evaluation only. Decoder-only models keep input and output of a row in
+/// its rows of the self cache and have no cross cache.
 struct DecodingCache {
   struct Layer {
     Tensor self_k_CQ, self_v_CQ;    // C: row r of the batch owns cache rows [r*longest, (r+1)*longest)
@@ -20,7 +22,7 @@ struct DecodingCache {
   Tensor weight_V;   // f64: sampling only
   Tensor order_V;    // i32: sampling only
   Tensor logits_BV;  // A
-  Tensor slot_B;     // i32: cache row that a new key goes to
+  Tensor slot_B;     // i32: cache row that a new key goes to; not used by decoder-only models
   std::int64_t longest = 0;
 };
 
@@ -32,9 +34,10 @@ struct Model::State {
   ModelTensors<int> tensors;
   std::optional<Dispatcher> dispatcher;
   std::vector<std::string> moe_layers;
-  std::unique_ptr<Stack> encoder, decoder;
+  std::unique_ptr<Stack> encoder, decoder;  // decoder-only models have no encoder
   StackWork work;
   Side encoder_side, decoder_side;
+  JoinedBatch joined;        // decoder-only models: what decoder_side views
   Tensor nll_T, z_T, hit_T;  // A: per target token
   DecodingCache cache;
   BatchLimits limits;
@@ -46,8 +49,16 @@ struct Model::State {
   }
   int logits() const { return deck.model.tied_logits ? tensors.embedding_VD : tensors.logits_DV; }
   CrossEntropyShape cross_entropy_shape(double gradient_scale) const;
+  bool decoder_only() const { return deck.model.decoder_only(); }
+  /// What the stacks must hold.
+  BatchLimits stack_limits() const { return decoder_only() ? joined_limits(limits) : limits; }
   void bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train);
-  void check_fits(const PackedBatch& batch) const;
+  /// The decoder's output (C) for every target token, in buffers that the backward uses again.
+  Tensor forward(const LayerContext& c, StepStatistics& statistics);
+  /// From the gradient of what forward() returned, in dtarget_TD().
+  void backward(const LayerContext& c);
+  Tensor dtarget_TD(std::int64_t targets) const;
+  void check_fits(const RaggedSide& inputs, const RaggedSide& targets) const;
   void prepare(StepStatistics& statistics) const;
   /// Adds the sums over the first `tokens` entries of nll_T, z_T and hit_T.
   void add_losses(StepStatistics& statistics, std::int64_t tokens) const;
@@ -56,6 +67,15 @@ struct Model::State {
 /// Bytes of scratch that the kernels of one microbatch need.
 std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&,
                                  const CrossEntropyShape&);
+/// New tokens of a row that is being decoded.
+struct NewTokens {
+  std::int32_t slot = 0;   // the row of the cache
+  std::int32_t place = 0;  // of the first one in the row's sequence
+  TokenIds tokens;         // at least one
+};
+/// Runs a decoder-only model on new tokens, whose keys and values go to the cache, and leaves the logits behind the
+/// last one of each row there. Needs Stack::expand_positions() before the first call. Collective over the expert group.
+void extend_rows(const LayerContext&, Model::State&, const std::vector<NewTokens>& news, StepStatistics&);
 /// A batch of single-segment rows: segment s is row s. Used by decoding and scoring.
 void append_row(RaggedSide& side, const TokenIds& tokens);
 /// The first longest - 1 tokens, and EOS.

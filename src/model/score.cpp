@@ -6,7 +6,7 @@
 namespace flanmoe {
 namespace {
 
-/// Microbatches of candidate targets; several targets of a request share one encoder row where they fit together.
+/// Microbatches of candidate targets; several targets of a request share one input row where they may and fit.
 struct ScoringBatch {
   PackedBatch batch;
   std::vector<std::int32_t> encoder_of_S;                        // decoder segment -> encoder segment
@@ -15,7 +15,9 @@ struct ScoringBatch {
 
 class BatchCutter {
  public:
-  BatchCutter(const BatchLimits& limits, const std::vector<ScoreRequest>& requests) : limits_(limits) {
+  /// `shared`: targets of a request share its input. In a decoder-only model each needs a sequence of its own.
+  BatchCutter(const BatchLimits& limits, const std::vector<ScoreRequest>& requests, bool shared)
+      : limits_(limits), shared_(shared) {
     for (std::size_t r = 0; r < requests.size(); ++r) add(r, requests[r]);
     flush();
   }
@@ -37,7 +39,7 @@ class BatchCutter {
         encoded = false;
       }
       if (!encoded) append_row(current_.batch.encoder, input);
-      encoded = true;
+      encoded = shared_;
       TokenIds shifted(target.size(), kPad);
       std::copy(target.begin(), target.end() - 1, shifted.begin() + 1);
       append_row(current_.batch.decoder, shifted);
@@ -53,6 +55,7 @@ class BatchCutter {
   }
 
   const BatchLimits& limits_;
+  bool shared_;
   ScoringBatch current_;
 };
 
@@ -68,7 +71,7 @@ ScoringBatch empty_batch() {
 std::vector<std::vector<double>> score_targets(Model& model, KernelContext& kernel,
                                                const std::vector<ScoreRequest>& requests) {
   Model::State& s = model.state();
-  BatchCutter cutter(s.limits, requests);
+  BatchCutter cutter(s.limits, requests, !s.decoder_only());
   const auto count = s.communicators.expert.all_reduce(std::int64_t(cutter.batches.size()), ReduceOp::max);
   while (std::int64_t(cutter.batches.size()) < count) cutter.batches.push_back(empty_batch());
   std::vector<std::vector<double>> scores;

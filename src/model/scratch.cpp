@@ -13,7 +13,8 @@ std::size_t kernel_scratch_bytes(const Kernels& k, const Deck& deck, DType compu
   // One kernel runs at a time, and what it says includes the kernels that it calls.
   return std::max({k.matmul.scratch_bytes(), k.attention.scratch_bytes(longest, compute, attention),
                    k.cross_entropy.scratch_bytes(limits.decoder_tokens, deck.model.vocabulary, compute, shape),
-                   k.norm.scratch_bytes(tokens, deck.model.width), k.router.scratch_bytes(tokens, deck.moe.experts)});
+                   k.norm.scratch_bytes(tokens, deck.model.width), k.layer_norm.scratch_bytes(tokens, deck.model.width),
+                   k.router.scratch_bytes(tokens, deck.moe.experts)});
 }
 
 }  // namespace flanmoe

@@ -23,6 +23,13 @@ void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t gr
   shared_T.assign(std::size_t(tokens), 0);
   groups.row_T = row_T;
   groups.position_T = position_T;
+  place_T.assign(std::size_t(tokens), 0);
+  for (std::size_t s = 0; s < batch.segment_begin_S.size(); ++s) {
+    for (std::int32_t i = 0; i < batch.segment_count_S[s]; ++i) {
+      place_T[std::size_t(batch.segment_begin_S[s] + i)] = i;
+    }
+  }
+  segment_place_T = make_tensor(place_T.data(), tokens, 1);
   groups.step_groups = std::max<std::int64_t>(1, (step_rows + group_rows - 1) / group_rows);
   groups.step_tokens = std::max<std::int64_t>(1, step_tokens);
 }

@@ -14,17 +14,21 @@ namespace flanmoe {
 struct Side {
   std::int64_t tokens = 0;
   Tensor ids_T;                   // view of the batch's token ids
+  Tensor segment_place_T;         // i32: position of each token in its segment
   AttentionSegments self, cross;  // cross: decoder only
   RoutingGroups groups;
   std::vector<std::int64_t> row_T;       // global row of each token
   std::vector<std::int32_t> position_T;  // position of each token in its row
   std::vector<std::int32_t> shared_T;    // zeros: the position of masks that are shared over the length of a row
+  std::vector<std::int32_t> place_T;     // what segment_place_T views
   std::vector<std::int32_t> key_begin_S, key_count_S;  // cross: encoder segment of every decoder segment
 
   /// Reads one side of a batch; vectors keep their memory from call to call. `group_rows` rows form a routing group;
   /// `step_rows`, `step_tokens` are the sizes of the whole step. The batch must outlive this.
   void bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
             std::int64_t step_tokens);
+  /// Self attention sees the first prefix_S[s] tokens of segment s in both directions (empty: none; must outlive this).
+  void bind_prefix(const std::vector<std::int32_t>& prefix_S) { self.prefix = prefix_S; }
   /// Cross attention from `decoder` to `encoder` segments; `encoder_of_S` empty: the same index.
   void bind_cross(const RaggedSide& decoder, const RaggedSide& encoder, const std::vector<std::int32_t>& encoder_of_S);
 };

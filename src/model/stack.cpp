@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "base/timer.hpp"
 
 namespace flanmoe {
 namespace {
 
-/// Numbers of the dropout sites inside a layer; each layer has kSitesPerLayer of them.
-enum Site : std::uint32_t { kSelf = 0, kCross = 2, kHidden = 4, kFeedForward = 5, kExtraHidden = 6, kExtra = 7 };
-constexpr std::uint32_t kSitesPerLayer = 8;
 constexpr std::uint32_t kDecoderSites = 1U << 16;
 constexpr std::uint32_t kEmbeddingSite = 0xF000;
 constexpr std::uint32_t kFinalSite = 0xF001;
@@ -49,9 +47,14 @@ DropoutMask Stack::final_mask(const LayerContext& c, const Side& side) const {
 }
 
 AttentionShape Stack::self_shape() const {
-  return {int(deck_.model.heads), int(deck_.model.head_width), !encoder_, 1.0F};
+  const ModelDeck& model = deck_.model;
+  const float scale = parallel() ? 1.0F / std::sqrt(float(model.head_width)) : 1.0F;
+  return {int(model.heads), int(model.head_width), !encoder_, scale, int(model.kv_heads)};
 }
-AttentionShape Stack::cross_shape() const { return {int(deck_.model.heads), int(deck_.model.head_width), false, 1.0F}; }
+AttentionShape Stack::cross_shape() const {
+  const ModelDeck& model = deck_.model;
+  return {int(model.heads), int(model.head_width), false, 1.0F, int(model.kv_heads)};
+}
 
 RowLimits Stack::moe_limits(bool encoder, const BatchLimits& limits, bool training, std::int64_t expert_ranks) const {
   return row_limits(deck_.moe, routing_of(deck_.moe, encoder), training, expert_ranks,
@@ -67,14 +70,16 @@ void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool tra
   activations_.layers.assign(tensors_.layers.size(), {});
   const auto lay_layer = [&](LayerActivations& layer, bool dense, bool sparse) {
     layer.x_self_TD = arena.allocate(a, tokens, model.width);
-    layer.x_ffn_TD = arena.allocate(a, tokens, model.width);
+    if (!parallel()) layer.x_ffn_TD = arena.allocate(a, tokens, model.width);
     layer.self.lay(arena, model, compute, tokens, tokens);
-    if (!encoder_) {
+    if (!encoder_ && !parallel()) {
       layer.x_cross_TD = arena.allocate(a, tokens, model.width);
       layer.cross.lay(arena, model, compute, tokens, limits.encoder_tokens);
     }
-    layer.ffn_rstd_T = arena.allocate(a, tokens, 1);
-    layer.ffn_y_TD = arena.allocate(compute, tokens, model.width);
+    if (!parallel()) {
+      layer.ffn_rstd_T = arena.allocate(a, tokens, 1);
+      layer.ffn_y_TD = arena.allocate(compute, tokens, model.width);
+    }
     const bool extra = sparse && deck_.moe.extra_feed_forward;
     if (dense || extra) layer.dense.lay(arena, model, compute, tokens, model.hidden);
     if (sparse) layer.moe.lay(arena, deck_, routing, compute, tokens, groups_limit(limits), rows, expert_ranks);
@@ -96,7 +101,11 @@ void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool tra
   activations_.final_rstd_T = arena.allocate(a, tokens, 1);
   activations_.out_TD = arena.allocate(compute, tokens, model.width);
   const std::int64_t longest = std::max<std::int64_t>(1, encoder_ ? limits.longest_input : limits.longest_target);
-  activations_.bias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
+  if (parallel()) {
+    activations_.rotary_PK = arena.allocate(a, longest, model.head_width);
+  } else {
+    activations_.bias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
+  }
 }
 
 void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLimits& limits, bool training,
@@ -120,8 +129,9 @@ void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLi
   if (!training) return;
   const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});
   work.dx_TD = arena.allocate(a, tokens, model.width);
-  work.dsource_TD = arena.allocate(a, limits.encoder_tokens, model.width);
   work.dout_TD = arena.allocate(compute, tokens, model.width);
+  if (parallel()) return;
+  work.dsource_TD = arena.allocate(a, limits.encoder_tokens, model.width);
   work.dbias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
 }
 
@@ -150,14 +160,18 @@ void Stack::embed(const LayerContext& c, const Side& side) {
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, x_TD, x_TD, mask);
 }
 
-void Stack::expand_bias(const LayerContext& c) {
+void Stack::expand_positions(const LayerContext& c) {
+  if (parallel()) {
+    c.k.rotary.table(c.context, activations_.rotary_PK, deck_.model.rotary_base);
+    return;
+  }
   c.k.relative_bias.expand(c.context, activations_.bias_HP, c.weight(tensors_.relative_bias_UH), encoder_,
                            int(deck_.model.bias_max_distance));
 }
 
 Tensor Stack::finish(const LayerContext& c, const Side& side) {
   const Tensor out_TD = first_rows(activations_.out_TD, side.tokens);
-  c.k.norm.forward(c.context, out_TD, first_rows(activations_.final_rstd_T, side.tokens),
+  c.norm().forward(c.context, out_TD, first_rows(activations_.final_rstd_T, side.tokens),
                    first_rows(activations_.x_final_TD, side.tokens), c.weight(tensors_.final_norm_D),
                    float(deck_.model.norm_epsilon));
   const DropoutMask mask = final_mask(c, side);
@@ -190,7 +204,7 @@ void Stack::dense_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackW
                            const DenseSublayer& layer) {
   const PartScope part(Part::dense_ffn);
   const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
-  c.k.norm.forward(c.context, rows(layer.y_TD), rows(layer.rstd_T), rows(layer.x_TD), c.weight(layer.norm_D),
+  c.norm().forward(c.context, rows(layer.y_TD), rows(layer.rstd_T), rows(layer.x_TD), c.weight(layer.norm_D),
                    float(deck_.model.norm_epsilon));
   const auto first = one_group(side.tokens);
   const Tensor part_TD = rows(work.sublayer.part_TD);
@@ -204,7 +218,7 @@ void Stack::sparse_sublayer(const LayerContext& c, const Tensor& x_out_TD, Stack
   const PartScope part(Part::experts);
   LayerActivations& saved = activations_.layers[l];
   const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
-  c.k.norm.forward(c.context, rows(saved.ffn_y_TD), rows(saved.ffn_rstd_T), rows(saved.x_ffn_TD),
+  c.norm().forward(c.context, rows(saved.ffn_y_TD), rows(saved.ffn_rstd_T), rows(saved.x_ffn_TD),
                    c.weight(tensors_.layers[l].feed_forward_norm_D), float(deck_.model.norm_epsilon));
   const Tensor part_TD = rows(work.sublayer.part_TD);
   moe_forward(c, part_TD, saved.moe, work.moe, *dispatcher_, rows(saved.ffn_y_TD), moe_of(l), side.groups,
@@ -232,7 +246,7 @@ void Stack::dense_sublayer_backward(const LayerContext& c, StackWork& work, cons
   const auto first = one_group(side.tokens);
   feed_forward_backward(c, dy_TD, work.dense, dpart_TD, rows(layer.y_TD), *layer.saved,
                         {layer.weights, first, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
-  c.k.norm.backward(c.context, rows(work.dx_TD), c.gradient(layer.norm_D), dy_TD, rows(layer.x_TD), rows(layer.rstd_T),
+  c.norm().backward(c.context, rows(work.dx_TD), c.gradient(layer.norm_D), dy_TD, rows(layer.x_TD), rows(layer.rstd_T),
                     c.weight(layer.norm_D));
 }
 
@@ -245,7 +259,7 @@ void Stack::sparse_sublayer_backward(const LayerContext& c, StackWork& work, con
   const Tensor dpart_TD =
       residual_gradient(c, rows(work.sublayer.part_TD), rows(work.dx_TD), side, site(l, kFeedForward));
   moe_backward(c, dy_TD, work.moe, *dispatcher_, dpart_TD, rows(saved.ffn_y_TD), moe_of(l), saved.moe, side.groups);
-  c.k.norm.backward(c.context, rows(work.dx_TD), c.gradient(norm_D), dy_TD, rows(saved.x_ffn_TD),
+  c.norm().backward(c.context, rows(work.dx_TD), c.gradient(norm_D), dy_TD, rows(saved.x_ffn_TD),
                     rows(saved.ffn_rstd_T), c.weight(norm_D));
 }
 
@@ -256,11 +270,15 @@ void Stack::feed_forward_backward_sublayer(const LayerContext& c, StackWork& wor
 }
 
 Tensor Stack::forward(const LayerContext& c, StackWork& work, const Side& side, const Stack* encoder,
-                      const Side* encoder_side, StepStatistics& statistics) {
+                      const Side* encoder_side, StepStatistics& statistics, const CachedKeys* cached) {
   const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
   embed(c, side);
-  expand_bias(c);
+  if (cached == nullptr) expand_positions(c);
   for (std::size_t l = 0; l < tensors_.layers.size(); ++l) {
+    if (parallel()) {
+      parallel_layer(c, rows(after_ffn(l)), work, side, l, statistics, cached);
+      continue;
+    }
     LayerActivations& saved = activations_.layers[l];
     attention_sublayer(c, rows(after_self(l)), saved.self, work.sublayer, rows(saved.x_self_TD),
                        self_attention(side, l));
@@ -282,12 +300,16 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   const Tensor& bias_HP = activations_.bias_HP;
   const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, 1, bias_HP.rows, bias_HP.cols, bias_HP.cols};
   c.k.elementwise.zero(c.context, dx_TD);
-  c.k.elementwise.zero(c.context, dbias_HP);
+  if (!parallel()) c.k.elementwise.zero(c.context, dbias_HP);
   const DropoutMask mask = final_mask(c, side);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, dout_TD, dout_TD, mask);
-  c.k.norm.backward(c.context, dx_TD, c.gradient(tensors_.final_norm_D), dout_TD, rows(activations_.x_final_TD),
+  c.norm().backward(c.context, dx_TD, c.gradient(tensors_.final_norm_D), dout_TD, rows(activations_.x_final_TD),
                     rows(activations_.final_rstd_T), c.weight(tensors_.final_norm_D));
   for (std::size_t l = tensors_.layers.size(); l-- > 0;) {
+    if (parallel()) {
+      parallel_layer_backward(c, work, side, l);
+      continue;
+    }
     const LayerActivations& saved = activations_.layers[l];
     feed_forward_backward_sublayer(c, work, side, l);
     if (encoder != nullptr) {
@@ -298,8 +320,10 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
     attention_sublayer_backward(c, dx_TD, {}, dbias_HP, work.sublayer, rows(saved.x_self_TD), saved.self,
                                 self_attention(side, l));
   }
-  c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
-                             int(deck_.model.bias_max_distance));
+  if (!parallel()) {
+    c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
+                               int(deck_.model.bias_max_distance));
+  }
   const DropoutMask input_mask = embedding_mask(c, side);
   if (input_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, input_mask);
   c.k.embedding.backward(c.context, c.gradient(embedding_), dx_TD, side.ids_T);

@@ -1,4 +1,5 @@
-// The encoder or the decoder: embedding, layers, final norm; forward and backward as flat lists of calls.
+// The encoder or the decoder: embedding, layers, final norm; forward and backward as flat lists of calls. Layers of
+// encoder-decoder models are in stack.cpp, those of decoder-only models in parallel_block.cpp.
 #pragma once
 
 #include <vector>
@@ -10,9 +11,10 @@
 namespace flanmoe {
 
 struct LayerActivations {
-  Tensor x_self_TD, x_cross_TD, x_ffn_TD;  // A: the residual stream at the entry of each sublayer
+  // A: the residual stream at the entry of each sublayer; decoder-only models have x_self only
+  Tensor x_self_TD, x_cross_TD, x_ffn_TD;
   AttentionActivations self, cross;
-  Tensor ffn_rstd_T;  // A
+  Tensor ffn_rstd_T;  // A; not in decoder-only models, nor is ffn_y
   Tensor ffn_y_TD;    // C
   FeedForwardActivations dense;
   MoeActivations moe;
@@ -25,7 +27,16 @@ struct StackActivations {
   Tensor x_final_TD;    // A: the residual stream behind the last layer
   Tensor final_rstd_T;  // A
   Tensor out_TD;        // C: the stack's output
-  Tensor bias_HP;       // A: relative bias by offset
+  Tensor bias_HP;       // A: relative bias by offset; encoder-decoder models
+  Tensor rotary_PK;     // A: table of rotary positions; decoder-only models
+};
+
+/// Decoding with a decoder-only model: the caches of its layers (C), the rows of them that new tokens go to, and which
+/// new tokens attend to which rows.
+struct CachedKeys {
+  std::vector<Tensor> k_CQ, v_CQ;
+  Tensor slot_T;
+  AttentionSegments segments;
 };
 
 /// Memory that no layer needs for long; shared by both stacks.
@@ -59,9 +70,10 @@ class Stack {
   void lay_work(Arena& arena, StackWork& work, DType compute, const BatchLimits& limits, bool training,
                 std::int64_t expert_ranks) const;
 
-  /// Runs the stack; the decoder attends to `encoder`. Returns the output (C), valid until the next forward.
+  /// Runs the stack; the decoder of an encoder-decoder model attends to `encoder`, that of a decoder-only model to
+  /// `cached` keys if given. Returns the output (C), valid until the next forward.
   Tensor forward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side,
-                 StepStatistics& statistics);
+                 StepStatistics& statistics, const CachedKeys* cached = nullptr);
   /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD.
   void backward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side);
 
@@ -70,7 +82,9 @@ class Stack {
                              std::size_t l, StepStatistics& statistics);
   void embed(const LayerContext&, const Side& side);
   Tensor finish(const LayerContext&, const Side& side);
-  void expand_bias(const LayerContext&);
+  /// Lays out what attention knows of positions: relative biases, or the table of rotary positions. forward() does it
+  /// unless it continues from cached keys.
+  void expand_positions(const LayerContext&);
 
   const StackTensors<int>& tensors() const { return tensors_; }
   StackActivations& activations() { return activations_; }
@@ -79,6 +93,10 @@ class Stack {
   AttentionShape cross_shape() const;
 
  private:
+  /// Numbers of the dropout sites inside a layer; each layer has kSitesPerLayer of them.
+  enum Site : std::uint32_t { kSelf = 0, kCross = 2, kHidden = 4, kFeedForward = 5, kExtraHidden = 6, kExtra = 7 };
+  static constexpr std::uint32_t kSitesPerLayer = 8;
+
   AttentionLayer self_attention(const Side& side, std::size_t l) const;
   AttentionLayer cross_attention(const Side& side, const Stack& encoder, const Side& encoder_side, std::size_t l) const;
   void sparse_sublayer(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side, std::size_t l,
@@ -90,6 +108,21 @@ class Stack {
   DenseSublayer dense_of(std::size_t l);  // the dense sublayer of layer l: its own, or the extra one
   MoeLayer moe_of(std::size_t l) const;
   void feed_forward_backward_sublayer(const LayerContext&, StackWork& work, const Side& side, std::size_t l);
+  /// part_TD (C) = feed-forward of y_TD (C), dense or sparse, and back: dy_TD (C) from dpart_TD (C).
+  void feed_forward_part(const LayerContext&, const Tensor& part_TD, StackWork& work, const Tensor& y_TD,
+                         const Side& side, std::size_t l, StepStatistics& statistics);
+  void feed_forward_part_backward(const LayerContext&, const Tensor& dy_TD, StackWork& work, const Tensor& dpart_TD,
+                                  const Tensor& y_TD, const Side& side, std::size_t l);
+  /// The layer of decoder-only models, and back: x_out (may be x) = x + attention(norm(x)) + feed_forward(norm(x)), and
+  /// an extra dense sublayer behind a sparse block where the deck has one.
+  AttentionLayer parallel_attention(const Side& side, std::size_t l, const CachedKeys* cached) const;
+  void parallel_layer(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side, std::size_t l,
+                      StepStatistics& statistics, const CachedKeys* cached);
+  void parallel_layer_backward(const LayerContext&, StackWork& work, const Side& side, std::size_t l);
+  void parallel_block(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side, std::size_t l,
+                      StepStatistics& statistics, const CachedKeys* cached);
+  void parallel_block_backward(const LayerContext&, StackWork& work, const Side& side, std::size_t l);
+  bool parallel() const { return deck_.model.decoder_only(); }
   const Tensor& after_self(std::size_t l) const;  // where self attention of layer l writes
   const Tensor& after_ffn(std::size_t l) const;
   std::uint32_t site(std::size_t l, std::uint32_t which) const;

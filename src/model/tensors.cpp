@@ -10,8 +10,8 @@ namespace {
 
 /// Walks the set in the order of the forward pass and gives every tensor its specification and index.
 /// Initial values: T5X (paper facts 4.1); init_scale is the scale of variance_scaling (1 for T5, 0.1 for MoE models).
+/// PaLM: every matrix normal with variance 1 / fan_in, the embedding N(0, 1).
 struct Builder {
-  static constexpr InitKind kMatrix = InitKind::truncated_normal;
   const ModelDeck& model;
   const MoeDeck& moe;
   std::vector<ParameterSpec> specs;
@@ -33,12 +33,13 @@ struct Builder {
     const double deviation = std::sqrt(model.init_scale / double(rows));
     return add({name, moe.experts, rows, cols, Placement::expert, InitKind::normal, deviation, false});
   }
+  InitKind matrix_kind() const { return model.decoder_only() ? InitKind::normal : InitKind::truncated_normal; }
   /// name/gate, name/up, name/down, name/scale, as far as the deck has them.
   FeedForwardTensors<int> dense(const std::string& name, std::int64_t hidden) {
     FeedForwardTensors<int> t;
-    if (model.activation == "gated_gelu") t.gate = matrix(name + "gate", model.width, hidden, kMatrix);
-    t.up = matrix(name + "up", model.width, hidden, kMatrix);
-    t.down = matrix(name + "down", hidden, model.width, kMatrix);
+    if (model.gated()) t.gate = matrix(name + "gate", model.width, hidden, matrix_kind());
+    t.up = matrix(name + "up", model.width, hidden, matrix_kind());
+    t.down = matrix(name + "down", hidden, model.width, matrix_kind());
     if (model.multiplicative_bias) {
       t.scale = add({name + "scale", 1, 1, hidden, Placement::dense, InitKind::ones, 0, true});
     }
@@ -46,7 +47,7 @@ struct Builder {
   }
   FeedForwardTensors<int> experts(const std::string& name) {
     FeedForwardTensors<int> t;
-    if (model.activation == "gated_gelu") t.gate = expert_matrix(name + "gate", model.width, model.hidden);
+    if (model.gated()) t.gate = expert_matrix(name + "gate", model.width, model.hidden);
     t.up = expert_matrix(name + "up", model.width, model.hidden);
     t.down = expert_matrix(name + "down", model.hidden, model.width);
     if (model.multiplicative_bias) {
@@ -67,15 +68,17 @@ struct Builder {
     return t;
   }
 
-  AttentionTensors<int> attention(const std::string& name) {
+  AttentionTensors<int> attention(const std::string& name, const std::string& norm_name) {
     const std::int64_t d = model.width;
     const std::int64_t q = model.heads * model.head_width;
+    const std::int64_t kv = model.key_heads() * model.head_width;
     AttentionTensors<int> t;
-    t.norm_D = norm(name + "/norm");
-    // The 1/sqrt(head width) of the scores is folded into the query's initial values.
-    t.query_DQ = matrix(name + "/query", d, q, InitKind::normal, 1.0 / std::sqrt(double(model.head_width)));
-    t.key_DQ = matrix(name + "/key", d, q, InitKind::normal);
-    t.value_DQ = matrix(name + "/value", d, q, InitKind::normal);
+    t.norm_D = norm(norm_name);
+    // T5 folds the 1/sqrt(head width) of the scores into the query's initial values; PaLM divides the scores.
+    const double shrink = model.decoder_only() ? 1.0 : 1.0 / std::sqrt(double(model.head_width));
+    t.query_DQ = matrix(name + "/query", d, q, InitKind::normal, shrink);
+    t.key_DQ = matrix(name + "/key", d, kv, InitKind::normal);
+    t.value_DQ = matrix(name + "/value", d, kv, InitKind::normal);
     t.output_QD = matrix(name + "/output", q, d, InitKind::normal);
     return t;
   }
@@ -83,9 +86,13 @@ struct Builder {
   LayerTensors<int> layer(bool encoder, std::int64_t index) {
     const std::string name = layer_name(encoder, index);
     LayerTensors<int> t;
-    t.self = attention(name + "/self_attention");
-    if (!encoder) t.cross = attention(name + "/cross_attention");
-    t.feed_forward_norm_D = norm(name + "/feed_forward/norm");
+    if (model.decoder_only()) {
+      t.self = attention(name + "/self_attention", name + "/norm");
+    } else {
+      t.self = attention(name + "/self_attention", name + "/self_attention/norm");
+      if (!encoder) t.cross = attention(name + "/cross_attention", name + "/cross_attention/norm");
+      t.feed_forward_norm_D = norm(name + "/feed_forward/norm");
+    }
     t.sparse = is_sparse_layer(moe, encoder, index);
     if (!t.sparse) {
       t.dense = dense(name + "/feed_forward/", model.hidden);
@@ -99,13 +106,17 @@ struct Builder {
     return t;
   }
 
+  int relative_bias(const std::string& name) {
+    // variance_scaling(scale, fan_avg, uniform): half-width sqrt(3*scale/fan_avg).
+    const double fan_average = double(model.bias_buckets + model.heads) / 2.0;
+    return add({name, 1, model.bias_buckets, model.heads, Placement::dense, InitKind::uniform,
+                std::sqrt(3.0 * model.init_scale / fan_average), true});
+  }
+
   StackTensors<int> stack(bool encoder) {
     const std::string name = encoder ? "encoder" : "decoder";
     StackTensors<int> t;
-    // variance_scaling(scale, fan_avg, uniform): half-width sqrt(3*scale/fan_avg).
-    const double fan_average = double(model.bias_buckets + model.heads) / 2.0;
-    t.relative_bias_UH = add({name + "/relative_bias", 1, model.bias_buckets, model.heads, Placement::dense,
-                              InitKind::uniform, std::sqrt(3.0 * model.init_scale / fan_average), true});
+    if (!model.decoder_only()) t.relative_bias_UH = relative_bias(name + "/relative_bias");
     const std::int64_t layers = encoder ? model.encoder_layers : model.decoder_layers;
     for (std::int64_t l = 0; l < layers; ++l) t.layers.push_back(layer(encoder, l));
     t.final_norm_D = norm(name + "/final_norm");
@@ -115,10 +126,11 @@ struct Builder {
   void build() {
     tensors.embedding_VD =
         add({"embedding", 1, model.vocabulary, model.width, Placement::dense, InitKind::normal, 1.0, false});
-    tensors.encoder = stack(true);
+    if (!model.decoder_only()) tensors.encoder = stack(true);
     tensors.decoder = stack(false);
     if (!model.tied_logits) {
-      tensors.logits_DV = matrix("logits", model.width, model.vocabulary, InitKind::truncated_normal);
+      const InitKind kind = model.decoder_only() ? InitKind::normal : InitKind::truncated_normal;
+      tensors.logits_DV = matrix("logits", model.width, model.vocabulary, kind);
     }
   }
 };

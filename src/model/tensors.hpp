@@ -1,4 +1,4 @@
-// The tensors of a T5 model, said once: every use (allocation, initialisation, checkpoint, gradient) walks this set.
+// The tensors of a model, said once: every use (allocation, initialisation, checkpoint, gradient) walks this set.
 #pragma once
 
 #include <string>
@@ -13,14 +13,14 @@ namespace flanmoe {
 template <class T>
 struct AttentionTensors {
   T norm_D{};
-  T query_DQ{}, key_DQ{}, value_DQ{}, output_QD{};
+  T query_DQ{}, key_DQ{}, value_DQ{}, output_QD{};  // key and value have the columns of the key/value heads
 };
 
 template <class T>
 struct LayerTensors {
-  AttentionTensors<T> self;
-  AttentionTensors<T> cross;  // decoder only
-  T feed_forward_norm_D{};
+  AttentionTensors<T> self;   // decoder-only models: its norm is that of the feed-forward too
+  AttentionTensors<T> cross;  // decoder of an encoder-decoder model
+  T feed_forward_norm_D{};    // encoder-decoder models
   bool sparse = false;
   FeedForwardTensors<T> dense;  // used when not sparse
   MoeTensors<T> moe;            // used when sparse
@@ -30,7 +30,7 @@ struct LayerTensors {
 
 template <class T>
 struct StackTensors {
-  T relative_bias_UH{};
+  T relative_bias_UH{};  // encoder-decoder models
   std::vector<LayerTensors<T>> layers;
   T final_norm_D{};
 };

@@ -3,7 +3,8 @@
 namespace flanmoe {
 namespace {
 
-bool gated(const LayerContext& c) { return c.deck.model.activation == "gated_gelu"; }
+bool gated(const LayerContext& c) { return c.deck.model.gated(); }
+bool swish(const LayerContext& c) { return c.deck.model.activation == "gated_swish"; }
 
 std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& work, int parameter) {
   work.gradients.clear();
@@ -26,7 +27,7 @@ Tensor scaled(const LayerContext& c, const FeedForwardActivations& saved, std::i
 
 void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows,
                                  std::int64_t hidden) {
-  if (model.activation == "gated_gelu") {
+  if (model.gated()) {
     gate_RF = arena.allocate(compute, rows, hidden);
     up_RF = arena.allocate(compute, rows, hidden);
   }
@@ -37,7 +38,7 @@ void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType com
 void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts,
                           std::int64_t hidden) {
   dhidden_RF = arena.allocate(compute, rows, hidden);
-  if (model.activation == "gated_gelu") {
+  if (model.gated()) {
     dgate_RF = arena.allocate(compute, rows, hidden);
     dpart_RD = arena.allocate(compute, rows, model.width);
   }
@@ -53,7 +54,8 @@ void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivati
     const Tensor up_RF = first_rows(saved.up_RF, x_RD.rows);
     c.k.matmul.grouped(c.context, gate_RF, x_RD, c.weight(layer.weights.gate), Transpose::no, layer.first);
     c.k.matmul.grouped(c.context, up_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
-    c.k.activation.gated_gelu_forward(c.context, hidden_RF, gate_RF, up_RF);
+    const auto activate = swish(c) ? c.k.activation.gated_swish_forward : c.k.activation.gated_gelu_forward;
+    activate(c.context, hidden_RF, gate_RF, up_RF);
   } else {
     c.k.matmul.grouped(c.context, hidden_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
     c.k.activation.relu_forward(c.context, hidden_RF, hidden_RF);
@@ -90,7 +92,8 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   }
   const Tensor dgate_RF = rows(work.dgate_RF);
   const Tensor dup_RF = dhidden_RF;
-  c.k.activation.gated_gelu_backward(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
+  const auto back = swish(c) ? c.k.activation.gated_swish_backward : c.k.activation.gated_gelu_backward;
+  back(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
   c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.gate), x_RD, dgate_RF, layer.first);
   c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.up), x_RD, dup_RF, layer.first);
   const Tensor dpart_RD = rows(work.dpart_RD);

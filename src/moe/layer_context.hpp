@@ -21,6 +21,8 @@ struct LayerContext {
   DType compute() const { return store.compute(); }
   DType accumulate() const { return accumulate_dtype(store.compute()); }
   bool mixed() const { return compute() != accumulate(); }
+  /// The norm of the model.
+  const NormKernels& norm() const { return deck.model.norm == "layer" ? k.layer_norm : k.norm; }
   const Tensor& weight(int parameter) const { return store.weight(parameter); }
   Tensor gradient(int parameter, std::int64_t expert = 0) const { return store.gradient(parameter, expert); }
 

@@ -3,6 +3,7 @@
 //   B  rows (packed sequences) of this rank      S  segments (examples inside rows)
 //   T  tokens of this rank in a microbatch       D  model width
 //   H  heads                                     K  head width            Q = H*K
+//   (of keys and values Q is the key/value heads times K: they may be fewer)
 //   F  hidden width of a feed-forward            V  vocabulary
 //   E  experts of a layer (global)               e  experts held by this rank
 //   k  choices per token                         N  routed copies, T*k at most

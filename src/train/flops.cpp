@@ -3,9 +3,28 @@
 #include "moe/routing.hpp"
 
 namespace flanmoe {
+namespace {
+
+/// One segment of a decoder-only model: pad, inputs and targets but the last; see model/joined.hpp.
+WorkCounts joined_segment(const ModelDeck& model, double inputs, double targets) {
+  WorkCounts work;
+  const double all = inputs + targets, prefix = inputs + 1;
+  work.decoder_tokens = all;
+  work.target_tokens = targets;
+  work.decoder_pairs = all * (all + 1) / 2;
+  if (model.attention == "prefix") work.decoder_pairs += prefix * (prefix - 1) / 2;
+  return work;
+}
+
+/// One segment of an encoder-decoder model.
+WorkCounts segment(double inputs, double targets) {
+  return {inputs, targets, targets, inputs * inputs, targets * (targets + 1) / 2, targets * inputs, 0};
+}
+
+}  // namespace
 
 std::array<double, WorkCounts::kNumbers> WorkCounts::pack() const {
-  return {encoder_tokens, decoder_tokens, encoder_pairs, decoder_pairs, cross_pairs, routed_copies};
+  return {encoder_tokens, decoder_tokens, target_tokens, encoder_pairs, decoder_pairs, cross_pairs, routed_copies};
 }
 
 WorkCounts& WorkCounts::operator+=(const WorkCounts& other) {
@@ -16,18 +35,14 @@ WorkCounts& WorkCounts::operator+=(const WorkCounts& other) {
 }
 
 WorkCounts WorkCounts::unpack(const double* numbers) {
-  return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]};
+  return {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6]};
 }
 
-WorkCounts count_work(const PackedBatch& batch) {
+WorkCounts count_work(const ModelDeck& model, const PackedBatch& batch) {
   WorkCounts work;
-  work.encoder_tokens = double(batch.encoder.tokens());
-  work.decoder_tokens = double(batch.decoder.tokens());
   for (std::size_t s = 0; s < batch.encoder.segment_count_S.size(); ++s) {
     const double inputs = batch.encoder.segment_count_S[s], targets = batch.decoder.segment_count_S[s];
-    work.encoder_pairs += inputs * inputs;
-    work.decoder_pairs += targets * (targets + 1) / 2;
-    work.cross_pairs += targets * inputs;
+    work += model.decoder_only() ? joined_segment(model, inputs, targets) : segment(inputs, targets);
   }
   return work;
 }
@@ -46,13 +61,17 @@ double copies_of_full_row(const MoeDeck& moe, bool encoder, std::int64_t tokens)
 }  // namespace
 
 WorkCounts full_row(const Deck& deck) {
-  const double inputs = double(deck.batch.input_length), targets = double(deck.batch.target_length);
+  double inputs = double(deck.batch.input_length), targets = double(deck.batch.target_length);
+  if (deck.data.objective == "causal_lm") {
+    targets += inputs;
+    inputs = 0;
+  }
   const MoeDeck& moe = deck.moe;
-  WorkCounts work{inputs, targets, inputs * inputs, targets * (targets + 1) / 2, targets * inputs, 0};
+  WorkCounts work = deck.model.decoder_only() ? joined_segment(deck.model, inputs, targets) : segment(inputs, targets);
   work.routed_copies = double(sparse_layers(moe, moe.encoder, deck.model.encoder_layers)) *
-                           copies_of_full_row(moe, true, deck.batch.input_length) +
+                           copies_of_full_row(moe, true, std::int64_t(work.encoder_tokens)) +
                        double(sparse_layers(moe, moe.decoder, deck.model.decoder_layers)) *
-                           copies_of_full_row(moe, false, deck.batch.target_length);
+                           copies_of_full_row(moe, false, std::int64_t(work.decoder_tokens));
   return work;
 }
 
@@ -63,15 +82,16 @@ std::int64_t sparse_layers(const MoeDeck& moe, bool enabled, std::int64_t layers
 TrainingFlops training_flops(const ModelDeck& model, const MoeDeck& moe, const WorkCounts& work) {
   constexpr double kPerMultiplyAdd = 2, kForwardAndBackward = 3;
   const auto D = double(model.width), F = double(model.hidden), Q = double(model.heads * model.head_width);
+  const auto KV = double(model.key_heads() * model.head_width);
   const auto E = double(moe.experts), V = double(model.vocabulary);
   const auto layers_enc = double(model.encoder_layers), layers_dec = double(model.decoder_layers);
   const auto sparse_enc = double(sparse_layers(moe, moe.encoder, model.encoder_layers));
   const auto sparse_dec = double(sparse_layers(moe, moe.decoder, model.decoder_layers));
 
-  const double feed_forward = (model.activation == "gated_gelu" ? 3 : 2) * D * F;
-  const double self_attention = 4 * D * Q;  // query, key, value, output
-  const double cross_of_token = 2 * D * Q;  // query, output
-  const double cross_of_input = 2 * D * Q;  // key, value: once per encoder token and decoder layer
+  const double feed_forward = (model.gated() ? 3 : 2) * D * F;
+  const double self_attention = 2 * D * Q + 2 * D * KV;                // query, output, key, value
+  const double cross_of_token = model.decoder_only() ? 0 : 2 * D * Q;  // query, output
+  const double cross_of_input = 2 * D * KV;  // key, value: once per encoder token and decoder layer
   const double sparse = D * E + (moe.extra_feed_forward ? feed_forward : 0);  // router, and what follows
   const double shared = double(moe.shared_experts) * feed_forward;
 
@@ -84,7 +104,7 @@ TrainingFlops training_flops(const ModelDeck& model, const MoeDeck& moe, const W
   flops.experts = work.routed_copies * feed_forward +
                   (work.encoder_tokens * sparse_enc + work.decoder_tokens * sparse_dec) * shared;
   flops.attention = 2 * Q * (layers_enc * work.encoder_pairs + layers_dec * (work.decoder_pairs + work.cross_pairs));
-  flops.logits = work.decoder_tokens * D * V;
+  flops.logits = work.target_tokens * D * V;
   for (double* part : {&flops.encoder, &flops.decoder, &flops.experts, &flops.attention, &flops.logits}) {
     *part *= kPerMultiplyAdd * kForwardAndBackward;
   }

@@ -8,23 +8,26 @@
 
 namespace flanmoe {
 
-/// What was worked on; additive over microbatches and ranks. A pair is a (query, key) that attention scores.
+/// What was worked on; additive over microbatches and ranks. A pair is a (query, key) that attention scores. In a
+/// decoder-only model inputs and targets are decoder tokens.
 struct WorkCounts {
   double encoder_tokens = 0, decoder_tokens = 0;
+  double target_tokens = 0;  // whose logits were computed
   double encoder_pairs = 0;  // sum over segments of n*n
-  double decoder_pairs = 0;  // causal: sum of n*(n+1)/2
+  double decoder_pairs = 0;  // causal: sum of n*(n+1)/2; a prefix of p tokens adds p*(p-1)/2
   double cross_pairs = 0;    // sum of n_decoder*n_encoder
   double routed_copies = 0;  // token copies that experts computed, summed over the sparse layers
 
   WorkCounts& operator+=(const WorkCounts& other);
-  static constexpr std::size_t kNumbers = 6;
+  static constexpr std::size_t kNumbers = 7;
   std::array<double, kNumbers> pack() const;
   static WorkCounts unpack(const double* numbers);
 };
 
 /// Counts of one batch, without routed_copies (the routers know those).
-WorkCounts count_work(const PackedBatch& batch);
-/// Counts of one row filled by one segment, with nothing dropped: the most a row can be.
+WorkCounts count_work(const ModelDeck& model, const PackedBatch& batch);
+/// Counts of one row filled by one segment, with nothing dropped: the most a row can be. Raw text under causal_lm is
+/// all target.
 WorkCounts full_row(const Deck& deck);
 
 /// Floating-point operations of a training step by part; one multiply-add counts two.

@@ -130,7 +130,7 @@ Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBa
   WorkCounts work;
   for (const PackedBatch& batch : microbatches) {
     model_.forward_backward(context_, batch, statistics_);
-    work += count_work(batch);
+    work += count_work(deck_.model, batch);
   }
   work.routed_copies = kept_copies(statistics_);
 

@@ -25,10 +25,10 @@ namespace fs = std::filesystem;
 /// A folder with a tokenizer, a shard of examples and a checkpoint of an untrained model, made once by all ranks.
 class Bench {
  public:
-  explicit Bench(const Communicator& world) : world_(world), folder_(world) {
+  explicit Bench(const Communicator& world, const Deck& model = testing::tiny_deck(true))
+      : deck(model), world_(world), folder_(world) {
     omp_set_num_threads(1);  // four ranks that spin on two cores would take minutes
     configure_log(1, "");    // no tables between the results of tests
-    deck = testing::tiny_deck(true);
     deck.model.vocabulary = 320;
     deck.moe.experts = 12;  // divides by 1, 2, 3 and 4
     deck.run.stage = "evaluate";
@@ -154,13 +154,15 @@ void expect_same_predictions(const std::string& expected_run, const std::string&
 TEST(Evaluate, ResultsDoNotDependOnRanksExpertsOrBatches) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  Bench bench(world);
-  const std::string alone = bench.evaluate(self, 1, fmt::format("alone_{}", world.rank()), 1);
-  for (int degree = 1; degree <= world.size(); ++degree) {
-    if (world.size() % degree != 0) continue;
-    for (const std::int64_t rows : {2, 32}) {
-      const std::string run = bench.evaluate(world, degree, fmt::format("together_{}_{}", degree, rows), rows);
-      if (world.rank() == 0) expect_same_predictions(alone, run);
+  for (const Deck& model : {testing::tiny_deck(true), testing::tiny_palm(true, "prefix")}) {
+    Bench bench(world, model);
+    const std::string alone = bench.evaluate(self, 1, fmt::format("alone_{}", world.rank()), 1);
+    for (int degree = 1; degree <= world.size(); ++degree) {
+      if (world.size() % degree != 0) continue;
+      for (const std::int64_t rows : {2, 32}) {
+        const std::string run = bench.evaluate(world, degree, fmt::format("together_{}_{}", degree, rows), rows);
+        if (world.rank() == 0) expect_same_predictions(alone, run);
+      }
     }
   }
 }

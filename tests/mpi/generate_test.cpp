@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.hpp"
+#include "model/model_state.hpp"
 #include "model_fixture.hpp"
 
 namespace flanmoe {
@@ -15,11 +16,22 @@ using Ids = std::vector<std::int32_t>;
 using testing::TestModel;
 using testing::tiny_deck;
 
-Deck deck_for(bool sparse) {
-  Deck deck = tiny_deck(sparse);
+Deck with_room(Deck deck) {
   deck.moe.top_k = 2;
   deck.batch.target_length = 10;
+  if (deck.model.decoder_only()) {
+    // An untrained decoder with tied logits repeats its newest token, the EOS of the input, and what it writes hardly
+    // depends on the input while its layers add little to the embeddings.
+    deck.model.tied_logits = false;
+    deck.model.init_scale = 4.0;
+  }
   return deck;
+}
+Deck deck_for(bool sparse) { return with_room(tiny_deck(sparse)); }
+/// Both families, dense and sparse.
+std::vector<Deck> all_decks() {
+  return {deck_for(false), deck_for(true), with_room(testing::tiny_palm(false)),
+          with_room(testing::tiny_palm(false, "prefix")), with_room(testing::tiny_palm(true, "prefix"))};
 }
 
 /// Room for two rows at a time, so that a handful of inputs needs several batches.
@@ -62,22 +74,67 @@ double hit_share(TestModel& test, const Ids& input, const Ids& target, bool ende
 TEST(Generate, EveryTokenIsTheMostLikelyOneOfThePlainForward) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  Deck everything = deck_for(true);
-  everything.model.multiplicative_bias = true;
-  everything.moe.router = "expert_choice";  // in the encoder
-  everything.moe.shared_experts = 1;
-  everything.moe.extra_feed_forward = true;
-  everything.moe.bias_rate = 0.1;
-  for (Deck deck : {deck_for(false), deck_for(true), everything}) {
+  std::vector<Deck> decks = all_decks();
+  for (const Deck& sparse : {deck_for(true), with_room(testing::tiny_palm(true, "prefix"))}) {
+    Deck everything = sparse;
+    everything.model.multiplicative_bias = true;
+    everything.moe.router = "expert_choice";  // in the encoder
+    everything.moe.shared_experts = 1;
+    everything.moe.extra_feed_forward = true;
+    everything.moe.bias_rate = 0.1;
+    decks.push_back(everything);
+  }
+  for (Deck deck : decks) {
     // A whole target is a routing group and may overflow; single tokens never do. With slots for all both agree.
     deck.moe.capacity_factor_eval = deck.moe.router == "expert_choice" ? double(deck.moe.experts) : 0.0;
     TestModel test(deck, self, 1, "reference", DType::f64, small_limits(deck), false);
     const auto inputs = some_inputs(deck, 5);
     const auto outputs = generate_greedy(*test.model, test.context, inputs, 9);
     ASSERT_EQ(outputs.size(), inputs.size());
+    std::size_t tokens = 0;
+    for (const Ids& output : outputs) tokens += output.size();
+    EXPECT_GT(tokens, 9U) << deck.model.family;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (outputs[i].empty()) continue;
-      EXPECT_EQ(hit_share(test, inputs[i], outputs[i], outputs[i].size() < 9), 1.0) << i;
+      EXPECT_EQ(hit_share(test, inputs[i], outputs[i], outputs[i].size() < 9), 1.0)
+          << i << " " << deck.model.family << " " << deck.model.attention;
+    }
+  }
+}
+
+TEST(Generate, LogitsOfADecoderOnlyModelAreThoseOfThePlainForward) {
+  const Communicator world = Communicator::world();
+  const Communicator self = world.split(world.rank(), 0, "alone");
+  for (Deck deck :
+       {testing::tiny_palm(false), testing::tiny_palm(false, "prefix"), testing::tiny_palm(true, "prefix")}) {
+    deck.moe.capacity_factor_eval = 0.0;
+    TestModel test(deck, self, 1, "reference", DType::f64, small_limits(deck), false);
+    Model::State& s = test.model->state();
+    const LayerContext c = s.context(test.context, false, 0);
+    StepStatistics statistics;
+    s.prepare(statistics);
+    // One sequence is read in pieces, an input of five tokens first; row 1 of the cache.
+    const Ids sequence{0, 7, 9, 4, 1, 12, 15, 3};
+    std::vector<double> logits;
+    s.decoder->expand_positions(c);
+    for (std::size_t at = 0; at < sequence.size(); at += at == 0 ? 5 : 1) {
+      const auto begin = sequence.begin() + std::ptrdiff_t(at);
+      extend_rows(c, s, {{1, std::int32_t(at), Ids(begin, begin + (at == 0 ? 5 : 1))}}, statistics);
+      const double* row = s.cache.logits_BV.row<double>(0);
+      logits.insert(logits.end(), row, row + deck.model.vocabulary);
+    }
+    // The plain forward predicts the targets 12, 15, 3 and 1 from the same sequence.
+    PackedBatch batch;
+    append_row(batch.encoder, {7, 9, 4, 1});
+    append_row(batch.decoder, {0, 12, 15, 3});
+    batch.target_T = {12, 15, 3, 1};
+    const std::vector<float> nll = test.model->evaluate(test.context, batch, {}, statistics);
+    const double scale = s.cross_entropy_shape(0.0).logit_scale;
+    for (std::size_t t = 0; t < 4; ++t) {
+      const double* row = logits.data() + t * std::size_t(deck.model.vocabulary);
+      double sum = 0;
+      for (std::int64_t v = 0; v < deck.model.vocabulary; ++v) sum += std::exp(scale * row[v]);
+      EXPECT_NEAR(nll[t], std::log(sum) - scale * row[batch.target_T[t]], 1e-6) << t << " " << deck.model.attention;
     }
   }
 }
@@ -85,21 +142,22 @@ TEST(Generate, EveryTokenIsTheMostLikelyOneOfThePlainForward) {
 TEST(Generate, DoesNotDependOnRanksOrOnTheOtherRows) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  const Deck deck = deck_for(true);
-  const auto inputs = some_inputs(deck, 7);
-  TestModel one(deck, self, 1, "cpu", DType::f32, small_limits(deck), false);
-  const auto expected = generate_greedy(*one.model, one.context, inputs, 8);
-  for (int degree = 1; degree <= world.size(); ++degree) {
-    if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
-    TestModel test(deck, world, degree, "cpu", DType::f32, small_limits(deck), false);
-    std::vector<Ids> mine;
-    std::vector<std::size_t> index;
-    for (std::size_t i = std::size_t(world.rank()); i < inputs.size(); i += std::size_t(world.size())) {
-      mine.push_back(inputs[i]);
-      index.push_back(i);
+  for (const Deck& deck : {deck_for(true), with_room(testing::tiny_palm(true, "prefix"))}) {
+    const auto inputs = some_inputs(deck, 7);
+    TestModel one(deck, self, 1, "cpu", DType::f32, small_limits(deck), false);
+    const auto expected = generate_greedy(*one.model, one.context, inputs, 8);
+    for (int degree = 1; degree <= world.size(); ++degree) {
+      if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
+      TestModel test(deck, world, degree, "cpu", DType::f32, small_limits(deck), false);
+      std::vector<Ids> mine;
+      std::vector<std::size_t> index;
+      for (std::size_t i = std::size_t(world.rank()); i < inputs.size(); i += std::size_t(world.size())) {
+        mine.push_back(inputs[i]);
+        index.push_back(i);
+      }
+      const auto outputs = generate_greedy(*test.model, test.context, mine, 8);
+      for (std::size_t i = 0; i < index.size(); ++i) EXPECT_EQ(outputs[i], expected[index[i]]) << "degree " << degree;
     }
-    const auto outputs = generate_greedy(*test.model, test.context, mine, 8);
-    for (std::size_t i = 0; i < index.size(); ++i) EXPECT_EQ(outputs[i], expected[index[i]]) << "degree " << degree;
   }
 }
 
@@ -120,12 +178,15 @@ std::vector<GenerateRequest> some_requests(const Deck& deck, std::size_t count) 
 TEST(Generate, BeamsAndSamplesDoNotDependOnRanksOrOnTheOtherRows) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  Deck deck = deck_for(true);
-  for (const bool beams : {true, false}) {
+  for (const auto& [palm, beams] : {std::pair{false, true}, {false, false}, {true, true}}) {
+    Deck deck = palm ? with_room(testing::tiny_palm(true, "prefix")) : deck_for(true);
     deck.evaluate.beams = beams ? 3 : 1;
     deck.evaluate.temperature = beams ? 0 : 1.3;
-    const DecodingOptions options{
-        .max_new_tokens = 8, .beams = deck.evaluate.beams, .temperature = deck.evaluate.temperature, .top_p = 0.95};
+    const DecodingOptions options{.max_new_tokens = 8,
+                                  .beams = deck.evaluate.beams,
+                                  .length_penalty = palm ? 4.0 : 0.6,  // or its beams are content with the shortest
+                                  .temperature = deck.evaluate.temperature,
+                                  .top_p = 0.95};
     const auto requests = some_requests(deck, 7);
     TestModel one(deck, self, 1, "cpu", DType::f32, testing::limits_of(deck, 3), false);
     const auto expected = generate(*one.model, one.context, requests, options);
@@ -145,12 +206,15 @@ TEST(Generate, BeamsAndSamplesDoNotDependOnRanksOrOnTheOtherRows) {
   }
 }
 
-Deck five_word_deck(bool tied) {
-  Deck deck = deck_for(true);
-  deck.model.vocabulary = 5;
-  deck.model.tied_logits = tied;
-  deck.moe.capacity_factor_eval = 0.0;  // as above: whole targets must not overflow where single tokens do not
-  return deck;
+/// T5 with and without tied logits, and a decoder-only model.
+std::vector<Deck> five_word_decks() {
+  std::vector<Deck> decks{deck_for(true), deck_for(true), with_room(testing::tiny_palm(true, "prefix"))};
+  decks[1].model.tied_logits = true;
+  for (Deck& deck : decks) {
+    deck.model.vocabulary = 5;
+    deck.moe.capacity_factor_eval = 0.0;  // as above: whole targets must not overflow where single tokens do not
+  }
+  return decks;
 }
 
 /// Every continuation of at most two tokens that ends, with its log-likelihood by the plain forward.
@@ -170,8 +234,7 @@ TEST(Generate, BeamSearchEqualsExhaustiveSearch) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
   std::set<std::size_t> lengths;
-  for (const bool tied : {false, true}) {
-    Deck deck = five_word_deck(tied);
+  for (Deck deck : five_word_decks()) {
     deck.evaluate.beams = 16;
     TestModel test(deck, self, 1, "reference", DType::f64, testing::limits_of(deck, 40), false);
     for (const GenerateRequest& request : some_requests(deck, 6)) {
@@ -185,7 +248,8 @@ TEST(Generate, BeamSearchEqualsExhaustiveSearch) {
         const DecodingOptions options{.max_new_tokens = 3, .beams = 16, .length_penalty = alpha};
         const auto found = generate(*test.model, test.context, {request, request}, options);
         EXPECT_TRUE(found[1].ended);
-        EXPECT_EQ(found[1].tokens, best->first) << "tied " << tied << " alpha " << alpha;
+        EXPECT_EQ(found[1].tokens, best->first)
+            << deck.model.family << " tied " << deck.model.tied_logits << " alpha " << alpha;
         EXPECT_EQ(found[0].tokens, found[1].tokens);
         lengths.insert(best->first.size());
       }
@@ -197,8 +261,7 @@ TEST(Generate, BeamSearchEqualsExhaustiveSearch) {
 TEST(Generate, SampledTextsComeAsOftenAsTheyAreLikely) {
   const Communicator world = Communicator::world();
   const Communicator self = world.split(world.rank(), 0, "alone");
-  for (const bool tied : {false, true}) {
-    Deck deck = five_word_deck(tied);
+  for (Deck deck : five_word_decks()) {
     deck.evaluate.temperature = 1.0;
     TestModel test(deck, self, 1, "reference", DType::f64, testing::limits_of(deck, 100), false);
     const Ids input = {4, 2, 3};
@@ -212,7 +275,8 @@ TEST(Generate, SampledTextsComeAsOftenAsTheyAreLikely) {
     }
     for (const auto& [text, log_likelihood] : all_continuations(test, input)) {
       const double p = std::exp(log_likelihood), error = std::sqrt(p * (1 - p) / draws);
-      EXPECT_NEAR(double(count[text]) / draws, p, 4 * error) << "tied " << tied << ", " << text.size() << " tokens";
+      EXPECT_NEAR(double(count[text]) / draws, p, 4 * error)
+          << deck.model.family << " tied " << deck.model.tied_logits << ", " << text.size() << " tokens";
     }
   }
 }
@@ -252,30 +316,32 @@ TEST(Generate, RefusesBeamsAndSamplesWithoutTheirMemory) {
 
 TEST(Score, SharedInputsGiveTheSameAsOneTargetAtATime) {
   const Communicator world = Communicator::world();
-  const Deck deck = deck_for(true);
-  const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
-  TestModel test(deck, world, degree, "reference", DType::f64, small_limits(deck), false);
-  std::mt19937 random(5);
-  std::vector<ScoreRequest> together;
-  for (const Ids& input : some_inputs(deck, world.rank() == 0 ? 3 : 1)) {
-    ScoreRequest request{input, {}};
-    for (int t = 0; t < 3; ++t) request.targets.push_back(testing::random_ids(random, 2 + t, deck.model.vocabulary));
-    together.push_back(request);
-  }
-  std::vector<ScoreRequest> apart;
-  for (const ScoreRequest& request : together) {
-    for (const Ids& target : request.targets) apart.push_back({request.input, {target}});
-  }
-  const auto a = score_targets(*test.model, test.context, together);
-  const auto b = score_targets(*test.model, test.context, apart);
-  std::size_t next = 0;
-  for (const auto& scores : a) {
-    for (const double score : scores) {
-      EXPECT_LT(score, 0.0);
-      EXPECT_NEAR(score, b[next++][0], 1e-5 * std::abs(score));
+  for (const Deck& deck :
+       {deck_for(true), with_room(testing::tiny_palm(true)), with_room(testing::tiny_palm(true, "prefix"))}) {
+    const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
+    TestModel test(deck, world, degree, "reference", DType::f64, small_limits(deck), false);
+    std::mt19937 random(5);
+    std::vector<ScoreRequest> together;
+    for (const Ids& input : some_inputs(deck, world.rank() == 0 ? 3 : 1)) {
+      ScoreRequest request{input, {}};
+      for (int t = 0; t < 3; ++t) request.targets.push_back(testing::random_ids(random, 2 + t, deck.model.vocabulary));
+      together.push_back(request);
     }
+    std::vector<ScoreRequest> apart;
+    for (const ScoreRequest& request : together) {
+      for (const Ids& target : request.targets) apart.push_back({request.input, {target}});
+    }
+    const auto a = score_targets(*test.model, test.context, together);
+    const auto b = score_targets(*test.model, test.context, apart);
+    std::size_t next = 0;
+    for (const auto& scores : a) {
+      for (const double score : scores) {
+        EXPECT_LT(score, 0.0);
+        EXPECT_NEAR(score, b[next++][0], 1e-5 * std::abs(score));
+      }
+    }
+    EXPECT_EQ(next, b.size());
   }
-  EXPECT_EQ(next, b.size());
 }
 
 TEST(Score, IsTheLogLikelihoodOfEveryTokenAndItsEnd) {

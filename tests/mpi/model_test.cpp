@@ -186,6 +186,55 @@ TEST_F(ModelGradient, OfChoicesInTurn) {
   expect_true_gradients(deck, "in turn");
 }
 
+TEST_F(ModelGradient, PalmDense) {
+  for (const char* attention : {"causal", "prefix"})
+    expect_true_gradients(testing::tiny_palm(false, attention), attention);
+}
+
+TEST_F(ModelGradient, PalmSparseWithEveryDropout) {
+  for (const char* attention : {"causal", "prefix"}) {
+    Deck deck = testing::tiny_palm(true, attention);
+    deck.model.dropout = 0.2;
+    deck.moe.top_k = 2;
+    deck.moe.capacity_factor = 0.75;
+    deck.moe.expert_dropout = 0.2;
+    deck.moe.balance_coefficient = 0.3;
+    deck.moe.z_coefficient = 0.2;
+    expect_true_gradients(deck, attention);
+  }
+}
+
+TEST_F(ModelGradient, DecoderOnlyRelativesOfPalm) {
+  Deck deck = testing::tiny_palm(true, "prefix");
+  deck.model.heads = 4;
+  deck.model.kv_heads = 2;
+  deck.model.activation = "gated_gelu";
+  deck.model.norm = "rms";
+  deck.model.tied_logits = false;
+  expect_true_gradients(deck, "grouped queries, gated gelu, RMSNorm, untied");
+}
+
+TEST_F(ModelGradient, T5WithGroupedQueriesSwishAndLayerNorm) {
+  Deck deck = tiny_deck(false);
+  deck.model.heads = 4;
+  deck.model.kv_heads = 2;
+  deck.model.activation = "gated_swish";
+  deck.model.norm = "layer";
+  expect_true_gradients(deck, "t5 with keys of palm");
+}
+
+TEST_F(ModelGradient, PalmWithAllThatSparseLayersCanHave) {
+  Deck deck = testing::tiny_palm(true, "prefix");
+  deck.model.multiplicative_bias = true;
+  deck.model.dropout = 0.2;
+  deck.moe.top_k = 2;
+  deck.moe.shared_experts = 2;
+  deck.moe.extra_feed_forward = true;
+  deck.moe.bias_rate = 0.1;
+  deck.moe.z_coefficient = 0.2;
+  expect_true_gradients(deck, "palm, sparse with everything");
+}
+
 /// Gradients and sums of a step on one rank alone and on all ranks together, with every expert degree that divides.
 void expect_layout_independence(Deck deck) {
   const Communicator world = Communicator::world();
@@ -274,17 +323,29 @@ TEST(ModelLayout, Dropless) {
   expect_layout_independence(deck);
 }
 
+TEST(ModelLayout, PalmWithDropsAndDropout) {
+  for (const char* attention : {"causal", "prefix"}) {
+    Deck deck = testing::tiny_palm(true, attention);
+    deck.moe.top_k = 2;
+    deck.moe.capacity_factor = 0.75;
+    deck.moe.z_coefficient = 0.1;
+    deck.model.dropout = 0.1;
+    expect_layout_independence(deck);
+  }
+}
+
 TEST(ModelLayout, ARankWithoutRowsTakesPart) {
   const Communicator world = Communicator::world();
   if (world.size() == 1 || 4 % world.size() != 0) GTEST_SKIP() << "needs 2 or 4 ranks";
-  Deck deck = tiny_deck(true);
-  const PackedBatch batch = random_batch(deck, 2, 8);
-  TestModel test(deck, world, world.size(), "reference", DType::f64, limits_of(deck, 2));
-  test.zero_gradients();
-  StepStatistics statistics;
-  test.model->forward_backward(test.context, take_rows(batch, 0, world.rank() == 0 ? 2 : 0), statistics);
-  const double targets = world.all_reduce(statistics.targets, ReduceOp::sum);
-  EXPECT_EQ(targets, double(batch.step_target_tokens));
+  for (const Deck& deck : {tiny_deck(true), testing::tiny_palm(true)}) {
+    const PackedBatch batch = random_batch(deck, 2, 8);
+    TestModel test(deck, world, world.size(), "reference", DType::f64, limits_of(deck, 2));
+    test.zero_gradients();
+    StepStatistics statistics;
+    test.model->forward_backward(test.context, take_rows(batch, 0, world.rank() == 0 ? 2 : 0), statistics);
+    const double targets = world.all_reduce(statistics.targets, ReduceOp::sum);
+    EXPECT_EQ(targets, double(batch.step_target_tokens));
+  }
 }
 
 TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
@@ -296,7 +357,8 @@ TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
   everything.moe.jitter = 0.1;
   Deck experts_choose = everything;
   experts_choose.moe.router = "expert_choice";
-  for (Deck deck : {tiny_deck(false), tiny_deck(true), everything, experts_choose}) {
+  for (Deck deck : {tiny_deck(false), tiny_deck(true), everything, experts_choose, testing::tiny_palm(false),
+                    testing::tiny_palm(true, "prefix")}) {
     deck.moe.top_k = 2;
     const PackedBatch batch = random_batch(deck, 6, 31);
     TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
@@ -321,13 +383,60 @@ TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
 
 TEST_F(ModelDevices, Bf16FollowsFp64WithinItsRounding) {
   const Communicator self = alone();
-  const Deck deck = tiny_deck(true);
-  const PackedBatch batch = random_batch(deck, 6, 31);
-  TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
-  TestModel b(deck, self, 1, "cpu", DType::bf16, limits_of(deck, 6));
-  const double want = a.loss(batch);
-  // Eight bits of mantissa through four layers of an untrained model: a few percent of the loss at most.
-  EXPECT_NEAR(b.loss(batch), want, 0.03 * want);
+  for (const Deck& deck : {tiny_deck(true), testing::tiny_palm(true)}) {
+    const PackedBatch batch = random_batch(deck, 6, 31);
+    TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
+    TestModel b(deck, self, 1, "cpu", DType::bf16, limits_of(deck, 6));
+    const double want = a.loss(batch);
+    // Eight bits of mantissa through four layers of an untrained model: a few percent of the loss at most.
+    EXPECT_NEAR(b.loss(batch), want, 0.03 * want);
+  }
+}
+
+struct Perturbed {
+  std::vector<float> before, after;  // negative log-likelihoods
+};
+/// Evaluates the batch as it is and with the token of `side` replaced by another one.
+Perturbed perturb(TestModel& test, PackedBatch batch, RaggedSide PackedBatch::*side, std::int64_t token) {
+  Perturbed result;
+  StepStatistics statistics;
+  result.before = test.model->evaluate(test.context, batch, {}, statistics);
+  std::int32_t& id = (batch.*side).token_T[std::size_t(token)];
+  id = id == 4 ? 5 : 4;
+  result.after = test.model->evaluate(test.context, batch, {}, statistics);
+  return result;
+}
+
+TEST_F(ModelDevices, ASegmentIsBlindToItsNeighboursAndATokenToWhatFollows) {
+  const Communicator self = alone();
+  for (Deck deck : {testing::tiny_palm(false), testing::tiny_palm(false, "prefix"), testing::tiny_palm(true, "prefix"),
+                    tiny_deck(true)}) {
+    deck.moe.capacity_factor_eval = 0;  // capacity is shared by the segments of a row
+    deck.batch.input_length = deck.batch.target_length = 24;
+    const PackedBatch batch = random_batch(deck, 4, 31);
+    TestModel test(deck, self, 1, "cpu", DType::f32, limits_of(deck, 4), false);
+    for (std::size_t s = 0; s < batch.segment_row_S.size(); ++s) {
+      const std::int32_t begin = batch.decoder.segment_begin_S[s], end = begin + batch.decoder.segment_count_S[s];
+      const Perturbed input = perturb(test, batch, &PackedBatch::encoder, batch.encoder.segment_begin_S[s]);
+      const Perturbed target = perturb(test, batch, &PackedBatch::decoder, end - 1);
+      for (std::int32_t t = 0; t < std::int32_t(input.before.size()); ++t) {
+        const bool inside = t >= begin && t < end;
+        EXPECT_EQ(input.before[std::size_t(t)] != input.after[std::size_t(t)], inside) << "input, token " << t;
+        EXPECT_EQ(target.before[std::size_t(t)] != target.after[std::size_t(t)], t == end - 1) << "target, token " << t;
+      }
+    }
+  }
+}
+
+TEST_F(ModelDevices, OnlyAPrefixIsSeenInBothDirections) {
+  const Communicator self = alone();
+  double loss[2];
+  for (const bool prefix : {false, true}) {
+    const Deck deck = testing::tiny_palm(false, prefix ? "prefix" : "causal");
+    TestModel test(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
+    loss[prefix] = test.loss(random_batch(deck, 6, 31));
+  }
+  EXPECT_GT(std::abs(loss[0] - loss[1]), 1e-4);
 }
 
 }  // namespace

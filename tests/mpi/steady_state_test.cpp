@@ -49,9 +49,7 @@ namespace {
 
 using testing::TestModel;
 
-TEST(SteadyState, AStepAllocatesNothing) {
-  const Communicator world = Communicator::world();
-  Deck deck = testing::tiny_deck(true);
+void expect_no_allocation(const Communicator& world, Deck deck) {
   deck.moe.top_k = 2;
   deck.model.dropout = 0.1;
   deck.moe.expert_dropout = 0.1;
@@ -92,6 +90,11 @@ TEST(SteadyState, AStepAllocatesNothing) {
       EXPECT_EQ(allocations - after_model, 0) << "optimizer, step " << step;
     }
   }
+}
+
+TEST(SteadyState, AStepAllocatesNothing) {
+  const Communicator world = Communicator::world();
+  for (Deck deck : {testing::tiny_deck(true), testing::tiny_palm(true, "prefix")}) expect_no_allocation(world, deck);
 }
 
 }  // namespace

@@ -212,6 +212,12 @@ Words smoke(const std::string& shard, const std::string& run_dir, const Words& m
               more);
 }
 
+Words smoke_palm(const std::string& shard, const std::string& run_dir, const Words& more) {
+  Words words = smoke(shard, run_dir, more);
+  words.front() = FLANMOE_PALM_DECK;
+  return words;
+}
+
 std::vector<nlohmann::json> metrics_of(const std::string& run_dir) {
   std::vector<nlohmann::json> records;
   std::ifstream in(run_dir + "/metrics.jsonl");

@@ -67,6 +67,8 @@ std::string write_text(const Workplace& workplace);
 Words with(Words words, const Words& more);
 /// The smoke deck on this shard in this run folder.
 Words smoke(const std::string& shard, const std::string& run_dir, const Words& more = {});
+/// The same with the deck of the decoder-only model.
+Words smoke_palm(const std::string& shard, const std::string& run_dir, const Words& more = {});
 
 std::vector<nlohmann::json> metrics_of(const std::string& run_dir);
 std::int64_t count_lines(const std::string& path);

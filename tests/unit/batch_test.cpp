@@ -321,14 +321,18 @@ TokenIds uncorrupted(const TokenIds& inputs, const TokenIds& targets, std::int32
   return piece;
 }
 
-class TextBatches : public testing::TestWithParam<const char*> {};
+/// Objective and family.
+class TextBatches : public testing::TestWithParam<std::pair<const char*, const char*>> {};
 
 TEST_P(TextBatches, OfAnEpochHoldEveryTokenExactlyOnce) {
   const TemporaryFolder folder;
   const std::int64_t documents = write_text(folder);
   Deck deck = deck_of(folder, "text-*.h5");
   deck.data.tasks = "text";
-  deck.data.objective = GetParam();
+  deck.data.objective = GetParam().first;
+  deck.model.family = GetParam().second;
+  const std::int64_t both = deck.batch.input_length + deck.batch.target_length;
+  std::int64_t longest = 0;
   std::multiset<std::int32_t> expected;
   for (const char* name : {"text-0.h5", "text-1.h5"}) {
     const ShardReader shard(folder.file(name));
@@ -347,7 +351,11 @@ TEST_P(TextBatches, OfAnEpochHoldEveryTokenExactlyOnce) {
       const PackedBatch row = source.read(p / 12, p % 12, 1);
       ASSERT_EQ(row.segment_row_S.size(), 1U);
       TokenIds piece;
-      if (deck.data.objective == "prefix_lm") {
+      longest = std::max(longest, row.encoder.tokens() + row.decoder.tokens());
+      if (deck.data.objective == "causal_lm") {
+        EXPECT_EQ(row.encoder.segment_count_S[0], 0);
+        piece = row.target_T;
+      } else if (deck.data.objective == "prefix_lm") {
         piece.assign(row.encoder.token_T.begin(), row.encoder.token_T.end() - 1);
         piece.insert(piece.end(), row.target_T.begin(), row.target_T.end() - 1);
       } else {
@@ -364,10 +372,19 @@ TEST_P(TextBatches, OfAnEpochHoldEveryTokenExactlyOnce) {
     EXPECT_EQ(eos, documents);
     EXPECT_EQ(tokens, expected);
   }
+  EXPECT_LE(longest, both);
+  // A decoder-only model has both sides in one row and fills it.
+  const bool fills = deck.model.decoder_only() && deck.data.objective != "span_corruption";
+  EXPECT_TRUE(longest == both || !fills) << longest;
 }
 
-INSTANTIATE_TEST_SUITE_P(Objectives, TextBatches, testing::Values("span_corruption", "prefix_lm"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Objectives, TextBatches,
+                         testing::Values(std::pair{"span_corruption", "t5"}, std::pair{"prefix_lm", "t5"},
+                                         std::pair{"span_corruption", "palm"}, std::pair{"prefix_lm", "palm"},
+                                         std::pair{"causal_lm", "palm"}),
+                         [](const auto& info) {
+                           return std::string(info.param.first) + "_" + std::string(info.param.second);
+                         });
 
 TEST(TextPieces, AreTheStreamOfDocumentsInShardOrder) {
   const TemporaryFolder folder;

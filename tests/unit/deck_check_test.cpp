@@ -190,6 +190,39 @@ TEST_F(DeckCheck, PositionBucketsAreEvenAndShorterThanTheDistance) {
   expect_problem("model.bias_max_distance = 16: expected more than model.bias_buckets / 2 = 33 / 2 = 16");
 }
 
+TEST_F(DeckCheck, ADecoderOnlyModelHasNoEncoder) {
+  deck_.model.family = "palm";
+  expect_problem("model.encoder_layers = 4: expected 0, model.family = palm has no encoder");
+  deck_.model.encoder_layers = 0;
+  EXPECT_EQ(problems(), "");
+  deck_.model.head_width = 7;
+  expect_problem("model.head_width = 7: expected an even number");
+  deck_.model.family = "t5";
+  expect_problem("model.encoder_layers = 0: expected at least 1");
+}
+
+TEST_F(DeckCheck, WhatOnlyADecoderOnlyModelCanDo) {
+  deck_.model.attention = "prefix";
+  deck_.data.objective = "causal_lm";
+  expect_problem("model.attention = prefix needs model.family = palm");
+  expect_problem("data.objective = causal_lm needs model.family = palm");
+  deck_.model.family = "palm";
+  deck_.model.encoder_layers = 0;
+  EXPECT_EQ(problems(), "");
+}
+
+TEST_F(DeckCheck, KeyHeadsDivideHeads) {
+  deck_.model.heads = 6;
+  for (const std::int64_t good : {0, 1, 2, 3, 6}) {
+    deck_.model.kv_heads = good;
+    EXPECT_EQ(problems(), "");
+  }
+  deck_.model.kv_heads = 4;
+  expect_problem("model.kv_heads = 4 does not divide model.heads = 6: 6 % 4 = 2");
+  deck_.model.kv_heads = 12;
+  expect_problem("model.kv_heads = 12 does not divide model.heads = 6");
+}
+
 TEST_F(DeckCheck, TheReferenceHasNoBf16) {
   deck_.run.device = "reference";
   EXPECT_EQ(problems(), "");

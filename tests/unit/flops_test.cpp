@@ -25,7 +25,7 @@ TEST(Flops, DenseModelEqualsHandCount) {
   const Deck deck = small_deck();
   WorkCounts work;
   work.encoder_tokens = 11;
-  work.decoder_tokens = 9;
+  work.decoder_tokens = work.target_tokens = 9;
   work.encoder_pairs = 61;
   work.decoder_pairs = 25;
   work.cross_pairs = 50;
@@ -93,6 +93,54 @@ TEST(Flops, ExpertsThatChooseTakeTheirSlots) {
   EXPECT_EQ(full_row(deck).routed_copies, 2 * 5 + 3 * 2 * 4);
 }
 
+TEST(Flops, DecoderOnlyModelEqualsHandCount) {
+  Deck deck = small_deck();
+  deck.model.family = "palm";
+  deck.model.encoder_layers = 0;
+  deck.model.kv_heads = 1;
+  deck.model.activation = "gated_swish";
+  PackedBatch batch;
+  batch.encoder.segment_count_S = {3, 0};
+  batch.decoder.segment_count_S = {2, 4};
+
+  for (const bool prefix : {false, true}) {
+    deck.model.attention = prefix ? "prefix" : "causal";
+    const WorkCounts work = count_work(deck.model, batch);
+    // Sequences of 5 and 4 tokens, 2 + 4 of them predicted; prefixes of 4 and 1 tokens add 3+2+1 pairs and none.
+    EXPECT_EQ(work.encoder_tokens, 0);
+    EXPECT_EQ(work.decoder_tokens, 9);
+    EXPECT_EQ(work.target_tokens, 6);
+    EXPECT_EQ(work.decoder_pairs, 15 + 10 + (prefix ? 6 : 0));
+    EXPECT_EQ(work.cross_pairs, 0);
+
+    const TrainingFlops flops = training_flops(deck.model, deck.moe, work);
+    // Query and output 2*10*6, key and value 2*10*3 (one head), three matrices of 10*7 in each of three layers.
+    EXPECT_EQ(flops.encoder, 0);
+    EXPECT_EQ(flops.decoder, 6.0 * 9 * 3 * (120 + 60 + 210));
+    EXPECT_EQ(flops.attention, 6.0 * 2 * 6 * 3 * work.decoder_pairs);
+    EXPECT_EQ(flops.logits, 6.0 * 6 * 10 * 50);
+  }
+}
+
+TEST(Flops, SixPerParameterAndTokenInPalm) {
+  // The known rule: without scores and with every token predicted, a step is 6 operations per parameter (the embedding
+  // counted once, as logits) and token.
+  Deck deck;
+  deck.model.family = "palm";
+  deck.model.vocabulary = 256000;
+  deck.model.width = 4096;
+  deck.model.hidden = 16384;
+  deck.model.heads = 16;
+  deck.model.kv_heads = 1;
+  deck.model.head_width = 256;
+  deck.model.encoder_layers = 0;
+  deck.model.decoder_layers = 32;
+  deck.model.activation = "gated_swish";
+  WorkCounts work;
+  work.decoder_tokens = work.target_tokens = 1;
+  EXPECT_NEAR(training_flops(deck.model, deck.moe, work).total() / 6, 8.63e9, 0.005e9);
+}
+
 TEST(Flops, FullRowIsOneSegmentOfEachLength) {
   Deck deck = small_deck();
   deck.moe.router = "top_k";
@@ -108,6 +156,18 @@ TEST(Flops, FullRowIsOneSegmentOfEachLength) {
   EXPECT_EQ(work.routed_copies, 2 * 5 * 2);
 }
 
+TEST(Flops, FullRowOfACausalModelIsAllTarget) {
+  Deck deck = small_deck();
+  deck.model.family = "palm";
+  deck.data.objective = "causal_lm";
+
+  const WorkCounts work = full_row(deck);
+
+  EXPECT_EQ(work.decoder_tokens, 9);
+  EXPECT_EQ(work.target_tokens, 9);
+  EXPECT_EQ(work.decoder_pairs, 45);
+}
+
 TEST(Flops, CountsOfABatchAreThoseOfItsSegments) {
   PackedBatch batch;
   batch.encoder.token_T.resize(7);
@@ -115,10 +175,11 @@ TEST(Flops, CountsOfABatchAreThoseOfItsSegments) {
   batch.decoder.token_T.resize(3);
   batch.decoder.segment_count_S = {2, 1};
 
-  const WorkCounts work = count_work(batch);
+  const WorkCounts work = count_work(small_deck().model, batch);
 
   EXPECT_EQ(work.encoder_tokens, 7);
   EXPECT_EQ(work.decoder_tokens, 3);
+  EXPECT_EQ(work.target_tokens, 3);
   EXPECT_EQ(work.encoder_pairs, 9 + 16);
   EXPECT_EQ(work.decoder_pairs, 3 + 1);
   EXPECT_EQ(work.cross_pairs, 6 + 4);

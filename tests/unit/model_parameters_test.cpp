@@ -62,6 +62,64 @@ TEST(ModelParameters, TokenChoiceBaseHas2Point03Billion) {
   EXPECT_EQ(std::llround(double(count(base_1_1(), moe)) * 1e-7), 203);
 }
 
+/// PaLM with a vocabulary of 256,000 (paper facts 1.2).
+ModelDeck palm(std::int64_t layers, std::int64_t heads, std::int64_t width) {
+  ModelDeck model;
+  model.family = "palm";
+  model.vocabulary = 256000;
+  model.width = width;
+  model.hidden = 4 * width;
+  model.heads = heads;
+  model.kv_heads = 1;
+  model.head_width = 256;
+  model.encoder_layers = 0;
+  model.decoder_layers = layers;
+  model.activation = "gated_swish";
+  model.norm = "layer";
+  model.tied_logits = true;
+  return model;
+}
+
+/// In the matrices. The published 540.35 billion leave out the scales of the norms, with which they would be 540.356.
+std::int64_t count_matrices(const ModelDeck& model) {
+  return count(model, {}) - (model.decoder_layers + 1) * model.width;
+}
+
+TEST(ModelParameters, PalmHas8Point63And62Point50And540Point35Billion) {
+  EXPECT_EQ(std::llround(double(count_matrices(palm(32, 16, 4096))) * 1e-7), 863);
+  EXPECT_EQ(std::llround(double(count_matrices(palm(64, 32, 8192))) * 1e-7), 6250);
+  EXPECT_EQ(std::llround(double(count_matrices(palm(118, 48, 18432))) * 1e-7), 54035);
+}
+
+TEST(ModelTensors, OfADecoderOnlyModelHaveOneNormALayerAndNoPositions) {
+  const ModelDeck model = palm(2, 3, 8);
+  MoeDeck moe;
+  moe.router = "top_k";
+  moe.experts = 4;
+  std::vector<std::string> names;
+  for (const ParameterSpec& spec : model_parameters(model, moe)) names.push_back(spec.name);
+  const std::vector<std::string> expected{"embedding",
+                                          "decoder/layer_00/norm",
+                                          "decoder/layer_00/self_attention/query",
+                                          "decoder/layer_00/self_attention/key",
+                                          "decoder/layer_00/self_attention/value",
+                                          "decoder/layer_00/self_attention/output",
+                                          "decoder/layer_00/feed_forward/gate",
+                                          "decoder/layer_00/feed_forward/up",
+                                          "decoder/layer_00/feed_forward/down",
+                                          "decoder/layer_01/norm",
+                                          "decoder/layer_01/self_attention/query",
+                                          "decoder/layer_01/self_attention/key",
+                                          "decoder/layer_01/self_attention/value",
+                                          "decoder/layer_01/self_attention/output",
+                                          "decoder/layer_01/feed_forward/router",
+                                          "decoder/layer_01/feed_forward/expert_gate",
+                                          "decoder/layer_01/feed_forward/expert_up",
+                                          "decoder/layer_01/feed_forward/expert_down",
+                                          "decoder/final_norm"};
+  EXPECT_EQ(names, expected);
+}
+
 TEST(ModelTensors, IndicesNameTheirSpecifications) {
   ModelDeck model = base_1_1();
   MoeDeck moe;
