@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <set>
 
 #include "parallel/process_grid.hpp"
@@ -343,6 +344,36 @@ TEST(MoeLayer, ChoicesInTurnLoadExpertsEvenly) {
     for (const double load : rig.statistics().load_E) EXPECT_EQ(load, rig.statistics().load_E[0]);
     EXPECT_GT(rig.statistics().load_E[0], 0);
   });
+}
+
+TEST(MoeLayer, LossesByHand) {
+  const Communicator alone = Communicator::world().split(Communicator::world().rank(), 0, "alone");
+  const Rows rows = {{wants(0, 1), wants(0, 2)}};
+  const double sum = std::exp(4.0) + std::exp(3.0) + 10 * std::exp(1.0);
+  const double p4 = std::exp(4.0) / sum, p3 = std::exp(3.0) / sum, p1 = std::exp(1.0) / sum;
+  struct Case {
+    const char *choices, *scale;
+    double balance;
+  };
+  // Both tokens choose expert 0 first: share 1, mean probability p4. Experts 1 and 2 are the second choice of one of
+  // two tokens each: share 1/2, mean probability (p3 + p1) / 2.
+  for (const Case& c : {Case{"all", "switch", 12 * (p4 + 2 * 0.5 * (p3 + p1) / 2)},
+                        {"first", "switch", 12 * p4},
+                        {"first", "gshard", p4 / 12}}) {
+    for (const char* device : {"reference", "cpu"}) {
+      Deck deck = hand_deck();
+      deck.moe.balance_choices = c.choices;
+      deck.moe.balance_scale = c.scale;
+      Rig rig(deck, alone, device, DType::f32, rows);
+      rig.forward(true);
+      EXPECT_NEAR(rig.statistics().balance, c.balance, 1e-5) << c.choices << " " << c.scale;
+      EXPECT_NEAR(rig.statistics().z, 2 * std::log(sum) * std::log(sum), 1e-4);  // divided by the tokens of the step: 1
+      // One slot an expert: token 1 loses its first choice, and both keep their second one.
+      EXPECT_EQ(rig.statistics().dropped, 1);
+      EXPECT_EQ(rig.statistics().unrouted, 0);
+      EXPECT_EQ(rig.statistics().tokens, 2);
+    }
+  }
 }
 
 TEST(MoeLayer, TheBiasMovesChoices) {
