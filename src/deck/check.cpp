@@ -170,6 +170,18 @@ void check_token_choice(const Deck& deck, Problems& problems) {
 
 void check_moe(const Deck& deck, Problems& problems) {
   const MoeDeck& moe = deck.moe;
+  if (deck.model.decoder_only()) {
+    if (moe.router == "expert_choice")
+      add(problems,
+          "moe.router = expert_choice is for an encoder, model.family = {} has none; expected top_k, and "
+          "moe.decoder_router says who chooses",
+          deck.model.family);
+    if (moe.priority != "token_order")
+      add(problems,
+          "moe.priority = {} is for an encoder, model.family = {} has none; expected token_order, and "
+          "moe.decoder_priority says who comes first",
+          moe.priority, deck.model.family);
+  }
   check_token_choice(deck, problems);
   check_expert_choice(deck, problems);
   if (moe.buffer_factor > 0 && moe.buffer_factor < 1)

@@ -147,6 +147,19 @@ TEST_F(DeckCheck, KeysOfTokenChoiceNeedTokensThatChoose) {
   expect_problem("moe.decoder_priority = probability has no effect");
 }
 
+TEST_F(DeckCheck, ADecoderOnlyModelRoutesByTheKeysOfTheDecoder) {
+  deck_.model.family = "palm";
+  deck_.model.encoder_layers = 0;
+  deck_.moe.router = "expert_choice";
+  deck_.moe.priority = "probability";
+  expect_problem("moe.router = expert_choice is for an encoder, model.family = palm has none; expected top_k");
+  expect_problem("moe.priority = probability is for an encoder");
+  deck_.moe.router = "top_k";
+  deck_.moe.priority = "token_order";
+  deck_.moe.decoder_router = "expert_choice";
+  EXPECT_EQ(problems(), "");
+}
+
 TEST_F(DeckCheck, ForcedBalanceLeavesNothingToChoose) {
   deck_.moe.router = "top_k";
   deck_.moe.forced_balance = true;
