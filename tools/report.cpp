@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <string>
 
 #include "base/error.hpp"
@@ -29,6 +30,10 @@ void run(const std::string& folder) {
     flanmoe::publish_text_file(folder + "/evaluation.svg", flanmoe::evaluation_report_svg(evaluation));
     fmt::print("written: {}/evaluation.svg\n", folder);
     return;
+  }
+  if (!std::filesystem::is_directory(folder + "/moe")) {
+    flanmoe::fail("{}: expected evaluation.json or evaluations/ of a run, or moe/ and dense/ of a tutorial; found none",
+                  folder);
   }
   const flanmoe::Report report = flanmoe::read_report(folder);
   for (const auto& line : flanmoe::report_table(report)) fmt::print("{}\n", line);
