@@ -22,7 +22,7 @@ using namespace shard_format;
 class NameTable {
  public:
   std::int32_t id(const std::string& name) {
-    const auto [at, is_new] = ids_.emplace(name, std::int32_t(names_.size()));
+    const auto [at, is_new] = ids_.try_emplace(name, std::int32_t(names_.size()));
     if (is_new) names_.push_back(name);
     return at->second;
   }
@@ -141,7 +141,6 @@ void ShardWriter::State::check(const Example& example) const {
 }
 
 void ShardWriter::State::add(const Example& example) {
-  check(example);
   // Several right answers are separated by zero bytes.
   std::string answers = example.answer;
   for (const std::string& answer : example.more_answers) answers += '\0' + answer;
@@ -166,8 +165,8 @@ void ShardWriter::State::add(const Example& example) {
   }
   for (const char c : answers) out->answers.add(std::uint8_t(c));
 
-  const auto [group, is_new] = group_ids.emplace(std::tuple(record.name[task], record.name[split], record.has_target),
-                                                 std::int32_t(header.groups.size()));
+  const auto [group, is_new] = group_ids.try_emplace(
+      std::tuple(record.name[task], record.name[split], record.has_target), std::int32_t(header.groups.size()));
   if (is_new) header.groups.push_back({record.name[task], record.name[split], record.has_target, 0, 0});
   GroupRecord& totals = header.groups[std::size_t(group->second)];
   ++totals.examples;
@@ -248,6 +247,7 @@ ShardWriter::~ShardWriter() {
 
 void ShardWriter::add(const Example& example) {
   FLANMOE_EXPECT(state_->out, "shard {} is already finished", state_->path);
+  state_->check(example);  // needs no HDF5: other writers need not wait for it
   const std::lock_guard lock(hdf5_mutex());
   state_->add(example);
 }

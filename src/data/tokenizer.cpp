@@ -56,11 +56,11 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 TokenIds Tokenizer::encode(std::string_view text) const {
-  std::vector<int> ids;
+  TokenIds ids;
   if (const auto status = state_->processor.Encode(text, &ids); !status.ok()) {
     fail("{}: cannot encode a text of {} bytes: {}", state_->path, text.size(), status.ToString());
   }
-  return TokenIds(ids.begin(), ids.end());
+  return ids;
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {

@@ -237,7 +237,7 @@ TEST(Collection, CountsTasksAndWhatIsPresent) {
       << "Source,Dataset,Task\nCoT,stream_aqua,x\nCoT,stream_aqua,y\nNIv2,\"a, b\",z\n";
   std::ofstream(folder.file("aqua_train.tsv")) << "q\ta\tr\n";
   const Plan plan =
-      parse_plan("[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\ndataset = stream_*\n", "p");
+      parse_plan("[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\ndataset = other_* stream_*\n", "p");
   auto rows = read_collection(folder.file("info.csv"));
   find_present(plan, folder.path().string(), rows);
   ASSERT_THAT(rows, SizeIs(2));

@@ -5,6 +5,7 @@
 
 #include "data/formats/csv.hpp"
 #include "data/formats/formats.hpp"
+#include "data/patterns.hpp"
 #include "data/text.hpp"
 
 namespace flanmoe::flan {
@@ -21,11 +22,14 @@ std::string plain_name(const std::string& name) {
 
 /// What a file of the plan stands for: the data sets that it names, or that the plan names for it.
 std::vector<std::string> datasets_of(const Source& source, const SourceFile& file) {
-  if (source.format != "natural_instructions") return {plain_name(with_star(source.dataset, file.star))};
+  std::vector<std::string> names;
+  if (source.format != "natural_instructions") {
+    for (const std::string& name : split_words(source.dataset)) names.push_back(plain_name(with_star(name, file.star)));
+    return names;
+  }
   formats::Input input = formats::Input::file(file.path);
   formats::BadRecords bad;
   bad.skip = true;
-  std::vector<std::string> names;
   for (const std::string& name :
        read_all(formats::find_format(source.format, source.where), input, bad).facts.sources) {
     names.push_back(plain_name(name));
@@ -61,7 +65,7 @@ void find_present(const Plan& plan, const std::string& data, std::vector<Collect
   std::map<std::pair<bool, std::string>, std::int64_t> present;  // instructions or not, name
   for (const Source& source : plan.sources) {
     if (!source.benchmark.empty()) continue;
-    for (const SourceFile& file : find_files(source, data)) {
+    for (const SourceFile& file : find_files(plan, source, data)) {
       for (const std::string& name : datasets_of(source, file))
         ++present[{source.format == "natural_instructions", name}];
     }

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -53,9 +54,11 @@ class ProgressLine {
   void run(const std::stop_token& stop) const {
     const bool terminal = ::isatty(STDERR_FILENO) != 0;
     const double start = seconds_now();
-    for (int tick = 1; !stop.stop_requested(); ++tick) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      if (tick % (terminal ? 10 : 100) == 0) print(terminal, seconds_now() - start);
+    std::mutex mutex;
+    std::condition_variable_any stopped;
+    for (std::unique_lock lock(mutex); !stop.stop_requested();) {
+      stopped.wait_for(lock, stop, std::chrono::seconds(terminal ? 1 : 10), [] { return false; });
+      if (!stop.stop_requested()) print(terminal, seconds_now() - start);
     }
     if (terminal) std::fputs("\r\x1B[K", stderr);
   }
@@ -104,7 +107,7 @@ class Conversion {
     for (const HeldOutList::File& file : held_out_.files) {
       Source source;
       source.files = {file.path};
-      for (const SourceFile& found : find_files(source, options_.data)) {
+      for (const SourceFile& found : find_files(plan_, source, options_.data)) {
         formats::Input input = formats::Input::file(found.path);
         formats::BadRecords bad;
         bad.skip = options_.skip_bad;
@@ -112,16 +115,6 @@ class Conversion {
         held_out_state_ = crc32_hex(held_out_state_ + state_of(found.path));
       }
     }
-  }
-
-  /// The names that a source is limited to; empty: all.
-  std::set<std::string> names_of(const Source& source) const {
-    std::set<std::string> names;
-    if (source.only_from.empty()) return names;
-    for (const std::string& name :
-         split_words(read_whole_file(find_beside(plan_, source.only_from, options_.data, source.where))))
-      names.insert(name);
-    return names;
   }
 
   std::string inputs_of(const Source& source, const SourceFile& file) const {
@@ -144,10 +137,8 @@ class Conversion {
   void find_jobs() {
     std::map<std::string, std::string> outputs;
     for (const Source& source : plan_.sources) {
-      const auto names = names_of(source);
       std::int64_t found = 0;
-      for (const SourceFile& file : find_files(source, options_.data)) {
-        if (!names.empty() && !names.contains(file.star)) continue;
+      for (const SourceFile& file : find_files(plan_, source, options_.data)) {
         Job job{&source, file, source.name + "/" + file.star, "", ""};
         job.output = job.step + ".h5";
         job.inputs = inputs_of(source, file);

@@ -127,7 +127,12 @@ Plan parse_plan(std::string_view text, const std::string& path) {
   return plan;
 }
 
-std::vector<SourceFile> find_files(const Source& source, const std::string& data) {
+std::vector<SourceFile> find_files(const Plan& plan, const Source& source, const std::string& data) {
+  std::set<std::string> names;
+  if (!source.only_from.empty()) {
+    const auto listed = split_words(read_whole_file(find_beside(plan, source.only_from, data, source.where)));
+    names.insert(listed.begin(), listed.end());
+  }
   std::vector<SourceFile> files;
   for (const std::string& word : source.files) {
     const std::string pattern = data + "/" + word;
@@ -141,6 +146,7 @@ std::vector<SourceFile> find_files(const Source& source, const std::string& data
     }
     ::globfree(&found);
   }
+  if (!names.empty()) std::erase_if(files, [&](const SourceFile& file) { return !names.contains(file.star); });
   return files;
 }
 
