@@ -20,7 +20,7 @@ struct CrossEntropyKernels {
   /// (first) largest logit else 0; all T x 1, A. Logits and softmax in A (fp32).
   /// Gradients: dlogit = gradient_scale*((1 + 2*z_coefficient*logsumexp)*softmax - onehot) (paper facts 4.2);
   /// dx_TD (C) = dlogit . w^T * logit_scale; dw (A) += x^T . dlogit * logit_scale. In bf16 runs dlogit is rounded to
-  /// bf16 before the two products. With dx absent no gradient is computed (evaluation) and dw may be absent.
+  /// bf16 before the two products. With dx absent no gradient is computed (evaluation); with dw absent only dx is.
   /// x_TD: C. w: C. target_T: T x 1, i32.
   void (*forward_backward)(KernelContext&, const Tensor& nll_T, const Tensor& z_T, const Tensor& hit_T,
                            const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,

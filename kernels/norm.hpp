@@ -12,7 +12,7 @@ struct NormKernels {
   /// D): A.
   void (*forward)(KernelContext&, const Tensor& y_TD, const Tensor& rstd_T, const Tensor& x_TD, const Tensor& scale_D,
                   float epsilon);
-  /// dx_TD (A) += ; dscale_D (A) += ; dy_TD: C.
+  /// dx_TD (A) += ; dscale_D (A) += unless absent; dy_TD: C.
   void (*backward)(KernelContext&, const Tensor& dx_TD, const Tensor& dscale_D, const Tensor& dy_TD, const Tensor& x_TD,
                    const Tensor& rstd_T, const Tensor& scale_D);
   /// Bytes of scratch that backward needs for at most so many tokens.

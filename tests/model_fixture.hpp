@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "model/freeze.hpp"
 #include "model/model.hpp"
 #include "parallel/communicator.hpp"
 
@@ -142,7 +143,7 @@ struct TestModel {
         grid(world.size(), world.rank(), expert_degree),
         communicators(Communicators::make(world, grid)),
         kernels(kernels_for(device)),
-        store(model_parameters(deck.model, deck.moe), grid.coordinates(), compute) {
+        store(training_parameters(deck), grid.coordinates(), compute) {
     model = std::make_unique<Model>(deck, store, communicators, kernels);
     for (const bool real : {false, true}) {
       store.lay(weights, &gradients);

@@ -79,11 +79,12 @@ Product describe(const Tensor& y, const Tensor& a, bool transpose_a, const Tenso
           accumulate,  product_size(y, a, flag(transpose_a), b, flag(transpose_b))};
 }
 
-/// dx and dw of the rows of one chunk, from dlogit in C.
+/// dx, and dw unless absent, of the rows of one chunk, from dlogit in C.
 void chunk_gradients(KernelContext& context, const Operands& o, const Tensor& dlogit, const Tensor& x,
                      const Tensor& dx) {
   const double scale = o.shape.logit_scale;
   multiply(context, describe(dx, dlogit, false, o.w, !o.tied(), scale, false));
+  if (o.dw.absent()) return;
   if (o.tied()) {
     multiply(context, describe(o.dw, dlogit, true, x, false, scale, true));
   } else {

@@ -23,7 +23,7 @@ void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
   const Matrix<A> nll(o.nll_T), z(o.z_T), hit(o.hit_T), dw(o.dw);
   const auto w_at = [&](std::int64_t d, std::int64_t v) { return tied ? w(v, d) : w(d, v); };
   std::vector<double> logit(static_cast<std::size_t>(V)), dlogit(logit.size());
-  std::vector<double> dw_sum(static_cast<std::size_t>(o.dx_TD.absent() ? 0 : V * D));
+  std::vector<double> dw_sum(static_cast<std::size_t>(o.dx_TD.absent() || o.dw.absent() ? 0 : V * D));
 
   for (std::int64_t t = 0; t < o.x_TD.rows; ++t) {
     for (std::int64_t v = 0; v < V; ++v) {
@@ -50,6 +50,7 @@ void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
       double dx_sum = 0;
       for (std::int64_t v = 0; v < V; ++v) {
         dx_sum += dlogit[std::size_t(v)] * w_at(d, v);
+        if (dw_sum.empty()) continue;
         dw_sum[std::size_t(tied ? v * D + d : d * V + v)] += x(t, d) * dlogit[std::size_t(v)];
       }
       dx.set(t, d, shape.logit_scale * dx_sum);

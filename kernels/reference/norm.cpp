@@ -68,7 +68,7 @@ void backward_in(const Tensor& dx_TD, const Tensor& dscale_D, const Tensor& dy_T
     const A mean_g = centered ? sum / A(D) : A(0), mean = dot * rstd / A(D);
     for (std::int64_t c = 0; c < D; ++c) {
       dx[c] += rstd * (widen(dy[c]) * scale[c] - mean_g - (x[c] - center) * rstd * mean);
-      dscale[c] += widen(dy[c]) * (x[c] - center) * rstd;
+      if (dscale != nullptr) dscale[c] += widen(dy[c]) * (x[c] - center) * rstd;
     }
   }
 }
@@ -81,7 +81,7 @@ void backward(KernelContext& /*context*/, const Tensor& dx_TD, const Tensor& dsc
   expect_like(dx_TD, x_TD, "dx");
   expect_matrix(rstd_T, a, dy_TD.rows, 1, "rstd");
   expect_matrix(scale_D, a, 1, dy_TD.cols, "scale");
-  expect_like(dscale_D, scale_D, "dscale");
+  if (!dscale_D.absent()) expect_like(dscale_D, scale_D, "dscale");
   with_type<float, bf16, double>(dy_TD, "dy", [&]<class C>(std::type_identity<C>) {
     backward_in<centered, C>(dx_TD, dscale_D, dy_TD, x_TD, rstd_T, scale_D);
   });

@@ -33,6 +33,17 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir);
 CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const ParameterStore& store, Optimizer& optimizer,
                                const Communicator& world, bool weights_only);
 
+/// Throws UsageError listing every tensor in which the weights of a checkpoint differ from what the model needs:
+/// missing, of another shape, or more than it has. `upcycle`: the checkpoint is to be of the dense model that this one
+/// is grown from. Reads no tensor; not collective.
+void check_initial_weights(const std::string& checkpoint_dir, const std::vector<ParameterSpec>& specs, bool upcycle);
+
+/// Fills the masters of the owned units from the checkpoint of a dense model: every expert is a copy of the
+/// feed-forward in its place, routers get their initial values from the seed, everything else is as it was
+/// (model/upcycle.hpp). The caller publishes the weights afterwards. Collective.
+CheckpointInfo upcycle_checkpoint(const std::string& checkpoint_dir, const ParameterStore& store, Optimizer& optimizer,
+                                  const Communicator& world, std::uint64_t seed);
+
 /// Reads weights straight into the working copies (evaluation: no optimizer). Collective.
 CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& store, KernelContext&, const Kernels&,
                             const Communicator& world);

@@ -2,9 +2,11 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "checkpoint/folder.hpp"
 #include "checkpoint/reader.hpp"
+#include "model/upcycle.hpp"
 #include "parallel/together.hpp"
 
 namespace flanmoe {
@@ -56,6 +58,58 @@ CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const Paramete
       if (weights_only && std::string(state.kind) != "master") return;
       reader.read_matrix(store.specs()[std::size_t(state.parameter)], state.kind,
                          store.first_expert(state.parameter) + state.expert, state.tensor);
+    });
+  });
+  return info;
+}
+
+void check_initial_weights(const std::string& checkpoint_dir, const std::vector<ParameterSpec>& specs, bool upcycle) {
+  const std::scoped_lock lock(hdf5_mutex());
+  const CheckpointReader reader(checkpoint_dir);
+  const std::vector<std::string> found = reader.weight_names();
+  std::set<std::string> wanted;
+  std::vector<std::string> problems;
+  bool needs_experts = false;
+  for (const ParameterSpec& spec : specs) {
+    const UpcycleSource source = upcycle_source(spec);
+    needs_experts = needs_experts || source.from != UpcycleFrom::same;
+    if (upcycle && source.from == UpcycleFrom::fresh) continue;
+    const ParameterSpec& needed = upcycle ? source.dense : spec;
+    wanted.insert(needed.name);
+    if (const std::string misfit = reader.misfit(needed); !misfit.empty())
+      problems.push_back(fmt::format("weights/{} {}", needed.name, misfit));
+  }
+  bool has_experts = false;
+  for (const std::string& name : found) {
+    has_experts = has_experts || name.ends_with("/feed_forward/router");
+    if (!wanted.contains(name)) problems.push_back(fmt::format("weights/{} has no place in this model", name));
+  }
+  if (problems.empty()) return;
+  const char* hint = "";
+  if (upcycle && has_experts) hint = "\n  (it is a sparse model's, and run.upcycle = true starts from a dense one)";
+  if (!upcycle && needs_experts && !has_experts)
+    hint = "\n  (it is a dense model's: run.upcycle = true makes every expert a copy of its feed-forward)";
+  usage_fail("run.init_from: the weights in {} do not fit this model: {} problem{}\n  {}{}", checkpoint_dir,
+             problems.size(), problems.size() == 1 ? "" : "s", fmt::join(problems, "\n  "), hint);
+}
+
+CheckpointInfo upcycle_checkpoint(const std::string& checkpoint_dir, const ParameterStore& store, Optimizer& optimizer,
+                                  const Communicator& world, std::uint64_t seed) {
+  const std::scoped_lock lock(hdf5_mutex());
+  CheckpointInfo info;
+  together(world, [&] {
+    const CheckpointReader reader(checkpoint_dir);
+    info = reader.info();
+    optimizer.visit_state([&](const StateTensor& state) {
+      if (std::string(state.kind) != "master") return;
+      const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
+      const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
+      const UpcycleSource source = upcycle_source(spec);
+      if (source.from == UpcycleFrom::fresh) {
+        initialize_matrix(state.tensor, spec, expert, seed);
+      } else {
+        reader.read_matrix(source.dense, "master", 0, state.tensor);
+      }
     });
   });
   return info;

@@ -62,16 +62,39 @@ bool CheckpointReader::has(const std::string& path) const {
   }
 }
 
-void CheckpointReader::refuse_other_weights(const std::vector<ParameterSpec>& specs) const {
-  std::vector<std::string> found, known, other;
+std::vector<std::string> CheckpointReader::weight_names() const {
+  std::vector<std::string> found;
   if (has("weights")) {
     h5_check(H5Ovisit_by_name2(file_.get(), "weights", H5_INDEX_NAME, H5_ITER_INC, collect_dataset, &found,
                                H5O_INFO_BASIC, H5P_DEFAULT),
              path_ + ": list of weights");
   }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::vector<hsize_t> CheckpointReader::shape_of(const std::string& path) const {
+  const std::string what = fmt::format("{}: tensor {}", path_, path);
+  const H5Dataset dataset(H5Dopen2(file_.get(), path.c_str(), H5P_DEFAULT), what);
+  const H5Space space(H5Dget_space(dataset.get()), what);
+  std::vector<hsize_t> shape(std::size_t(std::max(0, H5Sget_simple_extent_ndims(space.get()))));
+  h5_check(H5Sget_simple_extent_dims(space.get(), shape.data(), nullptr), what);
+  return shape;
+}
+
+std::string CheckpointReader::misfit(const ParameterSpec& spec) const {
+  const DatasetPlan plan = values_plan(spec, "master", DType::f32);
+  if (!has(plan.path)) return "is missing";
+  const std::vector<hsize_t> shape = shape_of(plan.path);
+  if (shape == plan.shape) return "";
+  return fmt::format("has shape [{}], this model needs [{}]", fmt::join(shape, ", "), fmt::join(plan.shape, ", "));
+}
+
+void CheckpointReader::refuse_other_weights(const std::vector<ParameterSpec>& specs) const {
+  const std::vector<std::string> found = weight_names();
+  std::vector<std::string> known, other;
   for (const ParameterSpec& spec : specs) known.push_back(spec.name);
   std::sort(known.begin(), known.end());
-  std::sort(found.begin(), found.end());
   std::set_difference(found.begin(), found.end(), known.begin(), known.end(), std::back_inserter(other));
   if (!other.empty()) {
     fail("{} is of another model: it holds {} tensors that this model does not have, the first is weights/{}", path_,
@@ -87,8 +110,8 @@ void CheckpointReader::require_kinds(const ParameterSpec& spec, const KindSet& k
   found[0] = kinds[0];  // a missing weight is reported when it is read
   if (found == kinds) return;
   fail(
-      "{}: the optimizer state of {} is {}, this run needs {}: the checkpoint was written with another optimizer.name "
-      "or optimizer.factor_threshold; run.init_from takes its weights alone",
+      "{}: the optimizer state of {} is {}, this run needs {}: the checkpoint was written with another optimizer.name, "
+      "optimizer.factor_threshold or optimizer.freeze; run.init_from takes its weights alone",
       path_, spec.name, list_of(found), list_of(kinds));
 }
 
@@ -98,10 +121,7 @@ void CheckpointReader::read(const DatasetPlan& plan, std::int64_t global_expert,
   const H5Dataset dataset(H5Dopen2(file_.get(), plan.path.c_str(), H5P_DEFAULT), what);
   const H5Type type(H5Dget_type(dataset.get()), what);
   if (H5Tequal(type.get(), plan.file_type) <= 0) fail("{} has elements of another type than this run's state", what);
-  const H5Space space(H5Dget_space(dataset.get()), what);
-  std::vector<hsize_t> shape(std::size_t(std::max(0, H5Sget_simple_extent_ndims(space.get()))));
-  h5_check(H5Sget_simple_extent_dims(space.get(), shape.data(), nullptr), what);
-  if (shape != plan.shape) {
+  if (const auto shape = shape_of(plan.path); shape != plan.shape) {
     fail("{} has shape [{}], this model needs [{}]", what, fmt::join(shape, ", "), fmt::join(plan.shape, ", "));
   }
   h5_check(H5Dread(dataset.get(), plan.memory_type, plan.memory_space().get(),

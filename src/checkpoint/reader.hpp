@@ -16,6 +16,10 @@ class CheckpointReader {
   CheckpointInfo info() const;
   /// Throws when the file has weights that are not in `specs`.
   void refuse_other_weights(const std::vector<ParameterSpec>& specs) const;
+  /// Names, sorted, of all weights in the file.
+  std::vector<std::string> weight_names() const;
+  /// What is wrong with the weight for this specification: "is missing", "has shape ..."; empty when nothing is.
+  std::string misfit(const ParameterSpec& spec) const;
   /// Throws unless the file holds exactly these kinds of state for the parameter.
   void require_kinds(const ParameterSpec& spec, const KindSet& kinds) const;
   /// Fills `matrix` (contiguous, of the file's type) after checking presence, type, shape and checksum.
@@ -24,6 +28,7 @@ class CheckpointReader {
 
  private:
   bool has(const std::string& path) const;
+  std::vector<hsize_t> shape_of(const std::string& path) const;
   void read(const DatasetPlan& plan, std::int64_t global_expert, void* data) const;
   std::string path_;
   H5File file_;

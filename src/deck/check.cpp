@@ -1,6 +1,7 @@
 // Checks that depend on several keys, on the number of ranks or on files: layout, model, schedule, inputs of the stage.
 #include <glob.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <sstream>
@@ -41,6 +42,11 @@ std::string nearest_multiples(std::int64_t value, std::int64_t step) {
 
 bool trains(const Deck& deck) { return deck.run.stage != "evaluate"; }
 bool is_sparse(const Deck& deck) { return deck.moe.router != "none"; }
+
+bool freezes_gate(const Deck& deck) {
+  const auto sets = words(deck.optimizer.freeze);
+  return std::any_of(sets.begin(), sets.end(), [](const auto& set) { return set == "gate" || set == "moe"; });
+}
 
 /// Rows of the batch -> ranks -> microbatches -> router groups.
 void check_rows(const Deck& deck, int world_size, Problems& problems) {
@@ -155,10 +161,12 @@ void check_token_choice(const Deck& deck, Problems& problems) {
   const MoeDeck& moe = deck.moe;
   if (moe.top_k > moe.experts)
     add(problems, "moe.top_k = {}: expected at most moe.experts = {}", moe.top_k, moe.experts);
-  if (moe.renormalize && moe.top_k == 1)
+  // Weights of 1 keep the function of a dense model that is upcycled; elsewhere they are a mistake, unless the router
+  // is not to learn at all.
+  if (moe.renormalize && moe.top_k == 1 && trains(deck) && !deck.run.upcycle && !freezes_gate(deck))
     problems.add(
         "moe.renormalize = true with moe.top_k = 1: every weight would be 1 and the router could not learn from "
-        "the task; expected moe.top_k of at least 2");
+        "the task; expected moe.top_k of at least 2, or optimizer.freeze = gate, or run.upcycle = true");
   if (moe.top_k == 1)
     for (const auto& [key, policy] :
          {std::pair{"moe.second_policy", moe.second_policy}, {"moe.second_policy_eval", moe.second_policy_eval}})
@@ -250,6 +258,13 @@ void check_evaluation(const Deck& deck, Problems& problems) {
   check_decoding(deck.evaluate, problems);
 }
 
+void check_upcycle(const Deck& deck, Problems& problems) {
+  if (!trains(deck)) problems.add("run.upcycle = true: the evaluate stage takes weights as they are; expected false");
+  if (!is_sparse(deck)) problems.add("run.upcycle = true with moe.router = none: there are no experts to fill");
+  if (deck.run.init_from.empty())
+    problems.add("run.upcycle = true with an empty run.init_from: expected the checkpoint of a dense model");
+}
+
 void check_inputs(const Deck& deck, Problems& problems) {
   if (trains(deck)) {
     check_shards("data.train", deck.data.train, deck.run.stage, problems);
@@ -271,13 +286,14 @@ void check_inputs(const Deck& deck, Problems& problems) {
   const bool goes_on = deck.run.stage != "evaluate" && fs::is_directory(fs::path(deck.run.dir) / "checkpoints");
   if (!deck.run.init_from.empty() && !goes_on && !fs::is_directory(deck.run.init_from))
     add(problems, "run.init_from: expected a checkpoint folder or a run folder, found none at {}", deck.run.init_from);
+  if (deck.run.upcycle) check_upcycle(deck, problems);
   if (fs::exists(deck.run.dir) && !fs::is_directory(deck.run.dir))
     add(problems, "run.dir: expected a folder, found a file at {}", deck.run.dir);
 }
 
 }  // namespace
 
-void check_deck(const Deck& deck, int world_size) {
+void check_deck(const Deck& deck, int world_size, const std::vector<std::string>& more) {
   FLANMOE_EXPECT(world_size >= 0, "{} ranks", world_size);
   Problems problems;
   check_layout(deck, world_size, problems);
@@ -285,6 +301,7 @@ void check_deck(const Deck& deck, int world_size) {
   if (is_sparse(deck)) check_moe(deck, problems);
   if (trains(deck)) check_optimizer(deck, problems);
   check_inputs(deck, problems);
+  for (const std::string& problem : more) problems.add(problem);
   problems.throw_if_any(world_size == 0 ? std::string("the deck") : fmt::format("the deck on {} ranks", world_size));
 }
 

@@ -16,6 +16,7 @@ struct RunDeck {
   std::string device = "cpu";      // cpu | reference
   std::string precision = "fp32";  // fp32 | bf16
   std::string init_from;           // checkpoint folder, or run folder (its newest checkpoint): weights only
+  bool upcycle = false;            // init_from is dense: every expert starts as a copy of its feed-forward
   std::int64_t threads = 0;        // per rank; 0: cores this rank may use
   std::int64_t watchdog_seconds = 600;
   std::int64_t log_every = 10;    // progress line
@@ -108,6 +109,7 @@ struct OptimizerDeck {
   double clip_threshold = 1.0;  // adafactor
   bool multiply_by_parameter_scale = true;
   std::int64_t factor_threshold = 128;  // adafactor: smaller side at least this to be factored (dense matrices)
+  std::string freeze;                   // sets and patterns of parameters that are not trained
 };
 struct CheckpointDeck {
   std::int64_t every = 100;  // steps; 0: only at the end
@@ -166,8 +168,8 @@ Deck parse_deck(const std::string& path, const std::vector<std::string>& overrid
 
 /// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by
 /// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the
-/// arithmetic. `world_size` 0 skips what depends on it.
-void check_deck(const Deck& deck, int world_size);
+/// arithmetic. `world_size` 0 skips what depends on it. `more`: problems that were found elsewhere, to be listed too.
+void check_deck(const Deck& deck, int world_size, const std::vector<std::string>& more = {});
 
 /// The texts of evaluate.stop: separated by |, where \n, \t, \| and \\ stand for line end, tab, | and \.
 /// Throws UsageError naming the key when one is empty or another character is escaped.

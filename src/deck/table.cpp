@@ -57,6 +57,10 @@ void add_run(std::vector<Parameter>& table) {
   rows.text("init_from", &S::init_from,
             "Start from these weights: a checkpoint folder, or a run folder (its newest checkpoint); the optimizer "
             "starts fresh.");
+  rows.flag(
+      "upcycle", &S::upcycle,
+      "run.init_from is a dense model and this one is sparse: every expert starts as a copy of the feed-forward in "
+      "its place, routers start fresh.");
   rows.number("threads", &S::threads, at_least(0), "threads",
               "OpenMP threads per rank; 0: the cores this rank may use.");
   rows.number("watchdog_seconds", &S::watchdog_seconds, at_least(0), "s",
@@ -225,6 +229,9 @@ void add_optimizer(std::vector<Parameter>& table) {
             "Adafactor: the rate is relative to the root mean square of the tensor.");
   rows.number("factor_threshold", &S::factor_threshold, at_least(1), "",
               "Adafactor: a dense matrix is factored when its smaller side is at least this.");
+  rows.text("freeze", &S::freeze,
+            "Parameters that stay as they are: sets (gate, experts, moe, all_but_moe, attention, feed_forward, norms, "
+            "embeddings) and patterns of names such as encoder/*, separated by spaces.");
 }
 
 void add_checkpoint(std::vector<Parameter>& table) {

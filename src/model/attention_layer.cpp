@@ -110,7 +110,7 @@ void attend_backward(const LayerContext& c, const Tensor& dsum_TD, const Tensor&
   const Tensor dk_TQ = first_rows(work.dk_TQ, key_tokens);
   const Tensor dv_TQ = first_rows(work.dv_TQ, key_tokens);
   // 3. Output projection.
-  c.k.matmul.product(c.context, c.gradient(w.output_QD), out_TQ, Transpose::yes, dpart_TD, Transpose::no, 1.0F);
+  add_weight_gradient(c, w.output_QD, out_TQ, dpart_TD);
   c.k.matmul.product(c.context, dout_TQ, dpart_TD, Transpose::no, c.weight(w.output_QD), Transpose::yes, 0.0F);
   // 2. Attention.
   c.k.attention.backward(c.context, dq_TQ, dk_TQ, dv_TQ, dbias_HP, dout_TQ, first_rows(saved.q_TQ, tokens),
@@ -122,11 +122,12 @@ void attend_backward(const LayerContext& c, const Tensor& dsum_TD, const Tensor&
   }
   drop_values(c, dv_TQ, layer);
   // 1. Projections: to the input of the sublayer, and in cross attention to the encoder's output.
-  c.k.matmul.product(c.context, c.gradient(w.query_DQ), y_TD, Transpose::yes, dq_TQ, Transpose::no, 1.0F);
-  c.k.matmul.product(c.context, c.gradient(w.key_DQ), source_TD, Transpose::yes, dk_TQ, Transpose::no, 1.0F);
-  c.k.matmul.product(c.context, c.gradient(w.value_DQ), source_TD, Transpose::yes, dv_TQ, Transpose::no, 1.0F);
+  add_weight_gradient(c, w.query_DQ, y_TD, dq_TQ);
+  add_weight_gradient(c, w.key_DQ, source_TD, dk_TQ);
+  add_weight_gradient(c, w.value_DQ, source_TD, dv_TQ);
   c.k.matmul.product(c.context, dsum_TD, dq_TQ, Transpose::no, c.weight(w.query_DQ), Transpose::yes, 0.0F);
   const Tensor dtarget_TD = layer.source_TD.absent() ? dsum_TD : dsource_TD;
+  if (dtarget_TD.absent()) return;  // nothing in the encoder is trained
   c.k.matmul.product(c.context, dtarget_TD, dk_TQ, Transpose::no, c.weight(w.key_DQ), Transpose::yes, 1.0F);
   c.k.matmul.product(c.context, dtarget_TD, dv_TQ, Transpose::no, c.weight(w.value_DQ), Transpose::yes, 1.0F);
 }

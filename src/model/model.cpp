@@ -178,6 +178,7 @@ void Model::State::backward(const LayerContext& c) {
   const Tensor dsource_TD = first_rows(work.dsource_TD, encoder_side.tokens);
   kernels.elementwise.zero(c.context, dsource_TD);
   decoder->backward(c, work, decoder_side, encoder.get(), &encoder_side);
+  if (!encoder->trains(store)) return;  // as far down as anything is trained
   kernels.elementwise.convert(c.context, first_rows(work.dout_TD, encoder_side.tokens), dsource_TD);
   encoder->backward(c, work, encoder_side, nullptr, nullptr);
 }

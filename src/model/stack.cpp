@@ -32,6 +32,13 @@ bool Stack::has_sparse() const {
   return std::any_of(tensors_.layers.begin(), tensors_.layers.end(), [](const auto& layer) { return layer.sparse; });
 }
 
+bool Stack::trains(const ParameterStore& store) const {
+  const std::string prefix = encoder_ ? "encoder/" : "decoder/";
+  return store.trained(embedding_) || std::any_of(store.specs().begin(), store.specs().end(), [&](const auto& spec) {
+           return spec.trained && spec.name.starts_with(prefix);
+         });
+}
+
 std::uint32_t Stack::site(std::size_t l, std::uint32_t which) const {
   return (encoder_ ? 0 : kDecoderSites) + kSitesPerLayer * std::uint32_t(l) + which;
 }
@@ -299,6 +306,9 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   // The two stacks share the work buffer; this one uses as much of its front as its own lengths need.
   const Tensor& bias_HP = activations_.bias_HP;
   const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, 1, bias_HP.rows, bias_HP.cols, bias_HP.cols};
+  const bool to_encoder = encoder != nullptr && encoder->trains(c.store);
+  const Tensor dsource_TD = to_encoder ? first_rows(work.dsource_TD, encoder_side->tokens) : Tensor{};
+  const bool trains_bias = !parallel() && c.trains(tensors_.relative_bias_UH);
   c.k.elementwise.zero(c.context, dx_TD);
   if (!parallel()) c.k.elementwise.zero(c.context, dbias_HP);
   const DropoutMask mask = final_mask(c, side);
@@ -313,17 +323,17 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
     const LayerActivations& saved = activations_.layers[l];
     feed_forward_backward_sublayer(c, work, side, l);
     if (encoder != nullptr) {
-      attention_sublayer_backward(c, dx_TD, first_rows(work.dsource_TD, encoder_side->tokens), {}, work.sublayer,
-                                  rows(saved.x_cross_TD), saved.cross,
+      attention_sublayer_backward(c, dx_TD, dsource_TD, {}, work.sublayer, rows(saved.x_cross_TD), saved.cross,
                                   cross_attention(side, *encoder, *encoder_side, l));
     }
-    attention_sublayer_backward(c, dx_TD, {}, dbias_HP, work.sublayer, rows(saved.x_self_TD), saved.self,
-                                self_attention(side, l));
+    attention_sublayer_backward(c, dx_TD, {}, trains_bias ? dbias_HP : Tensor{}, work.sublayer, rows(saved.x_self_TD),
+                                saved.self, self_attention(side, l));
   }
-  if (!parallel()) {
+  if (trains_bias) {
     c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
                                int(deck_.model.bias_max_distance));
   }
+  if (!c.trains(embedding_)) return;
   const DropoutMask input_mask = embedding_mask(c, side);
   if (input_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, input_mask);
   c.k.embedding.backward(c.context, c.gradient(embedding_), dx_TD, side.ids_T);

@@ -74,7 +74,7 @@ class Stack {
   /// `cached` keys if given. Returns the output (C), valid until the next forward.
   Tensor forward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side,
                  StepStatistics& statistics, const CachedKeys* cached = nullptr);
-  /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD.
+  /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD where the encoder trains.
   void backward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side);
 
   /// The feed-forward sublayer of layer l, dense or sparse; used by decoding too.
@@ -86,6 +86,9 @@ class Stack {
   /// unless it continues from cached keys.
   void expand_positions(const LayerContext&);
 
+  /// Whether anything that the gradient of this stack's output reaches is trained; if not, there is nothing to do
+  /// backwards.
+  bool trains(const ParameterStore& store) const;
   const StackTensors<int>& tensors() const { return tensors_; }
   StackActivations& activations() { return activations_; }
   const StackActivations& activations() const { return activations_; }

@@ -14,6 +14,13 @@ std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& wor
   return work.gradients;
 }
 
+/// Adds x^T . dy, expert by expert, to the gradients of a weight; frozen ones cost nothing.
+void add_gradients(const LayerContext& c, FeedForwardWork& work, int parameter, const Tensor& x, const Tensor& dy,
+                   std::span<const std::int64_t> first) {
+  if (!c.trains(parameter)) return;
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, parameter), x, dy, first);
+}
+
 void apply_dropout(const LayerContext& c, const Tensor& hidden_RF, const DropoutMask& mask) {
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, hidden_RF, hidden_RF, mask);
 }
@@ -75,10 +82,11 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const FeedForwardTensors<int>& weights = layer.weights;
   const Tensor hidden_RF = rows(saved.hidden_RF);
   const Tensor dhidden_RF = rows(work.dhidden_RF);
-  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.down), scaled(c, saved, x_RD.rows), dy_RD,
-                                     layer.first);
+  add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.first);
   c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
-  if (c.deck.model.multiplicative_bias) {
+  if (c.deck.model.multiplicative_bias && !c.trains(weights.scale)) {
+    c.k.column_scale.forward(c.context, dhidden_RF, dhidden_RF, c.weight(weights.scale), layer.first);
+  } else if (c.deck.model.multiplicative_bias) {
     c.k.column_scale.backward(c.context, dhidden_RF, gradients_of(c, work, weights.scale), dhidden_RF, hidden_RF,
                               c.weight(weights.scale), layer.first);
   }
@@ -86,7 +94,7 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   if (!gated(c)) {
     // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.
     c.k.activation.relu_backward(c.context, dhidden_RF, dhidden_RF, hidden_RF);
-    c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.up), x_RD, dhidden_RF, layer.first);
+    add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.first);
     c.k.matmul.grouped(c.context, dx_RD, dhidden_RF, c.weight(weights.up), Transpose::yes, layer.first);
     return;
   }
@@ -94,8 +102,8 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const Tensor dup_RF = dhidden_RF;
   const auto back = swish(c) ? c.k.activation.gated_swish_backward : c.k.activation.gated_gelu_backward;
   back(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
-  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.gate), x_RD, dgate_RF, layer.first);
-  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, weights.up), x_RD, dup_RF, layer.first);
+  add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.first);
+  add_gradients(c, work, weights.up, x_RD, dup_RF, layer.first);
   const Tensor dpart_RD = rows(work.dpart_RD);
   c.k.matmul.grouped(c.context, dx_RD, dgate_RF, c.weight(weights.gate), Transpose::yes, layer.first);
   c.k.matmul.grouped(c.context, dpart_RD, dup_RF, c.weight(weights.up), Transpose::yes, layer.first);

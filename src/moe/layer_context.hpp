@@ -24,7 +24,9 @@ struct LayerContext {
   /// The norm of the model.
   const NormKernels& norm() const { return deck.model.norm == "layer" ? k.layer_norm : k.norm; }
   const Tensor& weight(int parameter) const { return store.weight(parameter); }
+  /// Absent when the parameter is frozen.
   Tensor gradient(int parameter, std::int64_t expert = 0) const { return store.gradient(parameter, expert); }
+  bool trains(int parameter) const { return store.trained(parameter); }
 
   /// Random numbers of one place in the model in this step.
   RandomKey random(RandomPurpose purpose, std::uint32_t site) const {
@@ -37,6 +39,12 @@ struct LayerContext {
             int(columns_per_mask)};
   }
 };
+
+/// Adds x^T . dy to the gradient of a dense weight; frozen ones cost nothing.
+inline void add_weight_gradient(const LayerContext& c, int parameter, const Tensor& x, const Tensor& dy) {
+  if (!c.trains(parameter)) return;
+  c.k.matmul.product(c.context, c.gradient(parameter), x, Transpose::yes, dy, Transpose::no, 1.0F);
+}
 
 /// The first n rows of a buffer that was laid for the largest microbatch.
 inline Tensor first_rows(const Tensor& t, std::int64_t n) { return t.slice_rows(0, n); }

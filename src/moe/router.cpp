@@ -223,7 +223,7 @@ void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work
   const Tensor dlogits_TE = rows(work.logits_TE);
   c.k.router.backward(c.context, dlogits_TE, dweight_Tk, dp_GE, z_scale, rows(saved.p_TE), rows(saved.log_z_T),
                       rows(saved.choice_Tk), groups.first_token, renormalizes(c, router));
-  if (router.bias_E >= 0) {
+  if (router.bias_E >= 0 && c.trains(router.bias_E)) {
     const Tensor claims_E = c.gradient(router.bias_E);
     is_double ? add_claims<double>(claims_E, saved.chosen_GE, groups.count())
               : add_claims<float>(claims_E, saved.chosen_GE, groups.count());
@@ -232,7 +232,7 @@ void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work
   // 2. By the matrix, and by the input.
   const Jitter jitter = jitter_of(c, router, groups);
   const Tensor x = router_input(c, work, x_TD, jitter);
-  c.k.matmul.product(c.context, c.gradient(router.router_DE), x, Transpose::yes, dlogits_TE, Transpose::no, 1.0F);
+  add_weight_gradient(c, router.router_DE, x, dlogits_TE);
   const Tensor dx = changes_input(c) ? rows(work.x_TD) : dx_TD;
   c.k.matmul.product(c.context, dx, dlogits_TE, Transpose::no, c.weight(router.router_DE), Transpose::yes, 0.0F);
   if (jitter.size > 0.0) c.k.router.jitter(c.context, dx, dx, jitter);

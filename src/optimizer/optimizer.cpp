@@ -40,7 +40,8 @@ struct Optimizer::State {
   const Communicators& communicators;
   const Kernels& kernels;
   bool adafactor = false;
-  std::vector<OwnedUnit> owned;           // dense, then expert; by parameter inside a placement
+  std::vector<OwnedUnit> owned;           // trained; dense, then expert; by parameter inside a placement
+  std::vector<OwnedUnit> frozen;          // the same of what is frozen: masters only
   Tensor work;                            // what reduce_scatter_tree receives, larger of the two placements
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
   std::vector<double> squares;            // sum of squares of the gradient of every matrix of the model
@@ -53,16 +54,18 @@ struct Optimizer::State {
     return first_square[std::size_t(unit.parameter)] + std::size_t(store.first_expert(unit.parameter) + unit.expert);
   }
   void lay_unit(OwnedUnit& unit, Arena& arena) const;
+  void lay_frozen(OwnedUnit& unit, Arena& arena) const;
   void reduce_gradients() const;
   double gradient_norm(KernelContext& context);
   void update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate, double scale) const;
   void publish(KernelContext& context, Placement placement) const;
+  void publish_frozen(KernelContext& context, Placement placement) const;
   void zero_gradients(KernelContext& context) const;
 };
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
                      const Kernels& kernels)
-    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, {}, {}, {}, {}, {}})) {
+    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, {}, {}, {}, {}, {}, {}})) {
   State& s = *state_;
   FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
   s.adafactor = deck.name == "adafactor";
@@ -72,10 +75,14 @@ Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Com
                    "a store of rank {} of {} on rank {} of {} of communicator {}", store.replica_rank(placement),
                    store.replica_size(placement), s.replicas(placement).rank(), s.replicas(placement).size(),
                    s.replicas(placement).name());
-    for (const ParameterUnit& unit : store.units(placement)) {
-      if (unit.owner == store.replica_rank(placement))
-        s.owned.push_back({unit.parameter, unit.expert, {}, {}, {}, {}, {}});
-    }
+    const auto keep_own = [&](std::vector<OwnedUnit>& own, const std::vector<ParameterUnit>& units) {
+      for (const ParameterUnit& unit : units) {
+        if (unit.owner == store.replica_rank(placement))
+          own.push_back({unit.parameter, unit.expert, {}, {}, {}, {}, {}});
+      }
+    };
+    keep_own(s.owned, store.units(placement));
+    keep_own(s.frozen, store.frozen_units(placement));
   }
   std::size_t matrices = 0;
   for (const ParameterSpec& spec : store.specs()) {
@@ -101,6 +108,16 @@ void Optimizer::State::lay_unit(OwnedUnit& unit, Arena& arena) const {
   }
 }
 
+void Optimizer::State::lay_frozen(OwnedUnit& unit, Arena& arena) const {
+  const DType type = accumulate_dtype(store.compute());
+  const Tensor& weight_eRC = store.weight(unit.parameter);
+  if (weight_eRC.dtype != type) {
+    unit.master = arena.allocate(type, spec(unit).rows, spec(unit).cols);  // what checkpoints hold is not rounded
+  } else if (!weight_eRC.absent()) {
+    unit.master = weight_eRC.matrix(unit.expert);
+  }
+}
+
 void Optimizer::lay(Arena& state, Arena& scratch) {
   State& s = *state_;
   std::size_t scratch_bytes = 0;
@@ -108,6 +125,7 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
     s.lay_unit(unit, state);
     scratch_bytes = std::max(scratch_bytes, s.kernels.optimizer.scratch_bytes(s.spec(unit).rows, s.spec(unit).cols));
   }
+  for (OwnedUnit& unit : s.frozen) s.lay_frozen(unit, state);
   std::int64_t received = 0;
   for (const Placement placement : kPlacements) {
     const int ranks = s.store.replica_size(placement);
@@ -124,8 +142,12 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
 
 void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
   State& s = *state_;
+  for (const auto* units : {&s.owned, &s.frozen}) {
+    for (const OwnedUnit& unit : *units) {
+      initialize_matrix(unit.master, s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
+    }
+  }
   for (const OwnedUnit& unit : s.owned) {
-    initialize_matrix(unit.master, s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
     for (const Tensor* moment : {&unit.m, &unit.v, &unit.row, &unit.col}) {
       if (moment->rows > 0) s.kernels.elementwise.zero(context, *moment);
     }
@@ -135,7 +157,10 @@ void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
 
 void Optimizer::publish_weights(KernelContext& context) {
   const PartScope part(Part::optimizer);
-  for (const Placement placement : kPlacements) state_->publish(context, placement);
+  for (const Placement placement : kPlacements) {
+    state_->publish(context, placement);
+    state_->publish_frozen(context, placement);
+  }
   state_->zero_gradients(context);
 }
 
@@ -231,6 +256,20 @@ void Optimizer::State::publish(KernelContext& context, Placement placement) cons
   }
 }
 
+/// Frozen masters to the working weights of all replicas; done once, before the first step.
+void Optimizer::State::publish_frozen(KernelContext& context, Placement placement) const {
+  for (const OwnedUnit& unit : frozen) {
+    if (spec(unit).placement != placement) continue;
+    const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
+    if (weight.data != unit.master.data) kernels.elementwise.convert(context, weight, unit.master);
+  }
+  if (store.replica_size(placement) == 1) return;
+  for (const ParameterUnit& unit : store.frozen_units(placement)) {
+    const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
+    replicas(placement).broadcast(std::span(static_cast<char*>(weight.data), weight.bytes()), unit.owner);
+  }
+}
+
 void Optimizer::State::zero_gradients(KernelContext& context) const {
   for (const Placement placement : kPlacements) kernels.elementwise.zero(context, store.gradient_flat(placement));
 }
@@ -243,6 +282,7 @@ void Optimizer::visit_state(const std::function<void(const StateTensor&)>& f) co
     if (unit.row.rows > 0) f({unit.parameter, unit.expert, "row", unit.row});
     if (unit.col.rows > 0) f({unit.parameter, unit.expert, "col", unit.col});
   }
+  for (const OwnedUnit& unit : state_->frozen) f({unit.parameter, unit.expert, "master", unit.master});
 }
 
 }  // namespace flanmoe

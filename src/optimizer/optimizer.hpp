@@ -26,14 +26,15 @@ struct StateTensor {
 };
 
 /// Optimizer state of the units this rank owns, sharded over each replica group. `master` is the fp32 weight; it exists
-/// for every owned unit, whatever the compute type.
+/// for every owned unit, whatever the compute type. A frozen unit has nothing but its master, which is the working
+/// weight itself where that has the same type, and is never written in a step.
 class Optimizer {
  public:
   Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators, const Kernels&);
   ~Optimizer();
 
-  /// Lays masters, moments and communication work into the arena (measuring first, then committed), and makes the
-  /// measuring scratch arena large enough for the updates of this rank.
+  /// Lays masters, moments and communication work into the arena (measuring first, then committed; each time after the
+  /// store), and makes the measuring scratch arena large enough for the updates of this rank.
   void lay(Arena& state, Arena& scratch);
   /// Initial weights: masters from initialize_matrix and zero moments, then to every rank as in step(). Collective.
   void initialize(KernelContext&, std::uint64_t seed);
@@ -47,7 +48,7 @@ class Optimizer {
   /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, zeroes gradients.
   StepResult step(KernelContext&, std::int64_t step, double learning_rate);
 
-  /// Calls f for every state tensor of every owned unit, in a fixed order.
+  /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order.
   void visit_state(const std::function<void(const StateTensor&)>& f) const;
 
  private:

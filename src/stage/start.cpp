@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "base/host.hpp"
+#include "model/freeze.hpp"
 #include "parallel/together.hpp"
 #include "tensor/philox.hpp"
 #include "train/resources.hpp"
@@ -17,7 +18,7 @@ Deck agree_on_deck(const Arguments& arguments, const Communicator& world) {
   Deck deck;
   on_root(world, [&] {
     deck = parse_deck(arguments.deck, arguments.overrides);
-    check_deck(deck, world.size());
+    check_deck(deck, world.size(), freeze_problems(deck));
   });
   together(world, [&] {
     if (world.rank() != 0) deck = parse_deck(arguments.deck, arguments.overrides);

@@ -19,8 +19,11 @@ ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinate
     }
     unit_offset_[p].resize(std::size_t(local_experts(int(p))));
   }
-  plan_ownership(Placement::dense);
-  plan_ownership(Placement::expert);
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    plan_gradients(placement);
+    std::vector<std::int64_t> sizes;
+    frozen_[int(placement)] = assign_owners(placement, /*trained=*/false, sizes);
+  }
 }
 
 std::int64_t ParameterStore::local_experts(int parameter) const {
@@ -41,10 +44,12 @@ int ParameterStore::replica_size(Placement placement) const {
   return placement == Placement::dense ? coordinates_.world_size : coordinates_.data_size;
 }
 
-void ParameterStore::plan_ownership(Placement placement) {
-  auto& units = units_[int(placement)];
+/// The trained or the frozen units of a placement by owner; `sizes` gets the elements of each owner.
+std::vector<ParameterUnit> ParameterStore::assign_owners(Placement placement, bool trained,
+                                                         std::vector<std::int64_t>& sizes) const {
+  std::vector<ParameterUnit> units;
   for (std::size_t p = 0; p < specs_.size(); ++p) {
-    if (specs_[p].placement != placement) continue;
+    if (specs_[p].placement != placement || specs_[p].trained != trained) continue;
     for (std::int64_t e = 0; e < local_experts(int(p)); ++e) units.push_back({int(p), e, 0, 0});
   }
   // Largest first to the least loaded owner. Stable sorts make the plan a function of the specs alone.
@@ -52,14 +57,19 @@ void ParameterStore::plan_ownership(Placement placement) {
   std::iota(order.begin(), order.end(), std::size_t{0});
   const auto unit_size = [&](std::size_t i) { return specs_[std::size_t(units[i].parameter)].matrix_size(); };
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return unit_size(a) > unit_size(b); });
-  auto& segments = segments_[int(placement)];
-  segments.assign(std::size_t(replica_size(placement)), 0);
+  sizes.assign(std::size_t(replica_size(placement)), 0);
   for (const std::size_t i : order) {
-    const auto least = std::min_element(segments.begin(), segments.end());
-    units[i].owner = int(least - segments.begin());
+    const auto least = std::min_element(sizes.begin(), sizes.end());
+    units[i].owner = int(least - sizes.begin());
     *least += unit_size(i);
   }
   std::stable_sort(units.begin(), units.end(), [](const auto& a, const auto& b) { return a.owner < b.owner; });
+  return units;
+}
+
+void ParameterStore::plan_gradients(Placement placement) {
+  auto& units = units_[int(placement)];
+  units = assign_owners(placement, /*trained=*/true, segments_[int(placement)]);
   std::int64_t offset = 0;
   for (ParameterUnit& unit : units) {
     unit.offset = offset;
@@ -87,6 +97,7 @@ void ParameterStore::lay(Arena& weights, Arena* gradients) {
 Tensor ParameterStore::gradient(int parameter, std::int64_t expert) const {
   FLANMOE_EXPECT(has_gradients_, "this store was laid without gradients");
   const ParameterSpec& spec = specs_[std::size_t(parameter)];
+  if (!spec.trained) return {};
   Tensor t = flat_[int(spec.placement)].offset_by(unit_offset_[std::size_t(parameter)][std::size_t(expert)]);
   t.rows = spec.rows;
   t.cols = t.stride = spec.cols;

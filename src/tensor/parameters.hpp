@@ -26,6 +26,7 @@ struct ParameterSpec {
   /// Above 0: not learnt from the loss. The parameter moves by this much a step towards even counts, which stand in its
   /// gradient; it has no moments and no part in the gradient norm.
   double balance_rate = 0.0;
+  bool trained = true;  // false: frozen, without gradient and without optimizer state
 
   std::int64_t matrix_size() const { return rows * cols; }
   std::int64_t global_size() const { return experts * rows * cols; }
@@ -39,12 +40,13 @@ struct ShardCoordinates {
 };
 
 /// The unit of ownership: one matrix. A dense parameter is one unit; an expert parameter is one unit per local expert.
-/// Every unit has one owner in its replica group, which keeps its fp32 master and its optimizer state.
+/// Every unit has one owner in its replica group, which keeps its fp32 master and its optimizer state; of a frozen unit
+/// the owner is the one that reads and writes it.
 struct ParameterUnit {
   int parameter = 0;        // index into specs
   std::int64_t expert = 0;  // local expert index (0 for dense)
   int owner = 0;            // rank in the replica group (world for dense, data axis for expert)
-  std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement
+  std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement; unused when frozen
 };
 
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
@@ -68,11 +70,15 @@ class ParameterStore {
   std::int64_t first_expert(int parameter) const;   // global index of local expert 0
   /// Working weight, batch = local experts. dtype: compute type, or its accumulate type when full_precision.
   const Tensor& weight(int parameter) const { return weights_[std::size_t(parameter)]; }
-  /// One gradient matrix (batch 1), accumulate type.
+  bool trained(int parameter) const { return specs_[std::size_t(parameter)].trained; }
+  /// One gradient matrix (batch 1), accumulate type; absent when the parameter is frozen.
   Tensor gradient(int parameter, std::int64_t expert) const;
   bool has_gradients() const { return has_gradients_; }
 
+  /// The units that are trained, in the order of the flat gradient buffer.
   const std::vector<ParameterUnit>& units(Placement placement) const { return units_[int(placement)]; }
+  /// The frozen units, by owner.
+  const std::vector<ParameterUnit>& frozen_units(Placement placement) const { return frozen_[int(placement)]; }
   /// Elements of each owner's segment, in rank order of the replica group; sums to gradient_flat(placement).size().
   const std::vector<std::int64_t>& segment_sizes(Placement placement) const { return segments_[int(placement)]; }
   /// The whole flat gradient buffer (1 x n).
@@ -82,13 +88,14 @@ class ParameterStore {
   int find(const std::string& name) const;  // index, or throws LogicError
 
  private:
-  void plan_ownership(Placement placement);
+  std::vector<ParameterUnit> assign_owners(Placement placement, bool trained, std::vector<std::int64_t>& sizes) const;
+  void plan_gradients(Placement placement);
 
   std::vector<ParameterSpec> specs_;
   ShardCoordinates coordinates_;
   DType compute_;
   std::vector<Tensor> weights_;
-  std::vector<ParameterUnit> units_[2];
+  std::vector<ParameterUnit> units_[2], frozen_[2];
   std::vector<std::int64_t> segments_[2];
   std::vector<std::vector<std::int64_t>> unit_offset_;  // [parameter][local expert]
   Tensor flat_[2];

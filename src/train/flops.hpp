@@ -42,7 +42,8 @@ struct TrainingFlops {
 
 /// Forward and backward. Every product of the forward has two of the same size in the backward (gradient of its input
 /// and of its weight; for attention four for two), so a step is three forwards: the known 6 per active weight and
-/// token. Recomputation, normalisation, softmax, optimizer and embedding look-ups are not counted.
+/// token. Frozen weights count as if they were trained. Recomputation, normalisation, softmax, optimizer and embedding
+/// look-ups are not counted.
 TrainingFlops training_flops(const ModelDeck& model, const MoeDeck& moe, const WorkCounts& work);
 
 /// Feed-forwards that are sparse among `layers`: layer l is iff l % moe.every == moe.every-1.

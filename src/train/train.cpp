@@ -12,6 +12,7 @@
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "evaluate/in_training.hpp"
+#include "model/freeze.hpp"
 #include "parallel/together.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
@@ -108,6 +109,7 @@ void Loop::find_initial_weights() {
       usage_fail("run.init_from: {} was trained with tokenizer {}, data.train is written with tokenizer {}",
                  initial_weights_, info.tokenizer_fingerprint, source_->tokenizer_fingerprint());
     }
+    check_initial_weights(initial_weights_, model_parameters(deck_.model, deck_.moe), deck_.run.upcycle);
   });
   initial_weights_ = world_.broadcast(initial_weights_, 0);
 }
@@ -188,6 +190,9 @@ void Loop::announce() const {
   log_info("{}: {} parameters, {} ranks ({} data x {} expert), {} threads each, {} {}", deck_.run.stage,
            session_.parameters, grid_.world_size(), grid_.data_size(), grid_.expert_size(), session_.threads,
            deck_.run.device, deck_.run.precision);
+  if (const auto text = describe_frozen(trainer_->store().specs(), deck_.optimizer.freeze); !text.empty()) {
+    log_info("{}", text);
+  }
   log_info("memory: {}program {:.1f} = {:.1f} MiB per rank", parts, most[1], most[0]);
   const WorkCounts row = full_row(deck_);
   log_info("work: {:.4g} GFLOP per token in full rows{}",
@@ -213,7 +218,8 @@ void Loop::load(const Start& start) {
     log_info("going on from {} ({} steps, {} tokens)", start.checkpoint, start.steps, info.tokens_seen);
   } else if (!initial_weights_.empty()) {
     info = trainer_->start_from_weights(initial_weights_);
-    log_info("weights from {} ({} steps, {} tokens)", initial_weights_, info.step, info.tokens_seen);
+    log_info("weights {} {} ({} steps, {} tokens)", deck_.run.upcycle ? "upcycled from the dense" : "from",
+             initial_weights_, info.step, info.tokens_seen);
   } else {
     trainer_->start_from_seed();
     log_info("weights from seed {}", deck_.run.seed);

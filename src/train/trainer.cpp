@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/timer.hpp"
+#include "model/freeze.hpp"
 
 namespace flanmoe {
 namespace {
@@ -56,7 +57,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
       communicators_(communicators),
       kernels_(kernels_for(deck.run.device)),
       limits_(limits_of(deck.batch, RankRows::of(deck.batch, grid).microbatch)),
-      store_(model_parameters(deck.model, deck.moe), grid.coordinates(), compute_type(deck.run)),
+      store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
       optimizer_(deck.optimizer, store_, communicators, kernels_) {
   lay();
@@ -85,7 +86,10 @@ std::size_t Trainer::arena_bytes() const {
 void Trainer::start_from_seed() { optimizer_.initialize(context_, std::uint64_t(deck_.run.seed)); }
 
 CheckpointInfo Trainer::start_from_weights(const std::string& checkpoint) {
-  CheckpointInfo info = read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/true);
+  CheckpointInfo info =
+      deck_.run.upcycle
+          ? upcycle_checkpoint(checkpoint, store_, optimizer_, communicators_.world, std::uint64_t(deck_.run.seed))
+          : read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/true);
   optimizer_.publish_weights(context_);
   return info;
 }

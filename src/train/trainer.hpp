@@ -35,7 +35,8 @@ class Trainer {
   std::vector<const Arena*> arenas() const { return {arenas_.begin(), arenas_.end()}; }
   std::size_t arena_bytes() const;
 
-  /// Weights before the first step: from the seed, or the weights of a checkpoint with a fresh optimizer.
+  /// Weights before the first step: from the seed, or the weights of a checkpoint with a fresh optimizer (upcycled
+  /// where run.upcycle says so).
   void start_from_seed();
   CheckpointInfo start_from_weights(const std::string& checkpoint);
   /// Weights and optimizer state of a checkpoint of this run.

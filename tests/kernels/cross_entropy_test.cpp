@@ -68,6 +68,25 @@ TEST(CrossEntropy, ThreeTokensOverThreeWordsAreAsByHand) {
   }
 }
 
+TEST(CrossEntropy, WithoutTheGradientOfTheWeightsTheOtherOneIsTheSame) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+      for (const auto& device : devices) {
+        TestContext context(1 << 22);
+        CrossEntropyShape shape;
+        shape.transpose_w = transpose;
+        shape.chunk_rows = 7;
+        Problem whole(type, 17, 9, 33, shape), part(type, 17, 9, 33, shape);
+        whole.run(device.kernels, context);
+        device.kernels.forward_backward(context, part.nll, part.z, part.hit, part.dx, {}, part.x, part.w, part.target,
+                                        shape);
+        EXPECT_EQ(part.dx.values(), whole.dx.values()) << device.device;
+        EXPECT_EQ(part.nll.values(), whole.nll.values()) << device.device;
+      }
+    }
+  }
+}
+
 void compare(DType type, std::int64_t tokens, std::int64_t width, std::int64_t vocabulary, CrossEntropyShape shape,
              std::int64_t padding) {
   TestContext context(1 << 22);

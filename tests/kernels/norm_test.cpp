@@ -122,6 +122,18 @@ TEST(Norm, BackwardAddsToItsGradients) {
   }
 }
 
+TEST(Norm, WithoutTheGradientOfTheScaleTheOtherOneIsTheSame) {
+  for (const DType c : {DType::f32, DType::bf16}) {
+    for (const auto& device : test::devices_of(reference::norm_kernels, cpu::norm_kernels)) {
+      Problem whole(c, 40, 67, 3, 9), part(c, 40, 67, 3, 9);
+      whole.run(device.kernels);
+      device.kernels.forward(part.context, part.y, part.rstd, part.x, part.scale, kEpsilon);
+      device.kernels.backward(part.context, part.dx, {}, part.dy, part.x, part.rstd, part.scale);
+      EXPECT_EQ(part.dx.values(), whole.dx.values()) << device.device;
+    }
+  }
+}
+
 TEST(Norm, BitsDoNotDependOnThreads) {
   for (const Kind& kind : kinds) {
     test::expect_same_bits_on_threads([&](std::vector<Buffer>& out) {

@@ -247,6 +247,16 @@ std::string difference_of_checkpoints(const std::string& a, const std::string& b
   return tensors_a.size() == tensors_b.size() ? "" : b + " has more tensors than " + a;
 }
 
+std::vector<std::string> different_tensors(const std::string& a, const std::string& b, const std::string& prefix) {
+  const auto tensors_a = tensors_of(a), tensors_b = tensors_of(b);
+  std::vector<std::string> names;
+  for (const auto& [name, bytes] : tensors_a) {
+    const auto other = tensors_b.find(name);
+    if (name.starts_with(prefix) && (other == tensors_b.end() || other->second != bytes)) names.push_back(name);
+  }
+  return names;
+}
+
 std::string difference_of_metrics(const std::string& run_a, const std::string& run_b) {
   const auto a = metrics_of(run_a), b = metrics_of(run_b);
   if (a.empty()) return run_a + " has no metrics";

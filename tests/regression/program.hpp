@@ -79,6 +79,8 @@ std::string newest_of(const std::string& run_dir);
 /// First difference between the tensors (weights and optimizer state) of two checkpoint folders, bit for bit; empty
 /// when there is none. Fails when a checkpoint has no tensors.
 std::string difference_of_checkpoints(const std::string& a, const std::string& b);
+/// Names of the tensors, of those that begin with `prefix`, that are not the same in both checkpoint folders.
+std::vector<std::string> different_tensors(const std::string& a, const std::string& b, const std::string& prefix);
 /// First difference between two metrics files, times aside; empty when there is none.
 std::string difference_of_metrics(const std::string& run_a, const std::string& run_b);
 

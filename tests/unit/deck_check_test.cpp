@@ -105,6 +105,10 @@ TEST_F(DeckCheck, ARenormalizedSingleChoiceCannotLearnItsRouter) {
   deck_.moe.router = "top_k";
   deck_.moe.renormalize = true;
   expect_problem("moe.renormalize = true with moe.top_k = 1");
+  deck_.optimizer.freeze = "attention gate";
+  EXPECT_EQ(problems(), "") << "a frozen router is not to learn";
+  deck_.optimizer.freeze = "";
+  expect_problem("moe.renormalize = true with moe.top_k = 1");
   deck_.moe.top_k = 2;
   EXPECT_EQ(problems(), "");
 }
