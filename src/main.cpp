@@ -1,5 +1,6 @@
 // flanmoe: pretrains, instruction-tunes, finetunes and evaluates dense and Mixture-of-Experts language models.
 #include <chrono>
+#include <cstdio>
 #include <optional>
 
 #include "base/error.hpp"
@@ -29,8 +30,12 @@ int main(int argc, char** argv) {
     silence_hdf5();
     const Arguments arguments = parse_arguments(argc, argv);
     if (arguments.action != Action::run) {
-      const std::string text = answer(arguments, launch);
-      if (launch.rank == 0) fmt::print("{}", text);
+      const auto print = [&](const std::string& text) {
+        if (launch.rank == 0) fmt::print("{}", text);
+        std::fflush(stdout);
+      };
+      print(answer(arguments));
+      if (arguments.action == Action::check) print(verdict(arguments, launch));
       return kDone;
     }
 

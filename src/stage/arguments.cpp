@@ -4,7 +4,9 @@
 #include <cstdlib>
 
 #include "base/error.hpp"
+#include "model/freeze.hpp"
 #include "stage/version.hpp"
+#include "train/model_size.hpp"
 
 namespace flanmoe {
 namespace {
@@ -12,7 +14,7 @@ namespace {
 constexpr const char* kUsage =
     "flanmoe DECK [--section.key=value ...]   run the stage of the deck; start it with mpirun or srun for several "
     "ranks\n"
-    "flanmoe DECK [...] --check               say whether the deck is right, without running\n"
+    "flanmoe DECK [...] --check               say how big the model is and whether the deck is right, without running\n"
     "flanmoe DECK [...] --print               print the deck with every default, preset and override filled in\n"
     "flanmoe --help [KEY]                     this text and all keys, or one key\n"
     "flanmoe --version                        what this program was built with\n"
@@ -76,7 +78,7 @@ Launch launch_of_environment() {
   return {};
 }
 
-std::string answer(const Arguments& arguments, const Launch& launch) {
+std::string answer(const Arguments& arguments) {
   if (arguments.action == Action::version) return version_text();
   if (arguments.action == Action::help) {
     return arguments.help_key.empty() ? fmt::format("{}\n{}", kUsage, describe_keys(""))
@@ -84,7 +86,12 @@ std::string answer(const Arguments& arguments, const Launch& launch) {
   }
   const Deck deck = parse_deck(arguments.deck, arguments.overrides);
   if (arguments.action == Action::print) return print_deck(deck);
-  check_deck(deck, launch.size);
+  return describe_size(deck);
+}
+
+std::string verdict(const Arguments& arguments, const Launch& launch) {
+  const Deck deck = parse_deck(arguments.deck, arguments.overrides);
+  check_deck(deck, launch.size, freeze_problems(deck));
   return fmt::format("{}: right{}\n", arguments.deck,
                      launch.size > 0 ? fmt::format(" for {} ranks", launch.size)
                                      : "; start the check with mpirun -n RANKS to check the layout too");

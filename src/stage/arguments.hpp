@@ -28,8 +28,10 @@ struct Launch {
 };
 Launch launch_of_environment();
 
-/// The text that answers --help, --version, --check (with the launcher's rank count, where there is one) and --print.
-/// Writes nothing. Throws UsageError.
-std::string answer(const Arguments& arguments, const Launch& launch);
+/// The text that answers --help, --version, --print, and --check (the size of the model). Writes nothing. Throws
+/// UsageError.
+std::string answer(const Arguments& arguments);
+/// The second answer to --check: that the deck is right, on the launcher's ranks where there is one. Throws UsageError.
+std::string verdict(const Arguments& arguments, const Launch& launch);
 
 }  // namespace flanmoe

@@ -53,7 +53,7 @@ TEST(Arguments, LauncherIsFoundInTheEnvironment) {
 }
 
 TEST(Arguments, VersionNamesTheLibraries) {
-  const std::string text = answer(parse({"--version"}), {});
+  const std::string text = answer(parse({"--version"}));
 
   for (const char* part : {"flanmoe ", "compiler ", "MPI ", "HDF5 ", "oneDNN ", "CUDA "}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " not in:\n" << text;

@@ -1,0 +1,70 @@
+#include "train/model_size.hpp"
+
+#include <fmt/format.h>
+
+#include "model/freeze.hpp"
+#include "train/flops.hpp"
+
+namespace flanmoe {
+namespace {
+
+constexpr double kPairInputs = 512, kPairTargets = 114;
+
+/// "7.42 B", "223 M", "88.2 k": three digits.
+std::string rounded(double value) {
+  for (const auto& [unit, name] : {std::pair{1e12, " T"}, {1e9, " B"}, {1e6, " M"}, {1e3, " k"}}) {
+    if (value >= 0.9995 * unit) return fmt::format("{:.3g}{}", value / unit, name);
+  }
+  return fmt::format("{}", value);
+}
+
+}  // namespace
+
+double published_pair_flops(const ModelDeck& model, const MoeDeck& moe) {
+  const auto D = double(model.width), Q = double(model.heads * model.head_width), F = double(model.hidden);
+  const double projection = D * Q;
+  const double feed_forward = (model.activation == "gated_gelu" ? 3 : 2) * D * F;
+  const auto feed_forwards = [&](bool in_stack, std::int64_t layers) {
+    const auto sparse = double(sparse_layers(moe, in_stack, layers));
+    return feed_forward * (double(layers) - sparse + sparse * double(moe.top_k));
+  };
+  const auto encoder = double(model.encoder_layers), decoder = double(model.decoder_layers);
+  const double of_input = encoder * 4 * projection + feed_forwards(moe.encoder, model.encoder_layers);
+  const double of_target = decoder * 8 * projection + feed_forwards(moe.decoder, model.decoder_layers);
+  const double scores =
+      encoder * kPairInputs * kPairInputs + decoder * (kPairTargets * kPairTargets + kPairInputs * kPairTargets);
+  return 2 *
+         (kPairInputs * of_input + kPairTargets * of_target + kPairTargets * D * double(model.vocabulary) + Q * scores);
+}
+
+ModelSize model_size(const Deck& deck) {
+  ModelSize size;
+  for (const ParameterSpec& spec : training_parameters(deck)) {
+    const std::int64_t all = spec.global_size();
+    size.total += all;
+    size.active += spec.placement == Placement::expert ? deck.moe.top_k * spec.matrix_size() : all;
+    if (spec.trained) size.trained += all;
+  }
+  size.published_flops = published_pair_flops(deck.model, deck.moe) / (kPairInputs + kPairTargets);
+  const WorkCounts row = full_row(deck);
+  constexpr double kForwardAndBackward = 3;
+  size.counted_flops = training_flops(deck.model, deck.moe, row).total() / kForwardAndBackward /
+                       (row.encoder_tokens + row.decoder_tokens);
+  return size;
+}
+
+std::string describe_size(const Deck& deck) {
+  const ModelSize size = model_size(deck);
+  std::string text = fmt::format("parameters: {} ({}), active per token: {} ({})", rounded(double(size.total)),
+                                 size.total, rounded(double(size.active)), size.active);
+  if (size.trained != size.total)
+    text += fmt::format(", trained: {} ({})", rounded(double(size.trained)), size.trained);
+  return text +
+         fmt::format(
+             "\nforward GFLOP per token: {:#.4g} as published tables count ({} + {} tokens), {:#.4g} as this program "
+             "counts (full rows of {} + {} tokens)\n",
+             size.published_flops / 1e9, kPairInputs, kPairTargets, size.counted_flops / 1e9, deck.batch.input_length,
+             deck.batch.target_length);
+}
+
+}  // namespace flanmoe
