@@ -23,7 +23,7 @@ std::string rounded(double value) {
 double published_pair_flops(const ModelDeck& model, const MoeDeck& moe) {
   const auto D = double(model.width), Q = double(model.heads * model.head_width), F = double(model.hidden);
   const double projection = D * Q;
-  const double feed_forward = (model.activation == "gated_gelu" ? 3 : 2) * D * F;
+  const double feed_forward = (model.gated() ? 3 : 2) * D * F;
   const auto feed_forwards = [&](bool in_stack, std::int64_t layers) {
     const auto sparse = double(sparse_layers(moe, in_stack, layers));
     return feed_forward * (double(layers) - sparse + sparse * double(moe.top_k));
@@ -45,7 +45,8 @@ ModelSize model_size(const Deck& deck) {
     size.active += spec.placement == Placement::expert ? deck.moe.top_k * spec.matrix_size() : all;
     if (spec.trained) size.trained += all;
   }
-  size.published_flops = published_pair_flops(deck.model, deck.moe) / (kPairInputs + kPairTargets);
+  if (!deck.model.decoder_only())
+    size.published_flops = published_pair_flops(deck.model, deck.moe) / (kPairInputs + kPairTargets);
   const WorkCounts row = full_row(deck);
   constexpr double kForwardAndBackward = 3;
   size.counted_flops = training_flops(deck.model, deck.moe, row).total() / kForwardAndBackward /
@@ -59,12 +60,13 @@ std::string describe_size(const Deck& deck) {
                                  size.total, rounded(double(size.active)), size.active);
   if (size.trained != size.total)
     text += fmt::format(", trained: {} ({})", rounded(double(size.trained)), size.trained);
-  return text +
-         fmt::format(
-             "\nforward GFLOP per token: {:#.4g} as published tables count ({} + {} tokens), {:#.4g} as this program "
-             "counts (full rows of {} + {} tokens)\n",
-             size.published_flops / 1e9, kPairInputs, kPairTargets, size.counted_flops / 1e9, deck.batch.input_length,
-             deck.batch.target_length);
+  text += "\nforward GFLOP per token: ";
+  if (size.published_flops > 0) {
+    text += fmt::format("{:#.4g} as published tables count ({} + {} tokens), ", size.published_flops / 1e9, kPairInputs,
+                        kPairTargets);
+  }
+  return text + fmt::format("{:#.4g} as this program counts (full rows of {} + {} tokens)\n", size.counted_flops / 1e9,
+                            deck.batch.input_length, deck.batch.target_length);
 }
 
 }  // namespace flanmoe

@@ -34,10 +34,10 @@ std::set<std::string> frozen_names(const Deck& deck) {
 std::set<std::string> frozen(const std::string& freeze) { return frozen_names(small_deck("top_k", freeze)); }
 
 TEST(Freeze, EveryParameterIsInExactlyOneBasicSet) {
-  for (const char* activation : {"relu", "gated_gelu"}) {
+  for (const char* family : {"t5", "palm"}) {
     for (const char* router : {"none", "top_k"}) {
       Deck deck = small_deck(router, "");
-      deck.model.activation = activation;
+      deck.model.family = family;
       for (const ParameterSpec& spec : model_parameters(deck.model, deck.moe)) {
         int sets = 0;
         for (const FreezeSet& set : freeze_sets()) {

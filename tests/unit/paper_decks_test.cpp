@@ -35,7 +35,7 @@ struct Figure {
 struct Model {
   const char* deck;
   Figure parameters;  // published or derived (paper facts 1.1 to 1.6)
-  Figure pair_flops;  // of 512 + 114 tokens (paper facts 1.8)
+  Figure pair_flops;  // of 512 + 114 tokens (paper facts 1.8); decoder-only models have none
 };
 
 const std::vector<Model> kModels = {
@@ -44,8 +44,21 @@ const std::vector<Model> kModels = {
     {"t5_1_1_xxl", {"11.14e9"}, {"6260e9"}},   {"t5_1_0_base", {"223e6"}, {"124.6e9"}},
     {"t5_1_0_large", {"738e6"}, {"424.9e9"}},  {"switch_base", {"7.42e9"}, {"124.6e9"}},
     {"switch_large", {"26.3e9"}, {"424.9e9"}}, {"switch_xxl", {"395e9"}, {"6260e9"}},
-    {"switch_c", {"1571e9"}, {"894e9"}},
+    {"switch_c", {"1571e9"}, {"894e9"}},       {"palm_8b", {"8.63e9"}, {nullptr}},
+    {"palm_62b", {"62.50e9"}, {nullptr}},      {"palm_540b", {"540.35e9"}, {nullptr}},
 };
+
+/// Elements of matrices: the published counts of PaLM are without the scales of norms (540.354 B, 540.357 B with them).
+std::int64_t matrix_elements(const Deck& deck) {
+  std::int64_t sum = 0;
+  for (const ParameterSpec& spec : training_parameters(deck)) sum += spec.rows > 1 ? spec.global_size() : 0;
+  return sum;
+}
+
+const char* instruction_overrides(const Deck& deck) {
+  if (deck.moe.router != "none") return "instruct_flan_moe.args";
+  return deck.model.decoder_only() ? "instruct_flan_palm.args" : "instruct_flan_t5.args";
+}
 
 std::vector<std::string> words_of(const fs::path& path) {
   std::ifstream file(path);
@@ -84,11 +97,21 @@ TEST(PaperDecks, HaveThePublishedParametersAndOperations) {
   for (const Model& model : kModels) {
     const Deck deck = paper_deck(model.deck);
     const ModelSize size = model_size(deck);
-    EXPECT_TRUE(model.parameters.holds(double(size.total)))
-        << model.deck << ": " << size.total << " parameters, published " << model.parameters.text;
-    const double flops = published_pair_flops(deck.model, deck.moe);
-    EXPECT_TRUE(model.pair_flops.holds(flops))
-        << model.deck << ": " << flops << " operations, published " << model.pair_flops.text;
+    const std::int64_t parameters = deck.model.decoder_only() ? matrix_elements(deck) : size.total;
+    EXPECT_TRUE(model.parameters.holds(double(parameters)))
+        << model.deck << ": " << parameters << " parameters, published " << model.parameters.text;
+    if (deck.model.decoder_only()) {
+      // Every weight is used once a token, the table twice: looked up and as logits; scores and sums over what stands
+      // before. No figure is published.
+      const double tokens = double(deck.batch.input_length + deck.batch.target_length);
+      const double pairs =
+          double(deck.model.decoder_layers * deck.model.heads * deck.model.head_width) * (tokens + 1) / 2;
+      EXPECT_DOUBLE_EQ(size.counted_flops, 2 * double(parameters) + 4 * pairs) << model.deck;
+    } else {
+      const double flops = published_pair_flops(deck.model, deck.moe);
+      EXPECT_TRUE(model.pair_flops.holds(flops))
+          << model.deck << ": " << flops << " operations, published " << model.pair_flops.text;
+    }
     EXPECT_EQ(size.trained, size.total);
   }
 }
@@ -101,12 +124,13 @@ TEST(PaperDecks, AreRightOnceTheyHaveData) {
 
 TEST(PaperDecks, TakeTheOverridesOfInstructionTuning) {
   for (const Model& model : kModels) {
-    const bool sparse = paper_deck(model.deck).moe.router != "none";
-    const Deck deck =
-        paper_deck(model.deck, words_of(kFolder / (sparse ? "instruct_flan_moe.args" : "instruct_flan_t5.args")));
+    const Deck pretraining = paper_deck(model.deck);
+    const Deck deck = paper_deck(model.deck, words_of(kFolder / instruction_overrides(pretraining)));
     for (const int ranks : {1, 8}) EXPECT_EQ(problems(deck, ranks), "") << model.deck;
     EXPECT_EQ(deck.run.stage, "instruct");
-    EXPECT_EQ(learning_rate(deck.optimizer, 0, deck.run.steps), sparse ? 1e-4 : 5e-4);
+    EXPECT_EQ(learning_rate(deck.optimizer, 0, deck.run.steps), deck.moe.router != "none"   ? 1e-4
+                                                                : deck.model.decoder_only() ? 3e-3
+                                                                                            : 5e-4);
   }
 }
 
