@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "model/freeze.hpp"
+#include "moe/routing.hpp"
 #include "train/flops.hpp"
 
 namespace flanmoe {
@@ -18,19 +21,26 @@ std::string rounded(double value) {
   return fmt::format("{}", value);
 }
 
+/// Experts that a token is sent to: k; where experts choose, as many as they have slots for it on average.
+double copies_per_token(const MoeDeck& moe, bool encoder) {
+  if (routing_of(moe, encoder).expert_choice) return std::min(moe.capacity_factor, double(moe.experts));
+  return double(moe.second_policy == "none" ? 1 : moe.top_k);
+}
+
 }  // namespace
 
 double published_pair_flops(const ModelDeck& model, const MoeDeck& moe) {
   const auto D = double(model.width), Q = double(model.heads * model.head_width), F = double(model.hidden);
   const double projection = D * Q;
   const double feed_forward = (model.gated() ? 3 : 2) * D * F;
-  const auto feed_forwards = [&](bool in_stack, std::int64_t layers) {
+  const auto feed_forwards = [&](bool encoder, bool in_stack, std::int64_t layers) {
     const auto sparse = double(sparse_layers(moe, in_stack, layers));
-    return feed_forward * (double(layers) - sparse + sparse * double(moe.top_k));
+    const double beside = double(moe.shared_experts) + (moe.extra_feed_forward ? 1 : 0);
+    return feed_forward * (double(layers) - sparse + sparse * (copies_per_token(moe, encoder) + beside));
   };
   const auto encoder = double(model.encoder_layers), decoder = double(model.decoder_layers);
-  const double of_input = encoder * 4 * projection + feed_forwards(moe.encoder, model.encoder_layers);
-  const double of_target = decoder * 8 * projection + feed_forwards(moe.decoder, model.decoder_layers);
+  const double of_input = encoder * 4 * projection + feed_forwards(true, moe.encoder, model.encoder_layers);
+  const double of_target = decoder * 8 * projection + feed_forwards(false, moe.decoder, model.decoder_layers);
   const double scores =
       encoder * kPairInputs * kPairInputs + decoder * (kPairTargets * kPairTargets + kPairInputs * kPairTargets);
   return 2 *
@@ -42,7 +52,12 @@ ModelSize model_size(const Deck& deck) {
   for (const ParameterSpec& spec : training_parameters(deck)) {
     const std::int64_t all = spec.global_size();
     size.total += all;
-    size.active += spec.placement == Placement::expert ? deck.moe.top_k * spec.matrix_size() : all;
+    if (spec.placement == Placement::expert) {
+      const double copies = copies_per_token(deck.moe, spec.name.starts_with("encoder/"));
+      size.active += std::int64_t(copies * double(spec.matrix_size()) + 0.5);
+    } else {
+      size.active += all;
+    }
     if (spec.trained) size.trained += all;
   }
   if (!deck.model.decoder_only())

@@ -46,6 +46,11 @@ TEST(FrozenModel, TrainedParametersGetTheSameGradientsBitForBit) {
     deck.moe.top_k = 2;
     deck.model.dropout = 0.1;
     deck.model.tied_logits = compute == DType::f32;
+    if (compute == DType::f32) {  // with all tensors that a layer can have
+      deck.model.multiplicative_bias = deck.moe.extra_feed_forward = true;
+      deck.moe.shared_experts = 1;
+      deck.moe.bias_rate = 0.1;
+    }
     const int degree = largest_degree(world, deck.moe.experts);
     const PackedBatch batch = take_rows(random_batch(deck, 2 * world.size(), 4), 2 * world.rank(), 2);
     TestModel all(deck, world, degree, device, compute, limits_of(deck, 2));

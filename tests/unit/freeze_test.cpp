@@ -38,6 +38,9 @@ TEST(Freeze, EveryParameterIsInExactlyOneBasicSet) {
     for (const char* router : {"none", "top_k"}) {
       Deck deck = small_deck(router, "");
       deck.model.family = family;
+      deck.model.multiplicative_bias = deck.moe.extra_feed_forward = true;
+      deck.moe.shared_experts = 1;
+      deck.moe.bias_rate = 0.01;
       for (const ParameterSpec& spec : model_parameters(deck.model, deck.moe)) {
         int sets = 0;
         for (const FreezeSet& set : freeze_sets()) {

@@ -35,17 +35,37 @@ struct Figure {
 struct Model {
   const char* deck;
   Figure parameters;  // published or derived (paper facts 1.1 to 1.6)
-  Figure pair_flops;  // of 512 + 114 tokens (paper facts 1.8); decoder-only models have none
+  Figure pair_flops;  // of 512 + 114 tokens (paper facts 1.8); null where no figure is known
 };
 
 const std::vector<Model> kModels = {
-    {"t5_1_1_small", {"77e6"}, {"30.9e9"}},    {"t5_1_1_base", {"248e6"}, {"124.6e9"}},
-    {"t5_1_1_large", {"783e6"}, {"432.8e9"}},  {"t5_1_1_xl", {"2.85e9"}, {"1589e9"}},
-    {"t5_1_1_xxl", {"11.14e9"}, {"6260e9"}},   {"t5_1_0_base", {"223e6"}, {"124.6e9"}},
-    {"t5_1_0_large", {"738e6"}, {"424.9e9"}},  {"switch_base", {"7.42e9"}, {"124.6e9"}},
-    {"switch_large", {"26.3e9"}, {"424.9e9"}}, {"switch_xxl", {"395e9"}, {"6260e9"}},
-    {"switch_c", {"1571e9"}, {"894e9"}},       {"palm_8b", {"8.63e9"}, {nullptr}},
-    {"palm_62b", {"62.50e9"}, {nullptr}},      {"palm_540b", {"540.35e9"}, {nullptr}},
+    {"t5_1_1_small", {"77e6"}, {"30.9e9"}},
+    {"t5_1_1_base", {"248e6"}, {"124.6e9"}},
+    {"t5_1_1_large", {"783e6"}, {"432.8e9"}},
+    {"t5_1_1_xl", {"2.85e9"}, {"1589e9"}},
+    {"t5_1_1_xxl", {"11.14e9"}, {"6260e9"}},
+    {"t5_1_0_base", {"223e6"}, {"124.6e9"}},
+    {"t5_1_0_large", {"738e6"}, {"424.9e9"}},
+    {"switch_base", {"7.42e9"}, {"124.6e9"}},
+    {"switch_large", {"26.3e9"}, {"424.9e9"}},
+    {"switch_xxl", {"395e9"}, {"6260e9"}},
+    {"switch_c", {"1571e9"}, {"894e9"}},
+    {"palm_8b", {"8.63e9"}, {nullptr}},
+    {"palm_62b", {"62.50e9"}, {nullptr}},
+    {"palm_540b", {"540.35e9"}, {nullptr}},
+    {"token_choice_small", {"0.272e9"}, {"34.8e9"}},  // 77.0 M and 4 * (31 experts and a router) of 1.573 M
+    {"token_choice_base", {"2.03e9"}, {"142.3e9"}},
+    {"token_choice_large", {"7.32e9"}, {"497.8e9"}},
+    {"token_choice_xl", {"26.6e9"}, {"1825e9"}},
+    {"token_choice_xxl", {"106.3e9"}, {nullptr}},     // T5 1.1 XXL and 12 * (63 experts and a router): 11.135 + 95.130
+    {"expert_choice_small", {"0.467e9"}, {nullptr}},  // the same with 8
+    {"expert_choice_base", {"3.82e9"}, {nullptr}},
+    {"expert_choice_large", {"13.9e9"}, {nullptr}},
+    {"expert_choice_xl", {"50.4e9"}, {nullptr}},
+    {"expert_choice_xxl", {"201e9"}, {nullptr}},
+    {"st_moe_base", {"0.70e9"}, {nullptr}},
+    {"st_moe_l", {"4.09e9"}, {"551e9"}},
+    {"st_moe_32b", {"269.1e9"}, {"20.3e12"}},
 };
 
 /// Elements of matrices: the published counts of PaLM are without the scales of norms (540.354 B, 540.357 B with them).
@@ -107,7 +127,7 @@ TEST(PaperDecks, HaveThePublishedParametersAndOperations) {
       const double pairs =
           double(deck.model.decoder_layers * deck.model.heads * deck.model.head_width) * (tokens + 1) / 2;
       EXPECT_DOUBLE_EQ(size.counted_flops, 2 * double(parameters) + 4 * pairs) << model.deck;
-    } else {
+    } else if (model.pair_flops.text != nullptr) {
       const double flops = published_pair_flops(deck.model, deck.moe);
       EXPECT_TRUE(model.pair_flops.holds(flops))
           << model.deck << ": " << flops << " operations, published " << model.pair_flops.text;
@@ -118,7 +138,7 @@ TEST(PaperDecks, HaveThePublishedParametersAndOperations) {
 
 TEST(PaperDecks, AreRightOnceTheyHaveData) {
   for (const Model& model : kModels) {
-    for (const int ranks : {0, 1, 2, 8, 64}) EXPECT_EQ(problems(paper_deck(model.deck), ranks), "") << model.deck;
+    for (const int ranks : {0, 1, 2, 8, 16}) EXPECT_EQ(problems(paper_deck(model.deck), ranks), "") << model.deck;
   }
 }
 
