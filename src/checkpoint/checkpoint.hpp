@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "optimizer/optimizer.hpp"
 
@@ -50,5 +52,15 @@ CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& s
 
 /// The header of a checkpoint without its tensors.
 CheckpointInfo read_checkpoint_info(const std::string& checkpoint_dir);
+
+/// Called with every matrix of a model (fp32, contiguous; one in memory at a time): index in specs, expert, values.
+using MatrixVisitor = std::function<void(int parameter, std::int64_t expert, const Tensor& matrix)>;
+
+/// Writes a checkpoint that holds weights alone, for a run folder that has none yet; `fill` gives the values. Published
+/// by one rename. One process, no MPI.
+std::string write_weights(const std::string& run_dir, const CheckpointInfo& info,
+                          const std::vector<ParameterSpec>& specs, const MatrixVisitor& fill);
+/// Reads all weights, verifying checksums, in the order of specs and of experts. One process, no MPI.
+void visit_weights(const std::string& checkpoint_dir, const std::vector<ParameterSpec>& specs, const MatrixVisitor& f);
 
 }  // namespace flanmoe

@@ -165,6 +165,8 @@ struct Deck {
 /// set, and checks types, ranges and unknown names. Throws UsageError listing ALL problems, one a line, each with file
 /// and line (or "command line"), what was expected, what was found, and the nearest valid name.
 Deck parse_deck(const std::string& path, const std::vector<std::string>& overrides);
+/// The same of a text; `name` stands for the file in messages.
+Deck parse_deck_text(const std::string& name, const std::string& text, const std::vector<std::string>& overrides);
 
 /// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by
 /// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the

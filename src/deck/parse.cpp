@@ -80,8 +80,8 @@ Scan scan_lines(const std::string& path, const std::string& text, Problems& prob
   return scan;
 }
 
-std::vector<Setting> read_file(const std::string& path, Problems& problems) {
-  const Scan scan = scan_lines(path, read_text(path), problems);
+std::vector<Setting> read_settings(const std::string& path, const std::string& text, Problems& problems) {
+  const Scan scan = scan_lines(path, text, problems);
   std::istringstream readable(scan.readable);
   const auto parsed = po::parse_config_file(readable, option_names(), true);
   FLANMOE_EXPECT(parsed.options.size() == scan.setting_lines.size(), "{}: {} settings parsed, {} lines have one", path,
@@ -158,14 +158,18 @@ void apply_preset(Deck& deck, const std::map<std::string, std::string>& set_at) 
 }  // namespace
 
 Deck parse_deck(const std::string& path, const std::vector<std::string>& overrides) {
+  return parse_deck_text(path, read_text(path), overrides);
+}
+
+Deck parse_deck_text(const std::string& name, const std::string& text, const std::vector<std::string>& overrides) {
   Deck deck;
   Problems problems;
   std::map<std::string, std::string> set_in_file, set_by_override;
-  apply(deck, read_file(path, problems), set_in_file, problems);
+  apply(deck, read_settings(name, text, problems), set_in_file, problems);
   apply(deck, read_overrides(overrides, problems), set_by_override, problems);
   set_in_file.merge(set_by_override);
   apply_preset(deck, set_in_file);
-  problems.throw_if_any(path);
+  problems.throw_if_any(name);
   return deck;
 }
 
