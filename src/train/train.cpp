@@ -105,7 +105,8 @@ void Loop::find_initial_weights() {
       initial_weights_ = *newest;
     }
     const CheckpointInfo info = read_checkpoint_info(initial_weights_);
-    if (info.tokenizer_fingerprint != source_->tokenizer_fingerprint()) {
+    // Converted weights may not know their tokenizer.
+    if (!info.tokenizer_fingerprint.empty() && info.tokenizer_fingerprint != source_->tokenizer_fingerprint()) {
       usage_fail("run.init_from: {} was trained with tokenizer {}, data.train is written with tokenizer {}",
                  initial_weights_, info.tokenizer_fingerprint, source_->tokenizer_fingerprint());
     }
