@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <memory>
 
 #include "base/error.hpp"
@@ -138,6 +139,14 @@ std::int64_t character_count(std::string_view text) {
 
 bool is_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
+    // Eight bytes of ASCII at a time.
+    std::uint64_t bytes = 0;
+    while (i + sizeof(bytes) <= text.size()) {
+      std::memcpy(&bytes, text.data() + i, sizeof(bytes));
+      if ((bytes & 0x8080808080808080ULL) != 0) break;
+      i += sizeof(bytes);
+    }
+    if (i == text.size()) break;
     const std::size_t length = utf8_length(text, i);
     if (length == 0) return false;
     i += length;
