@@ -66,6 +66,18 @@ TEST_F(Upcycle, RawProbabilitiesChangeTheFunction) {
   EXPECT_GT(std::abs(loss("raw", 0) - loss("dense_goes_on", 0)), 1e-3);
 }
 
+TEST_F(Upcycle, RoutersStartAsFromTheSeed) {
+  const Words once = {"--run.steps=1", "--optimizer.freeze=gate"};
+  ASSERT_EQ(run(2, sparse("grown", once)).exit_code, 0);
+  ASSERT_EQ(run(2, command("seeded", once)).exit_code, 0);
+  const std::string grown = newest_of(dir("grown")), seeded = newest_of(dir("seeded"));
+  for (const char* stack : {"encoder", "decoder"}) {
+    const std::string layer = fmt::format("weights/{}/layer_01/feed_forward/", stack);
+    EXPECT_TRUE(different_tensors(grown, seeded, layer + "router").empty()) << layer;
+    EXPECT_FALSE(different_tensors(grown, seeded, layer + "expert").empty()) << layer;
+  }
+}
+
 TEST_F(Upcycle, GoesOnFromItsOwnCheckpointExactly) {
   const Words more = {"--moe.renormalize=true", "--parallel.expert=2", "--run.steps=6"};
   ASSERT_EQ(run(2, sparse("whole", more)).exit_code, 0);
