@@ -162,7 +162,7 @@ Tensor Model::State::forward(const LayerContext& c, StepStatistics& statistics) 
   return target_TD;
 }
 
-Tensor Model::State::dtarget_TD(std::int64_t targets) const {
+Tensor Model::State::target_gradient(std::int64_t targets) const {
   return first_rows(decoder_only() ? work.sublayer.dy_TD : work.dout_TD, targets);
 }
 
@@ -171,7 +171,8 @@ void Model::State::backward(const LayerContext& c) {
     const auto targets = std::int64_t(joined.place_T.size());
     const Tensor dout_TD = first_rows(work.dout_TD, decoder_side.tokens);
     kernels.elementwise.zero(c.context, dout_TD);
-    kernels.permute.scatter(c.context, dout_TD, dtarget_TD(targets), make_tensor(joined.place_T.data(), targets, 1));
+    kernels.permute.scatter(c.context, dout_TD, target_gradient(targets),
+                            make_tensor(joined.place_T.data(), targets, 1));
     decoder->backward(c, work, decoder_side, nullptr, nullptr);
     return;
   }
@@ -200,9 +201,9 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
     const PartScope part(Part::logits);
     const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
     const double scale = 1.0 / double(std::max<std::int64_t>(1, batch.step_target_tokens));
-    s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), s.dtarget_TD(tokens),
-                                             c.gradient(s.logits()), decoded_TD, c.weight(s.logits()), target_T,
-                                             s.cross_entropy_shape(scale));
+    s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T),
+                                             s.target_gradient(tokens), c.gradient(s.logits()), decoded_TD,
+                                             c.weight(s.logits()), target_T, s.cross_entropy_shape(scale));
     s.add_losses(statistics, tokens);
   }
 

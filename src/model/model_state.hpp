@@ -55,9 +55,9 @@ struct Model::State {
   void bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train);
   /// The decoder's output (C) for every target token, in buffers that the backward uses again.
   Tensor forward(const LayerContext& c, StepStatistics& statistics);
-  /// From the gradient of what forward() returned, in dtarget_TD().
+  /// From the gradient of what forward() returned, in target_gradient().
   void backward(const LayerContext& c);
-  Tensor dtarget_TD(std::int64_t targets) const;
+  Tensor target_gradient(std::int64_t targets) const;
   void check_fits(const RaggedSide& inputs, const RaggedSide& targets) const;
   void prepare(StepStatistics& statistics) const;
   /// Adds the sums over the first `tokens` entries of nll_T, z_T and hit_T.

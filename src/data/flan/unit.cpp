@@ -24,7 +24,6 @@ class Unit {
       : shop_(shop),
         source_(source),
         file_(file),
-        output_(output),
         progress_(progress),
         task_(with_star(source.task, file.star)),
         writer_(output, shop.tokenizer.identity()) {
@@ -183,7 +182,6 @@ class Unit {
   const Workshop& shop_;
   const Source& source_;
   const SourceFile& file_;
-  const std::string& output_;
   Progress& progress_;
   std::string task_;
   ShardWriter writer_;
