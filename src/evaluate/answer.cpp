@@ -157,7 +157,8 @@ AnswerKind kind_of_answer(Extraction rule, std::string_view gold) {
   switch (rule) {
     case Extraction::text: return AnswerKind::text;
     case Extraction::letter: return AnswerKind::letter;
-    case Extraction::number: return AnswerKind::number;
+    // Some released answers are words, ratios or times: those are compared as what they are.
+    case Extraction::number: return kind_of_answer(gold);
     case Extraction::yes_no: return AnswerKind::yes_no;
     case Extraction::whole: return AnswerKind::whole;
     case Extraction::automatic: break;

@@ -125,7 +125,9 @@ std::vector<Prediction> predict_round(const PredictionTask& task, const Evaluate
     candidates[i] = candidates_of(e, deck.rank);
     inputs[i] = {e.input, task.ids[first + i]};
     TokenIds& input = inputs[i].input;
-    if (std::int64_t(input.size()) + 1 > task.longest_input) input.resize(std::size_t(task.longest_input - 1));
+    // What asks stands at the end of a prompt: an input over the limit loses its beginning.
+    const std::int64_t over = std::int64_t(input.size()) + 1 - task.longest_input;
+    if (over > 0) input.erase(input.begin(), input.begin() + over);
     requests[i] = {input, candidates[i].targets};
   }
   std::vector<Generated> outputs;
@@ -158,6 +160,16 @@ std::vector<Prediction> gather(const std::vector<Prediction>& mine, const Commun
     for (const Json& j : Json::parse(theirs)) all.push_back(prediction_from_json(j));
   }
   return all;
+}
+
+/// One line when inputs are too long. Collective.
+void log_trimmed(const PredictionTask& task, const Communicator& world) {
+  const auto mine = std::count_if(task.examples.begin(), task.examples.end(), [&](const Example& e) {
+    return std::int64_t(e.input.size()) + 1 > task.longest_input;
+  });
+  const std::int64_t all = world.all_reduce(std::int64_t(mine), ReduceOp::sum);
+  if (all == 0) return;
+  log_info("{} of {} inputs are longer than {} tokens and lose their beginning", all, task.total, task.longest_input);
 }
 
 }  // namespace
@@ -253,6 +265,7 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
   together(world, [&] {
     for (std::size_t i = 0; i < task.examples.size(); ++i) check_example(task.examples[i], task.ordinals[i]);
   });
+  log_trimmed(task, world);
   std::vector<Prediction> all;
   const double start = seconds_now();
   double reported = 0;  // seconds after the start

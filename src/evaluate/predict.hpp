@@ -31,7 +31,7 @@ struct PredictionTask {
   std::vector<TaskInfo> infos;         // how each example is measured
   std::vector<std::int64_t> rounds;    // examples of this rank in each round; the same size on every rank
   std::int64_t total = 0;              // examples of all ranks, for the progress line
-  std::int64_t longest_input = 0;      // longer ones lose their end
+  std::int64_t longest_input = 0;      // longer ones lose their beginning
   std::vector<std::string> held_out;   // patterns of tasks excluded from training
   std::vector<std::string> stop;       // texts that end an answer
   std::function<std::string(const TokenIds&)> decode;

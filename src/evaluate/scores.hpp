@@ -15,7 +15,7 @@ struct ExampleOutcome {
   std::string task, category, variant;
   TaskInfo info;
   bool held_out = false;  // the task was excluded from training
-  bool trimmed = false;   // the input was longer than the model's row and lost its end
+  bool trimmed = false;   // the input was longer than the model's row and lost its beginning
   // Decoding.
   bool generated = false;
   bool exact_match = false;

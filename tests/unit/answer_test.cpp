@@ -235,5 +235,14 @@ TEST(Answer, RougeLEqualsValuesByHand) {
   EXPECT_DOUBLE_EQ(rouge_l("running", "runs"), 0.0);  // no stemming
 }
 
+TEST(Answer, RightAnswersThatAreNoNumbersAreComparedAsWhatTheyAre) {
+  for (const char* gold : {"3:4", "Yes", "5:45", "Mary", "1,200"}) {
+    const AnswerKind kind = kind_of_answer(Extraction::number, gold);
+    const auto answer = extract_answer(std::string("It follows. The answer is ") + gold + ".", kind, true);
+    EXPECT_TRUE(answers_match(answer, gold, kind)) << gold << " " << answer;
+    EXPECT_FALSE(answers_match(extract_answer("The answer is 3.", kind, true), gold, kind)) << gold;
+  }
+}
+
 }  // namespace
 }  // namespace flanmoe

@@ -138,7 +138,11 @@ TEST_F(Prompts, ExemplarsNeverAskTheQuery) {
     content.records.push_back(content.records[std::size_t(i)]);
     content.records.back().key += " copy";
   }
-  const auto all = make(kTemplates, content, "few_shot_no_options");
+  for (const Example& example : make(kTemplates, content, "few_shot_no_options")) {
+    const std::string prompt = text(example.input);  // templates are not mixed without options
+    EXPECT_FALSE(prompt.find("first ") != std::string::npos && prompt.find("second ") != std::string::npos) << prompt;
+  }
+  const auto all = make(kTemplates, content, "few_shot");
   EXPECT_GT(all.size(), 20U);
   EXPECT_EQ(std::int64_t(all.size()) + counts_.without_exemplars, 30);
   std::map<std::size_t, int> shots;
@@ -225,7 +229,7 @@ class Evaluations : public Prompts {
  protected:
   std::vector<Example> evaluate(const std::string& templates, formats::FileContent exemplars,
                                 const formats::FileContent& content, std::vector<std::string> names, int shots,
-                                const PromptLimits& limits = {}) {
+                                const PromptLimits& limits = {}, const std::string& prompt = "") {
     const TemplateFile file = parse_templates(templates, "t.txt", "t", 1);
     Source source;
     source.name = "bench";
@@ -233,7 +237,7 @@ class Evaluations : public Prompts {
     source.variants = std::move(names);
     source.shots = shots;
     std::vector<Example> all;
-    const EvaluationParts parts{file, std::move(exemplars), {}};
+    const EvaluationParts parts{file, std::move(exemplars), prompt};
     make_evaluation(source, parts, content, tokenizer_, limits, counts_,
                     [&](Example&& example) { all.push_back(std::move(example)); });
     return all;
@@ -270,6 +274,14 @@ TEST_F(Evaluations, ShowTheFirstExemplarsAndCarryChoices) {
   EXPECT_THAT(shorter, HasSubstr("question 0"));
   EXPECT_THAT(shorter, Not(HasSubstr("question 1")));
   EXPECT_THAT(shorter, testing::EndsWith("asked A. red B. green C. blue Answer:"));
+  // So does the last one, and the cue stays.
+  limits.input_tokens -= std::int64_t(tokenizer_.encode("question 1 A. red B. green C. blue Answer: B").size()) + 5;
+  const std::string bare = text(evaluate(templates, exemplars, content, {"few_shot"}, 2, limits)[0].input);
+  EXPECT_THAT(bare, Not(HasSubstr("question")));
+  EXPECT_THAT(bare, testing::EndsWith("asked A. red B. green C. blue Answer:"));
+  // The prompt of a file stands instead of exemplars and heading.
+  const std::string prompted = text(evaluate(templates, {}, content, {"few_shot"}, 0, {}, "What is red?")[0].input);
+  EXPECT_EQ(prompted, "What is red? asked A. red B. green C. blue Answer:");
   EXPECT_THAT(error_of([&] { evaluate(templates, exemplars, content, {"few_shot"}, 6); }),
               HasSubstr("plan:1: [bench] asks for 6 exemplars in its variant few_shot, found 5"));
 }

@@ -10,6 +10,7 @@
 #include "data/flan/convert.hpp"
 #include "data/flan/held_out.hpp"
 #include "data/manifest.hpp"
+#include "data/patterns.hpp"
 #include "data/text.hpp"
 #include "data_fixture.hpp"
 #include "flan_fixture.hpp"
@@ -177,6 +178,19 @@ TEST_F(Conversions, HeldOutQuestionsAreLeftOutAndHeldOutTasksRefused) {
   EXPECT_EQ(facts("cot/b")["contaminated"], 0);
   write("held.txt", "task other cot_b\n");
   EXPECT_THAT(failure(), HasSubstr("task cot_b is held out by held.txt"));
+  // Ready prompts name their tasks: those are left out, and a file with no other gives no shard and no error.
+  write("data/dump.jsonl",
+        R"({"inputs":"question one","targets":"red","task_name":"q","template_type":"zs_opt"}
+{"inputs":"question two","targets":"red","task_name":"exam","template_type":"zs_opt"})");
+  write("held.txt", "task d_exam\nfile cot_tsv gone.tsv\n");
+  write("plan.ini", "held_out = held.txt\n[d]\nformat = flat\nfiles = *.jsonl\n");
+  convert(options_);
+  EXPECT_EQ(ShardReader(folder_.file("out/d/dump.h5")).size(), 1);
+  EXPECT_EQ(facts("d/dump")["contaminated"], 1);
+  write("plan.ini", "held_out = held.txt\n[d]\nformat = flat\nfiles = *.jsonl\nexclude = q\n");
+  convert(options_);
+  EXPECT_FALSE(fs::exists(folder_.file("out/d/dump.h5")));
+  write("plan.ini", "held_out = held.txt\n[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\n");
   write("held.txt", "hold cot_b\n");
   EXPECT_THAT(failure(), HasSubstr("held.txt:1: expected \"task PATTERN...\" or \"file FORMAT PATH\""));
 }
@@ -206,6 +220,14 @@ TEST_F(Conversions, MissingFilesAreLeftOutAndNothingAtAllIsAnError) {
         "[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\n[gone]\nformat = flat\nfiles = x/*.gz\n");
   convert(options_);
   EXPECT_THAT(outputs(), SizeIs(2));
+  // A list of names is asked for only where there are files; exclude leaves files out.
+  write("plan.ini",
+        "[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\nexclude = b*\n[gone]\nformat = flat\nfiles = "
+        "x/*.gz\nonly_from = x/list.txt\n");
+  fs::remove_all(options_.output);
+  fs::create_directories(options_.output);
+  convert(options_);
+  EXPECT_THAT(outputs(), ElementsAre(testing::Key("cot/a.h5")));
   options_.only = {"gone"};
   EXPECT_THAT(failure(), HasSubstr("none of its files is in"));
   options_.only = {"cots"};
@@ -304,7 +326,24 @@ TEST(InputPlans, AllParseAndTheirFilesOfTheProjectAreThere) {
     }
   }
   const std::string list = kInput + "/shards/held_out.txt";
-  EXPECT_THAT(parse_held_out(read_whole_file(list), list).files, SizeIs(8));
+  EXPECT_THAT(parse_held_out(read_whole_file(list), list).files, SizeIs(9));
+}
+
+TEST(InputPlans, TasksMadeOfBenchmarksAreNoTrainingData) {
+  const std::string path = kInput + "/shards/flan2022.ini", list = kInput + "/shards/held_out.txt";
+  const auto held = parse_held_out(read_whole_file(list), list).tasks;
+  const Plan plan = parse_plan(read_whole_file(path), path);
+  for (const char* task :
+       {"task667_mmmlu_answer_generation_business_ethics", "task864_asdiv_singleop_question_answering",
+        "task751_svamp_subtraction_question_answering"}) {
+    EXPECT_TRUE(matches_any(held, std::string("niv2_") + task)) << task;
+    for (const Source& source : plan.sources) {
+      if (source.name.starts_with("niv2")) {
+        EXPECT_TRUE(matches_any(source.exclude, task)) << source.name;
+      }
+    }
+  }
+  EXPECT_FALSE(matches_any(held, "cot_strategyqa"));  // chain of thought is trained on; its test questions are held out
 }
 
 TEST(ReleasedFiles, BenchmarksBecomeEvaluationShards) {

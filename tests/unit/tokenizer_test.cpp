@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "base/error.hpp"
 
@@ -121,48 +120,6 @@ TEST_F(Tokenizers, DamagedAndMissingModelsAreNamed) {
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
     }
   }
-}
-
-fs::path golden_folder() {
-  const char* data = std::getenv("FLANMOE_DATA");
-  const fs::path root = data != nullptr ? fs::path(data) : fs::path(FLANMOE_SOURCE_DIR) / "../shared/data";
-  return root / "tokenizers";
-}
-
-TEST(GoldenEncodings, EqualThoseOfTheReferenceExactly) {
-  const fs::path folder = golden_folder();
-  if (!fs::exists(folder)) GTEST_SKIP() << folder << " is not there (set FLANMOE_DATA)";
-  int models = 0;
-  for (const auto& entry : fs::directory_iterator(folder / "golden")) {
-    const fs::path model = folder / (entry.path().stem().string() + ".model");
-    const Tokenizer tokenizer(model);
-    std::ifstream file(entry.path());
-    std::string line;
-    std::int64_t number = 0;
-    while (std::getline(file, line)) {
-      ++number;
-      const auto golden = nlohmann::json::parse(line);
-      const auto expected = golden.at("ids").get<TokenIds>();
-      const TokenIds ids = tokenizer.encode(golden.at("text").get<std::string>());
-      ASSERT_EQ(ids, expected) << entry.path() << ":" << number;
-      for (std::size_t i = 0; i < ids.size(); ++i) {
-        const std::string piece = tokenizer.piece(ids[i]);  // an unknown piece keeps no text
-        ASSERT_TRUE(piece == golden.at("pieces")[i] || piece == "<unk>")
-            << entry.path() << ":" << number << " " << piece;
-      }
-      ASSERT_EQ(tokenizer.decode(ids), golden.at("decoded").get<std::string>()) << entry.path() << ":" << number;
-    }
-    EXPECT_GT(number, 0) << entry.path();
-    ++models;
-  }
-  EXPECT_GT(models, 0);
-}
-
-TEST(GoldenEncodings, AModelWithoutTheT5LayoutHasNoIdentity) {
-  const fs::path model = golden_folder() / "sentencepiece_test_model.model";
-  if (!fs::exists(model)) GTEST_SKIP() << model << " is not there (set FLANMOE_DATA)";
-
-  EXPECT_THROW(Tokenizer(model).identity(), Error);
 }
 
 }  // namespace

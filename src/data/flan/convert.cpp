@@ -27,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Raise it when a change of the code changes the shards: older files are then made anew.
-constexpr int kRecipe = 1;
+constexpr int kRecipe = 2;
 
 /// Changes when the file does: its length and time.
 std::string state_of(const std::string& path) {
@@ -107,7 +107,12 @@ class Conversion {
     for (const HeldOutList::File& file : held_out_.files) {
       Source source;
       source.files = {file.path};
-      for (const SourceFile& found : find_files(plan_, source, options_.data)) {
+      const auto files = find_files(plan_, source, options_.data);
+      if (files.empty()) {
+        log_info("NOT HELD OUT: {} names {}/{}, which is not there: training data is not compared with it", file.where,
+                 options_.data, file.path);
+      }
+      for (const SourceFile& found : files) {
         formats::Input input = formats::Input::file(found.path);
         formats::BadRecords bad;
         bad.skip = options_.skip_bad;
@@ -118,9 +123,11 @@ class Conversion {
   }
 
   std::string inputs_of(const Source& source, const SourceFile& file) const {
-    std::string state = fmt::format("{} {} {} {} {} {} {} {}", kRecipe, state_of(file.path), source.format, source.task,
-                                    source.split, source.category, source.benchmark, source.shots);
+    std::string state =
+        fmt::format("{} {} {} {} {} {} {} {} {}", kRecipe, state_of(file.path), source.format, source.exemplar_format,
+                    source.task, source.split, source.category, source.benchmark, source.shots);
     for (const std::string& name : source.variants) state.append(" ").append(name);
+    for (const std::string& pattern : source.exclude) state.append(" -").append(pattern);
     if (!source.templates.empty()) {
       state += fmt::format(" {}", crc32_hex(read_whole_file(options_.templates + "/" + source.templates + ".txt")));
     }
@@ -230,7 +237,16 @@ class Conversion {
   void run_job(const Workshop& shop, const Job& job, Progress& progress) {
     const std::string path = options_.output + "/" + job.output;
     auto facts = make_unit(shop, *job.source, job.file, path, progress);
-    if (facts["examples"] == 0) fail("{}: gave no example for [{}]", job.file.path, job.source->name);
+    if (facts["examples"] == 0) {
+      if (facts["contaminated"] == 0 && facts["skipped"] == 0) {
+        fail("{}: gave no example for [{}]", job.file.path, job.source->name);
+      }
+      log_info("{}: every example is held out or skipped; there is no {}", job.file.path, job.output);
+      fs::remove(path);  // of an earlier run
+      const std::lock_guard lock(mutex_);
+      empty_[job.step] = std::move(facts);
+      return;
+    }
     manifest_.record(job.step, job.inputs, job.output, std::move(facts));
   }
 
@@ -243,7 +259,8 @@ class Conversion {
       std::string first;
       for (const Job& job : jobs_) {
         if (job.source != &source) continue;
-        const auto facts = manifest_.facts(job.step);
+        const auto none = empty_.find(job.step);
+        const auto facts = none == empty_.end() ? manifest_.facts(job.step) : none->second;
         ++files;
         for (const char* key : {"examples", "tokens", "skipped", "contaminated", "cut", "without_exemplars"})
           sum[key] += facts.value(key, std::int64_t(0));
@@ -265,6 +282,8 @@ class Conversion {
   std::vector<Job> jobs_;
   std::vector<const Source*> missing_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  std::mutex mutex_;
+  std::map<std::string, nlohmann::json> empty_;  // facts of steps that gave no example; guarded by mutex_
 };
 
 }  // namespace

@@ -17,7 +17,8 @@ class Maker {
       : source_(source), parts_(parts), content_(content), tokenizer_(tokenizer), limits_(limits), counts_(counts) {}
 
   void make(const Variant& variant, const std::function<void(Example&&)>& add) {
-    const Template& chosen = template_for(variant);
+    Template chosen = template_for(variant);
+    if (!parts_.prompt.empty()) chosen.head.clear();  // the prompt of a file brings its own
     const auto exemplars = exemplars_for(variant, chosen);
     for (const Record& released : content_.records) {
       Record record = released;
@@ -66,9 +67,12 @@ class Maker {
     Example example;
     PromptText text;
     const Item item = item_of(record, &style_);
+    const bool few_shot = !exemplars.empty();
     for (;; exemplars.pop_back()) {
       text = write_prompt(parts_.templates, chosen, item, exemplars);
       if (!parts_.prompt.empty()) text.input = with_prompt(chosen, text.input);
+      // A few-shot prompt that lost all its exemplars still asks in their form.
+      if (few_shot && exemplars.empty() && !chosen.cue.empty()) text.input.append("\n").append(chosen.cue);
       example.input = tokenizer_.encode(text.input);
       if (example.input.size() <= most_input || exemplars.empty()) break;
     }

@@ -21,9 +21,9 @@ namespace {
 namespace fs = std::filesystem;
 
 const std::vector<std::string>& source_keys() {
-  static const std::vector<std::string> keys = {"format",    "files",           "task",    "templates", "variants",
-                                                "split",     "category",        "dataset", "only_from", "benchmark",
-                                                "exemplars", "exemplar_format", "prompts", "shots"};
+  static const std::vector<std::string> keys = {
+      "format",    "files",   "task",      "templates", "variants",        "split",   "category", "dataset",
+      "only_from", "exclude", "benchmark", "exemplars", "exemplar_format", "prompts", "shots"};
   return keys;
 }
 
@@ -45,6 +45,8 @@ void set_key(Source& source, const SectionEntry& entry, const std::string& where
   } else if (key == "variants") {
     source.variants = split_words(value);
     for (const std::string& name : source.variants) find_variant(name, where);
+  } else if (key == "exclude") {
+    source.exclude = split_words(value);
   } else if (key == "exemplar_format") {
     source.exemplar_format = formats::find_format(value, where).name;
   } else if (key == "shots") {
@@ -128,11 +130,6 @@ Plan parse_plan(std::string_view text, const std::string& path) {
 }
 
 std::vector<SourceFile> find_files(const Plan& plan, const Source& source, const std::string& data) {
-  std::set<std::string> names;
-  if (!source.only_from.empty()) {
-    const auto listed = split_words(read_whole_file(find_beside(plan, source.only_from, data, source.where)));
-    names.insert(listed.begin(), listed.end());
-  }
   std::vector<SourceFile> files;
   for (const std::string& word : source.files) {
     const std::string pattern = data + "/" + word;
@@ -146,7 +143,11 @@ std::vector<SourceFile> find_files(const Plan& plan, const Source& source, const
     }
     ::globfree(&found);
   }
-  if (!names.empty()) std::erase_if(files, [&](const SourceFile& file) { return !names.contains(file.star); });
+  std::erase_if(files, [&](const SourceFile& file) { return matches_any(source.exclude, file.star); });
+  if (source.only_from.empty() || files.empty()) return files;  // a list is asked for only where there are files
+  const auto listed = split_words(read_whole_file(find_beside(plan, source.only_from, data, source.where)));
+  const std::set<std::string> names(listed.begin(), listed.end());
+  std::erase_if(files, [&](const SourceFile& file) { return !names.contains(file.star); });
   return files;
 }
 

@@ -17,8 +17,9 @@ struct Source {
   std::string templates;              // file of input/templates, without .txt; empty: records are used as they are
   std::vector<std::string> variants;  // empty: all that templates and records support
   std::string split = "train", category;
-  std::string dataset;    // names in the list of the FLAN collection, separated by blanks
-  std::string only_from;  // file of names, one a line: other files are left alone
+  std::string dataset;               // names in the list of the FLAN collection, separated by blanks
+  std::string only_from;             // file of names, one a line: other files are left alone
+  std::vector<std::string> exclude;  // patterns of what the * matched: these files are left alone
   // Evaluation
   std::string benchmark;
   std::string exemplars, exemplar_format;  // file; * as in task
@@ -39,7 +40,8 @@ Plan parse_plan(std::string_view text, const std::string& path);
 struct SourceFile {
   std::string path, star;  // what the * matched, or the source's name
 };
-/// The files of a source under the data folder, sorted; those that only_from does not name are left out.
+/// The files of a source under the data folder, sorted; those that only_from does not name or exclude does are left
+/// out.
 std::vector<SourceFile> find_files(const Plan& plan, const Source& source, const std::string& data);
 /// `pattern` with its * replaced.
 std::string with_star(const std::string& pattern, const std::string& star);

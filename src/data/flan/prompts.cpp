@@ -156,7 +156,9 @@ PromptMaker::Shown PromptMaker::draw_exemplars(std::size_t query, const Template
     }
     return shown;
   }
-  const bool mixed = random.below(2) == 1;
+  // Templates are mixed where options are listed or reasons given, not in direct prompts without options.
+  const bool may_mix = variant.options || variant.kind != Kind::direct;
+  const bool mixed = random.below(2) == 1 && may_mix;
   std::vector<std::size_t> used;
   for (std::size_t drawn = 0; drawn < (mixed ? kMixed : kDrawn); ++drawn) {
     const auto i = std::size_t(random.below(std::int64_t(content_.records.size())));

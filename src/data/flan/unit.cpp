@@ -28,7 +28,7 @@ class Unit {
         task_(with_star(source.task, file.star)),
         writer_(output, shop.tokenizer.identity()) {
     bad_.skip = shop.options.skip_bad;
-    refuse_held_out(task_);
+    if (source.format != "flat") refuse_held_out(task_);  // a dump names the task of every example
   }
 
   nlohmann::json make() {
@@ -90,6 +90,12 @@ class Unit {
   }
 
   void add_ready(const Record& record) {
+    // A dump names the task of every example; the plan's name stands before it.
+    const std::string task = record.is_text ? task_ : with_star(source_.task, record.task);
+    if (matches_any(source_.exclude, record.task) || matches_any(shop_.held_out.tasks, task)) {
+      ++contaminated_;
+      return;
+    }
     Example example;
     example.input = shop_.tokenizer.encode(trim(record.question));
     example.has_target = !record.is_text;
@@ -104,9 +110,6 @@ class Unit {
       return;
     }
     ++counts_.examples[example.variant];
-    // A dump names the task of every example; the plan's name stands before it.
-    const std::string task = record.is_text ? task_ : with_star(source_.task, record.task);
-    refuse_held_out(task);
     add(std::move(example), task, category_of(record.is_text ? "text" : record.category));
   }
 
