@@ -103,10 +103,9 @@ TEST_F(Evaluation, KilledOneGoesOnWhereItWas) {
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
     program.kill_all();
-    over = !fs::exists(unfinished);
+    over = !fs::exists(unfinished) || fs::exists(path(killed) + "/evaluation.json");
   }
   ASSERT_FALSE(over) << "five evaluations were over before they were killed";
-  ASSERT_FALSE(fs::exists(path(killed) + "/evaluation.json"));
   const std::int64_t measured = count_lines(unfinished) - 1;
   EXPECT_GE(measured, 5);
   // As if the kill had come in the middle of a line.
