@@ -53,7 +53,7 @@ struct RouterKernels {
   /// Choices that load `experts` experts evenly whatever the tokens are: (row + position * k + j) modulo experts.
   void (*spread)(KernelContext&, const Tensor& choice_Tk, std::int64_t experts, std::span<const std::int64_t> row_T,
                  std::span<const std::int32_t> position_T);
-  /// weight_Tk = p at the choices, divided by their sum when `renormalize`.
+  /// weight_Tk = p at the choices, divided by their sum when `renormalize`; 1 / k where that sum is almost 0.
   void (*weigh)(KernelContext&, const Tensor& weight_Tk, const Tensor& p_TE, const Tensor& choice_Tk, bool renormalize);
   /// kept_Tk (i32) = 1 where the choice is to claim a slot, else 0: every first choice, and of the others with weight w
   /// those with w > threshold (threshold) or u < w / threshold (random).

@@ -6,6 +6,10 @@
 
 namespace flanmoe {
 
+/// Chosen probabilities that sum to less are not renormalised: the weights are equal, without a gradient. Only a bias
+/// or forced choices lead there; division would give NaN or overflow.
+inline constexpr float kLeastChosen = 1e-30F;
+
 inline void expect_streams(std::span<const std::int64_t> row_T, std::span<const std::int32_t> position_T,
                            std::int64_t tokens) {
   FLANMOE_EXPECT(std::int64_t(row_T.size()) == tokens && std::int64_t(position_T.size()) == tokens,

@@ -148,7 +148,9 @@ void weigh(KernelContext& /*context*/, const Tensor& weight_Tk, const Tensor& p_
       float* weight = weights + t * weight_Tk.stride;
       float sum = 0;
       for (std::int64_t j = 0; j < k; ++j) sum += weight[j] = p[t * p_TE.stride + choices[t * choice_Tk.stride + j]];
-      for (std::int64_t j = 0; renormalize && j < k; ++j) weight[j] /= sum;
+      if (!renormalize) continue;
+      if (sum < kLeastChosen) std::fill(weight, weight + k, 1 / float(k));
+      for (std::int64_t j = 0; !(sum < kLeastChosen) && j < k; ++j) weight[j] /= sum;
     }
   });
 }
@@ -329,7 +331,8 @@ void backward_token(float* dlogit, const float* dweight, const float* p, const s
     for (std::int64_t j = 0; j < k; ++j) sum += p[choice[j]];
     for (std::int64_t j = 0; j < k; ++j) shared += dweight[j] * p[choice[j]] / sum;
   }
-  for (std::int64_t j = 0; j < k; ++j) dlogit[choice[j]] += (dweight[j] - shared) / sum;
+  const bool equal = renormalize && sum < kLeastChosen;
+  for (std::int64_t j = 0; !equal && j < k; ++j) dlogit[choice[j]] += (dweight[j] - shared) / sum;
   const float mean = lane_sum<float, 16>(E, [=](std::int64_t e) { return p[e] * dlogit[e]; });
 #pragma omp simd
   for (std::int64_t e = 0; e < E; ++e) dlogit[e] = p[e] * (dlogit[e] - mean + z);

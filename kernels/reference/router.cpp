@@ -97,7 +97,9 @@ void weigh(KernelContext& /*context*/, const Tensor& weight_Tk, const Tensor& p_
       A chosen = 0;
       for (std::int64_t j = 0; j < choice_Tk.cols; ++j) chosen += p[choice[j]];
       for (std::int64_t j = 0; j < choice_Tk.cols; ++j) {
-        weight_Tk.row<A>(t)[j] = renormalize ? p[choice[j]] / chosen : p[choice[j]];
+        weight_Tk.row<A>(t)[j] = !renormalize               ? p[choice[j]]
+                                 : chosen < A(kLeastChosen) ? A(1) / A(choice_Tk.cols)
+                                                            : p[choice[j]] / chosen;
       }
     }
   });
@@ -262,7 +264,8 @@ void backward_in(const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tenso
         for (std::int64_t j = 0; j < k; ++j) s += p[choice[j]];
         for (std::int64_t j = 0; j < k; ++j) shared += dweight[j] * p[choice[j]] / s;
       }
-      for (std::int64_t j = 0; j < k; ++j) dp[choice[j]] += (dweight[j] - shared) / s;
+      const bool equal = renormalize && s < A(kLeastChosen);
+      for (std::int64_t j = 0; !equal && j < k; ++j) dp[choice[j]] += (dweight[j] - shared) / s;
 
       A mean = 0;
       for (std::int64_t e = 0; e < E; ++e) mean += p[e] * dp[e];

@@ -130,6 +130,19 @@ bool experts_choose(const Deck& deck, bool encoder) {
   return (encoder ? deck.moe.router : deck.moe.decoder_router) == "expert_choice";
 }
 
+/// A token that is generated is a group of its own, which all experts take; in a row each takes a share of the tokens.
+void check_generation(const Deck& deck, Problems& problems) {
+  const bool generates = deck.evaluate.generate && (!trains(deck) || deck.evaluate.every > 0);
+  const double experts = double(deck.moe.experts);
+  if (!generates || !sparse_stack(deck, false) || !experts_choose(deck, false)) return;
+  if (deck.moe.capacity_factor_eval < experts)
+    add(problems,
+        "evaluate.generate = true with moe.decoder_router = expert_choice: a generated token is alone and every expert "
+        "would take it, unlike in training; expected evaluate.generate = false, or moe.capacity_factor_eval of at "
+        "least moe.experts = {}",
+        deck.moe.experts);
+}
+
 /// Keys that only matter where tokens choose, set where they do not; and what experts that choose need.
 void check_expert_choice(const Deck& deck, Problems& problems) {
   const MoeDeck& moe = deck.moe;
@@ -153,6 +166,7 @@ void check_expert_choice(const Deck& deck, Problems& problems) {
   for (const auto& [key, is_set] : {std::pair{"moe.renormalize", moe.renormalize},
                                     {"moe.capacity_times_k", moe.capacity_times_k},
                                     {"moe.second_policy", moe.second_policy != "all"},
+                                    {"moe.second_policy_eval", moe.second_policy_eval != "all"},
                                     {"moe.bias_rate", moe.bias_rate > 0}})
     if (is_set) add(problems, "{} has no effect: experts choose in every sparse layer; expected its default", key);
 }
@@ -172,6 +186,16 @@ void check_token_choice(const Deck& deck, Problems& problems) {
          {std::pair{"moe.second_policy", moe.second_policy}, {"moe.second_policy_eval", moe.second_policy_eval}})
       if (policy != "all")
         add(problems, "{} = {} with moe.top_k = 1: there is no second choice; expected all", key, policy);
+  // Without bias p_2 <= p_1, so that p_2 <= 1/2 and p_2 / (p_1 + p_2) <= 1/2.
+  const bool by_probability = moe.bias_rate == 0 && !moe.forced_balance;
+  if (moe.top_k > 1 && moe.second_threshold >= 0.5 && by_probability)
+    for (const auto& [key, policy] :
+         {std::pair{"moe.second_policy", moe.second_policy}, {"moe.second_policy_eval", moe.second_policy_eval}})
+      if (policy == "threshold")
+        add(problems,
+            "{} = threshold with moe.second_threshold = {}: no later choice weighs more than the first, so none is "
+            "above 1/2; expected a threshold below 0.5, or the policy none",
+            key, moe.second_threshold);
   if (moe.bias_rate > 0 && moe.forced_balance)
     problems.add("moe.bias_rate has no effect with moe.forced_balance = true; expected 0");
 }
@@ -192,6 +216,12 @@ void check_moe(const Deck& deck, Problems& problems) {
   }
   check_token_choice(deck, problems);
   check_expert_choice(deck, problems);
+  check_generation(deck, problems);
+  if (moe.router == "expert_choice" && !deck.model.decoder_only() && !sparse_stack(deck, true) &&
+      sparse_stack(deck, false))
+    problems.add(
+        "moe.router = expert_choice has no effect: no layer of the encoder is sparse; expected top_k, and "
+        "moe.decoder_router says who chooses in the decoder");
   if (moe.buffer_factor > 0 && moe.buffer_factor < 1)
     add(problems,
         "moe.buffer_factor = {}: expected 0 or at least 1, a rank receives as many rows as it sends on average",

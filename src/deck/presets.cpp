@@ -1,6 +1,8 @@
 // The presets: named sets of defaults (paper facts 1 and 4). Sparse ones set every key on which published
 // implementations differ: switch, gshard and st_moe take the side of their papers and of Mesh TensorFlow, in which
-// their models were trained, token_choice and expert_choice that of flaxformer.
+// their models were trained, token_choice and expert_choice that of flaxformer. Evaluation draws nothing at random,
+// unlike Mesh TensorFlow: where second experts are drawn in training, those that would be likely are taken, and all of
+// them with the threshold 1/2 of gshard, which no second weight exceeds.
 #include "deck/table.hpp"
 
 namespace flanmoe::deck_detail {
@@ -80,7 +82,7 @@ Values gshard_router() {
           {"moe.capacity_times_k", "true"},
           {"moe.renormalize", "true"},
           {"moe.second_policy", "random"},
-          {"moe.second_policy_eval", "threshold"},
+          {"moe.second_policy_eval", "all"},
           {"moe.second_threshold", "0.5"},
           {"moe.jitter", "0"},
           {"moe.z_coefficient", "0"}};

@@ -127,7 +127,8 @@ void add_model(std::vector<Parameter>& table) {
   rows.number("rotary_base", &S::rotary_base, above(1), "",
               "palm: column pair i of a head of width K turns by position * base^(-2i/K).");
   rows.number("norm_epsilon", &S::norm_epsilon, above(0), "", "Added to the mean square in norms.");
-  rows.number("dropout", &S::dropout, from_to_below(0, 1), "", "Dropout rate while training.");
+  rows.number("dropout", &S::dropout, from_to_below(0, 1), "",
+              "Dropout rate while training; attention probabilities have one mask per key/value head.");
   rows.flag("dropout_shared_over_length", &S::dropout_shared_over_length,
             "One dropout mask for all positions of a row, as in T5.");
   rows.number("z_loss", &S::z_loss, at_least(0), "", "Coefficient of the squared log-normaliser of the output.");
@@ -159,7 +160,9 @@ void add_moe(std::vector<Parameter>& table) {
             "Where tokens choose, slots are counted per choice: the capacity factors are multiplied by top_k.");
   rows.choice("capacity_rounding", &S::capacity_rounding, {"nearest", "down"},
               "How the slots of an expert become a whole number; nearest takes halves to the even one.");
-  rows.number("min_capacity", &S::min_capacity, at_least(1), "tokens", "An expert has at least this many slots.");
+  rows.number(
+      "min_capacity", &S::min_capacity, at_least(1), "tokens",
+      "Where tokens choose, an expert has at least this many slots; experts that choose take at least one token.");
   rows.number("group_rows", &S::group_rows, at_least(1), "rows",
               "Rows whose tokens compete for the slots of an expert; divides the rows of a microbatch.");
 }

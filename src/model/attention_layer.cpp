@@ -5,8 +5,8 @@
 namespace flanmoe {
 namespace {
 
-/// Dropout of attention probabilities with one mask per (row, head, key), shared over the queries: the same as dropping
-/// rows of v head by head.
+/// Dropout of attention probabilities with one mask per (row, key/value head, key), shared over the queries and the
+/// heads that share the key: the same as dropping rows of v head by head.
 void drop_values(const LayerContext& c, const Tensor& v_TQ, const AttentionLayer& layer) {
   const DropoutMask mask =
       c.mask(c.deck.model.dropout, layer.site, layer.keys->row_T, layer.keys->position_T, c.deck.model.head_width);

@@ -71,6 +71,14 @@ std::vector<std::string> freeze_problems(const Deck& deck) {
     problems.push_back(fmt::format("optimizer.freeze = {} freezes all {} parameters of the model: nothing is trained",
                                    deck.optimizer.freeze, specs.size()));
   }
+  const auto still = std::find_if(specs.begin(), specs.end(), [](const auto& spec) {
+    return !spec.trained && spec.name.ends_with("/router_bias");
+  });
+  if (still != specs.end()) {
+    problems.push_back(
+        fmt::format("moe.bias_rate = {} has no effect on {}, which optimizer.freeze = {} freezes; expected 0",
+                    deck.moe.bias_rate, still->name, deck.optimizer.freeze));
+  }
   return problems;
 }
 

@@ -123,6 +123,8 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
   s.decoder->lay_work(activations, s.work, compute, most, training, ranks);
   for (Tensor* t : {&s.nll_T, &s.z_T, &s.hit_T}) *t = activations.allocate(a, most.decoder_tokens, 1);
   if (s.decoder_only()) s.joined.reserve(most);
+  s.encoder_side.reserve(most.encoder_tokens, most.rows);
+  s.decoder_side.reserve(most.decoder_tokens, most.rows);
   if (!training) {
     const std::int64_t kv = s.deck.model.key_heads() * s.deck.model.head_width;
     s.cache.longest = most.longest_target;

@@ -4,6 +4,13 @@
 
 namespace flanmoe {
 
+void Side::reserve(std::int64_t most_tokens, std::int64_t rows) {
+  const auto count = std::size_t(most_tokens);
+  row_T.reserve(count);
+  for (auto* v : {&position_T, &shared_T, &place_T, &key_begin_S, &key_count_S}) v->reserve(count);
+  groups.first_token.reserve(std::size_t(rows) + 1);
+}
+
 void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
                 std::int64_t step_tokens) {
   tokens = batch.tokens();

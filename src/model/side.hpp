@@ -23,6 +23,8 @@ struct Side {
   std::vector<std::int32_t> place_T;     // what segment_place_T views
   std::vector<std::int32_t> key_begin_S, key_count_S;  // cross: encoder segment of every decoder segment
 
+  /// Takes memory for at most so many tokens and rows.
+  void reserve(std::int64_t most_tokens, std::int64_t rows);
   /// Reads one side of a batch; vectors keep their memory from call to call. `group_rows` rows form a routing group;
   /// `step_rows`, `step_tokens` are the sizes of the whole step. The batch must outlive this.
   void bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,

@@ -13,6 +13,12 @@ double slot_factor(const MoeDeck& moe, const Routing& routing, bool training) {
   return moe.capacity_times_k && !routing.expert_choice ? factor * double(moe.top_k) : factor;
 }
 
+/// Experts that choose have no minimum but one token (paper facts 4.5): a larger one would be most of a short input,
+/// and evaluation, where every row is a group, would compute another function than training.
+std::int64_t least_capacity(const MoeDeck& moe, const Routing& routing) {
+  return routing.expert_choice ? 1 : moe.min_capacity;
+}
+
 }  // namespace
 
 Routing routing_of(const MoeDeck& moe, bool encoder) {
@@ -30,7 +36,7 @@ std::int64_t expert_capacity(const MoeDeck& moe, const Routing& routing, bool tr
   const double slots = factor * double(tokens) / double(moe.experts);
   // nearbyint rounds half to even.
   const double whole = moe.capacity_rounding == "down" ? std::floor(slots) : std::nearbyint(slots);
-  const std::int64_t capacity = std::max(std::int64_t(whole), moe.min_capacity);
+  const std::int64_t capacity = std::max(std::int64_t(whole), least_capacity(moe, routing));
   return routing.expert_choice ? std::min(capacity, tokens) : capacity;
 }
 
@@ -40,8 +46,8 @@ RowLimits row_limits(const MoeDeck& moe, const Routing& routing, bool training, 
   std::int64_t of_expert = tokens;  // rows that one rank sends to one expert: a token goes there once at most
   if (factor > 0.0) {
     // Each group gives an expert at most max(round(factor*t/E), minimum) <= factor*t/E + 1/2 + minimum rows.
-    const double slots =
-        factor * double(tokens) / double(moe.experts) + double(groups) * (double(moe.min_capacity) + 0.5);
+    const double least = double(least_capacity(moe, routing));
+    const double slots = factor * double(tokens) / double(moe.experts) + double(groups) * (least + 0.5);
     of_expert = std::min(of_expert, std::int64_t(std::ceil(slots)));
   }
   const std::int64_t local_experts = moe.experts / ranks;

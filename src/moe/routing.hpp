@@ -19,8 +19,9 @@ struct Routing {
 Routing routing_of(const MoeDeck& moe, bool encoder);
 
 /// Slots per expert in a group of `tokens` tokens (paper facts 4.3, 4.5): factor * tokens / experts, times k if
-/// moe.capacity_times_k, rounded as moe.capacity_rounding says, moe.min_capacity at least. Experts that choose take no
-/// more than there are. Factor 0, where tokens choose, is dropless: INT64_MAX.
+/// moe.capacity_times_k, rounded as moe.capacity_rounding says, moe.min_capacity at least. Experts that choose take at
+/// least one token, whatever moe.min_capacity is, and no more than there are. Factor 0, where tokens choose, is
+/// dropless: INT64_MAX.
 std::int64_t expert_capacity(const MoeDeck& moe, const Routing& routing, bool training, std::int64_t tokens);
 
 /// Upper bounds for one rank and microbatch.

@@ -23,6 +23,23 @@ TEST(Router, BiasChangesChoicesButNotWeights) {
   }
 }
 
+TEST(Router, ChosenExpertsOfNoProbabilityShareEquallyAndWithoutGradient) {
+  for (const auto& device : test::router_devices()) {
+    for (const double p : {0.0, 1e-39}) {
+      Problem x(DType::f32, 1, 3, 2);
+      x.p.assign({1, 0, p});
+      x.choice.assign({1, 2});
+      x.log_z.fill(0);
+      x.dp.fill(0);
+      x.dweight.assign({5, -3});
+      device.kernels.weigh(x.context, x.weight, x.p, x.choice, true);
+      test::expect_close(x.weight, {0.5, 0.5}, 0, device.device);
+      x.backward(device.kernels, 0.0, true);
+      test::expect_close(x.dlogits, {0, 0, 0}, 0, device.device);
+    }
+  }
+}
+
 TEST(Router, ForcedChoicesLoadAllExpertsEvenly) {
   const std::vector<std::int64_t> row = {0, 0, 0, 7, 7};
   const std::vector<std::int32_t> position = {0, 1, 2, 0, 1};

@@ -152,6 +152,33 @@ Deck preset_deck(const std::string& name) {
 }
 const std::vector<std::string> kSparsePresets = {"switch", "gshard", "token_choice", "expert_choice", "st_moe"};
 
+// A model is evaluated with about as many experts for a token as it was trained with: within a third, as gshard draws
+// second experts in training (1.54 experts a token here) and takes all of them in evaluation.
+TEST_F(ModelGradient, PresetsUseAsManyExpertsInEvaluationAsInTraining) {
+  const Communicator self = alone();
+  for (const std::string& name : kSparsePresets) {
+    Deck deck = preset_deck(name);
+    deck.moe.min_capacity = 4;
+    const PackedBatch batch = random_batch(deck, 6, 3);
+    TestModel test(deck, self, 1, "reference", DType::f32, limits_of(deck, 6));
+    StepStatistics trained, evaluated;
+    test.model->forward_backward(test.context, batch, trained);
+    test.model->evaluate(test.context, batch, {}, evaluated);
+    const auto copies = [](const StepStatistics& statistics) {
+      double claims = 0, tokens = 0;
+      for (const MoeLayerStatistics& layer : statistics.moe) {
+        for (const double load : layer.load_E) claims += load;
+        tokens += layer.tokens;
+      }
+      return claims / tokens;
+    };
+    EXPECT_NEAR(copies(evaluated), copies(trained), copies(trained) / 3) << name;
+    if (deck.moe.top_k == 2) {
+      EXPECT_GT(copies(evaluated), 1.2) << name;
+    }
+  }
+}
+
 TEST_F(ModelGradient, OfEveryPreset) {
   for (const std::string& name : kSparsePresets) expect_true_gradients(preset_deck(name), name);
 }

@@ -123,12 +123,41 @@ TEST_F(DeckCheck, ASecondChoiceNeedsASecondExpert) {
   EXPECT_EQ(problems(), "");
 }
 
+TEST_F(DeckCheck, AThresholdThatNoSecondWeightExceedsIsRefused) {
+  deck_.moe.router = "top_k";
+  deck_.moe.top_k = 2;
+  deck_.moe.renormalize = true;
+  deck_.moe.second_policy = deck_.moe.second_policy_eval = "threshold";
+  EXPECT_EQ(problems(), "");
+  deck_.moe.second_threshold = 0.5;
+  expect_problem("moe.second_policy = threshold with moe.second_threshold = 0.5: no later choice");
+  expect_problem("moe.second_policy_eval = threshold with moe.second_threshold = 0.5");
+  deck_.moe.bias_rate = 0.1;  // then a later choice may weigh more
+  EXPECT_EQ(problems(), "");
+}
+
+TEST_F(DeckCheck, DecodersWhoseExpertsChooseDoNotGenerate) {
+  become_evaluation();
+  deck_.moe.router = "top_k";
+  deck_.moe.decoder_router = "expert_choice";
+  deck_.evaluate.rank = true;
+  deck_.evaluate.generate = true;
+  expect_problem("evaluate.generate = true with moe.decoder_router = expert_choice");
+  deck_.moe.capacity_factor_eval = 8;
+  EXPECT_EQ(problems(), "");
+  deck_.moe.capacity_factor_eval = 2;
+  deck_.evaluate.generate = false;
+  EXPECT_EQ(problems(), "");
+}
+
 TEST_F(DeckCheck, ExpertsThatChooseNeedACapacity) {
   deck_.moe.router = "expert_choice";
   deck_.moe.capacity_factor = deck_.moe.capacity_factor_eval = 0;
   expect_problem("moe.capacity_factor = 0: expected above 0, experts that choose");
   expect_problem("moe.capacity_factor_eval = 0");
   deck_.moe.encoder = false;  // then no expert chooses
+  expect_problem("moe.router = expert_choice has no effect: no layer of the encoder is sparse");
+  deck_.moe.router = "top_k";
   EXPECT_EQ(problems(), "");
   deck_.moe.decoder_router = "expert_choice";
   expect_problem("moe.capacity_factor = 0");
@@ -143,10 +172,12 @@ TEST_F(DeckCheck, KeysOfTokenChoiceNeedTokensThatChoose) {
   deck_.moe.top_k = 2;
   deck_.moe.renormalize = deck_.moe.capacity_times_k = true;
   deck_.moe.second_policy = "random";
+  deck_.moe.second_policy_eval = "none";
   deck_.moe.bias_rate = 0.001;
   EXPECT_EQ(problems(), "");  // tokens choose in the decoder
   deck_.moe.decoder_router = "expert_choice";
-  for (const char* key : {"moe.renormalize", "moe.capacity_times_k", "moe.second_policy", "moe.bias_rate"})
+  for (const char* key :
+       {"moe.renormalize", "moe.capacity_times_k", "moe.second_policy", "moe.second_policy_eval", "moe.bias_rate"})
     expect_problem(fmt::format("{} has no effect: experts choose in every sparse layer", key));
   expect_problem("moe.decoder_priority = probability has no effect");
 }

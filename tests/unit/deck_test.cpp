@@ -115,6 +115,7 @@ TEST_F(DeckTest, SparsePresetsSetEveryKeyOfTheirRouting) {
   EXPECT_EQ(one.jitter, 0.01);
   EXPECT_EQ(gshard.second_policy, "random");
   EXPECT_EQ(gshard.second_threshold, 0.5);
+  EXPECT_EQ(gshard.second_policy_eval, "all");
   EXPECT_TRUE(gshard.renormalize);
   EXPECT_EQ(token.priority, "probability");
   EXPECT_EQ(token.decoder_priority, "token_order");

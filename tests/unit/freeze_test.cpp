@@ -74,6 +74,18 @@ TEST(Freeze, WordsAddUpAndPatternsNameParameters) {
   EXPECT_EQ(frozen("*/expert_* gate"), frozen("moe"));
 }
 
+TEST(Freeze, ABiasThatShallMoveIsNotFrozen) {
+  for (const char* freeze : {"gate", "moe", "encoder/*"}) {
+    Deck deck = small_deck("top_k", freeze);
+    EXPECT_TRUE(freeze_problems(deck).empty());
+    deck.moe.bias_rate = 0.01;
+    ASSERT_EQ(freeze_problems(deck).size(), 1U) << freeze;
+    EXPECT_THAT(freeze_problems(deck)[0], HasSubstr("moe.bias_rate = 0.01 has no effect on encoder/layer_01/"));
+    deck.optimizer.freeze = "experts";
+    EXPECT_TRUE(freeze_problems(deck).empty());
+  }
+}
+
 TEST(Freeze, WordThatMatchesNothingIsAProblemWithTheNearestNames) {
   EXPECT_TRUE(freeze_problems(small_deck("top_k", "gate encoder/*")).empty());
   const auto problems = freeze_problems(small_deck("top_k", "gatte encoder/final_nrom experts"));

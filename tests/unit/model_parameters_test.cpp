@@ -209,7 +209,12 @@ TEST(Capacity, ExpertsThatChooseTakeNoMoreThanThereAre) {
   moe.top_k = 2;
   EXPECT_EQ(capacity(moe, 512), 128);
   EXPECT_EQ(capacity(moe, 512, true, false), 256);
+  EXPECT_EQ(capacity(moe, 3), 1) << "no minimum but one";
+  EXPECT_EQ(capacity(moe, 16, false), 4);
+  EXPECT_EQ(capacity(moe, 0), 0);
+  moe.capacity_factor = 16.0;
   EXPECT_EQ(capacity(moe, 3), 3);
+  moe.capacity_factor = 2.0;
   EXPECT_EQ(capacity(moe, 3, true, false), 4);
 }
 
