@@ -9,6 +9,7 @@
 #include "base/log.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/process_grid.hpp"
+#include "parallel/stop.hpp"
 #include "parallel/watchdog.hpp"
 #include "stage/arguments.hpp"
 #include "stage/stage.hpp"
@@ -24,6 +25,7 @@ enum ExitCode : int { kDone = 0, kError = 1, kUsage = 2, kStoppedEarly = 75 };
 int main(int argc, char** argv) {
   using namespace flanmoe;
   const Launch launch = launch_of_environment();
+  const StopSignals signals;          // from now on they only ask
   std::optional<MpiEnvironment> mpi;  // outlives the catch, which must be able to end the other ranks
   try {
     // 1. What is asked for; some answers need no ranks.

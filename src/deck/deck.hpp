@@ -19,8 +19,9 @@ struct RunDeck {
   bool upcycle = false;            // init_from is dense: every expert starts as a copy of its feed-forward
   std::int64_t threads = 0;        // per rank; 0: cores this rank may use
   std::int64_t watchdog_seconds = 600;
-  std::int64_t log_every = 10;    // progress line
-  double stop_after_minutes = 0;  // 0: no limit; otherwise checkpoint and exit 75 (go on by running again)
+  std::int64_t log_every = 10;     // progress line
+  double stop_after_minutes = 0;   // 0: no limit; otherwise checkpoint and exit 75 (go on by running again)
+  double stop_before_minutes = 0;  // the same, before the end of the batch job; 0: not
 };
 struct ParallelDeck {
   std::int64_t expert = 1;  // ranks of an expert group

@@ -68,6 +68,9 @@ void add_run(std::vector<Parameter>& table) {
   rows.number("log_every", &S::log_every, at_least(1), "steps", "A progress line every this many steps.");
   rows.number("stop_after_minutes", &S::stop_after_minutes, at_least(0), "min",
               "Write a checkpoint and exit with code 75 after this time, to go on by running again; 0: no limit.");
+  rows.number("stop_before_minutes", &S::stop_before_minutes, at_least(0), "min",
+              "The same so long before the end of the batch job (SLURM_JOB_END_TIME, which Slurm 23.02 and jobs/submit "
+              "set); a step and a checkpoint must fit; 0: not.");
 }
 
 void add_parallel(std::vector<Parameter>& table) {

@@ -99,9 +99,10 @@ std::string find_weights(const RunDeck& run) {
       run.init_from.empty() ? "run.dir" : "run.init_from", from, from, from);
 }
 
-void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators) {
+Outcome run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators) {
   const Communicator& world = communicators.world;
   const double start = seconds_now();
+  const StopRequest stop(deck.run);
 
   // 1. What is measured, and whether that was done before, or begun.
   std::string checkpoint;
@@ -123,7 +124,7 @@ void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicato
     std::filesystem::create_directories(deck.run.dir);
     journal.emplace(deck.run.dir + "/predictions.unfinished", fingerprint);
   });
-  if (world.all_reduce(done, ReduceOp::max) != 0) return;
+  if (world.all_reduce(done, ReduceOp::max) != 0) return Outcome::done;
   const auto before = done_before(journal, world);
 
   // 2. The model, with memory for the examples of this rank.
@@ -136,22 +137,28 @@ void run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicato
   log_info("evaluate {} examples of {} on {} ranks with {} (step {}){}", task.total, deck.evaluate.shards, world.size(),
            checkpoint, model.info().step,
            before.empty() ? "" : fmt::format("; {} others were measured before", before.size()));
-  auto predictions = predict(task, deck.evaluate, model.predictor(session->decoding()), world,
-                             [&](const std::vector<Prediction>& round) { journal->append(round); });
+  auto predictions = predict(
+      task, deck.evaluate, model.predictor(session->decoding()), world,
+      [&](const std::vector<Prediction>& round) { journal->append(round); }, &stop);
+  if (!predictions) {
+    log_info("stopped early; what is measured is kept: run the same command again to go on");
+    return Outcome::stopped;
+  }
 
   // 4. What came of it.
   on_root(world, [&] {
-    predictions.insert(predictions.end(), journal->done().begin(), journal->done().end());
-    sort_by_example(predictions);
+    predictions->insert(predictions->end(), journal->done().begin(), journal->done().end());
+    sort_by_example(*predictions);
     const MeasuredWeights weights{checkpoint, model.info().step, model.info().tokens_seen};
-    Json evaluation = evaluation_json(deck, weights, predictions, seconds_now() - start);
+    Json evaluation = evaluation_json(deck, weights, *predictions, seconds_now() - start);
     evaluation["fingerprint"] = fingerprint;
     evaluation["ranks"] = world.size();
-    write_results(deck, evaluation, predictions);
+    write_results(deck, evaluation, *predictions);
     journal->remove();
     print_table(evaluation);
     log_info("written: {}", result);
   });
+  return Outcome::done;
 }
 
 }  // namespace flanmoe

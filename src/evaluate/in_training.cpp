@@ -39,17 +39,20 @@ bool TrainingEvaluation::is_done(std::int64_t step) const {
   return world_.all_reduce(done, ReduceOp::max) != 0;
 }
 
-void TrainingEvaluation::measure(std::int64_t step, std::int64_t tokens_seen) {
+bool TrainingEvaluation::measure(std::int64_t step, std::int64_t tokens_seen, const StopRequest* stop) {
   const double start = seconds_now();
-  const auto predictions = predict(task_, deck_.evaluate, predictor_of(model_, context_, session_->decoding()), world_);
+  const auto predictions =
+      predict(task_, deck_.evaluate, predictor_of(model_, context_, session_->decoding()), world_, {}, stop);
+  if (!predictions) return false;
   on_root(world_, [&] {
     const MeasuredWeights weights{"", step, tokens_seen};
-    const Json evaluation = evaluation_json(deck_, weights, predictions, seconds_now() - start);
+    const Json evaluation = evaluation_json(deck_, weights, *predictions, seconds_now() - start);
     std::filesystem::create_directories(deck_.run.dir + "/evaluations");
-    publish_text_file(path(step, ".predictions.jsonl"), prediction_lines(predictions));
+    publish_text_file(path(step, ".predictions.jsonl"), prediction_lines(*predictions));
     publish_text_file(path(step, ".json"), json_text(evaluation, 2) + "\n");
     for (const auto& line : average_lines(evaluation)) log_info("evaluation after step {}: {}", step, line);
   });
+  return true;
 }
 
 }  // namespace flanmoe

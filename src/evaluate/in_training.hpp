@@ -27,8 +27,9 @@ class TrainingEvaluation {
   /// Whether the results of this step are there. Collective.
   bool is_done(std::int64_t step) const;
   /// Measures the weights of the store and writes RUN/evaluations/step-NNNNNNNN.json and .predictions.jsonl.
-  /// Changes nothing that training looks at. Collective.
-  void measure(std::int64_t step, std::int64_t tokens_seen);
+  /// Changes nothing that training looks at. False, with nothing written, when `stop` was asked before it was over.
+  /// Collective.
+  bool measure(std::int64_t step, std::int64_t tokens_seen, const StopRequest* stop);
 
  private:
   std::string path(std::int64_t step, const char* ending) const;

@@ -255,8 +255,9 @@ BatchLimits prediction_limits(const PredictionTask& task, const EvaluateDeck& de
   return limits;
 }
 
-std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
-                                const Communicator& world, const KeepRound& keep) {
+std::optional<std::vector<Prediction>> predict(const PredictionTask& task, const EvaluateDeck& deck,
+                                               const Predictor& predictor, const Communicator& world,
+                                               const KeepRound& keep, const StopRequest* stop) {
   FLANMOE_EXPECT(
       std::accumulate(task.rounds.begin(), task.rounds.end(), std::int64_t(0)) == std::int64_t(task.examples.size()) &&
           task.ordinals.size() == task.examples.size() && task.ids.size() == task.examples.size() &&
@@ -278,6 +279,7 @@ std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& 
     first += count;
     const double seconds = seconds_now() - start;
     const bool last = round + 1 == task.rounds.size();
+    if (!last && stop != nullptr && stop->made_anywhere(world)) return std::nullopt;
     if (!last && seconds - reported < kSecondsBetweenReports) continue;
     reported = seconds;
     const double share = double(round + 1) / double(task.rounds.size());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "evaluate/scores.hpp"
 #include "model/model.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/stop.hpp"
 
 namespace flanmoe {
 
@@ -64,8 +66,10 @@ Predictor predictor_of(Model& model, KernelContext& context, const DecodingOptio
 using KeepRound = std::function<void(const std::vector<Prediction>&)>;
 
 /// Collective over world. On rank 0: every prediction of every rank, by ordinal; on other ranks: empty.
-/// Neither the number of ranks nor the batches decide what is measured on an example.
-std::vector<Prediction> predict(const PredictionTask& task, const EvaluateDeck& deck, const Predictor& predictor,
-                                const Communicator& world, const KeepRound& keep = {});
+/// Neither the number of ranks nor the batches decide what is measured on an example. Nothing, on every rank, when
+/// `stop` was asked before the last round.
+std::optional<std::vector<Prediction>> predict(const PredictionTask& task, const EvaluateDeck& deck,
+                                               const Predictor& predictor, const Communicator& world,
+                                               const KeepRound& keep = {}, const StopRequest* stop = nullptr);
 
 }  // namespace flanmoe

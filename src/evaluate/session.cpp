@@ -42,7 +42,15 @@ void EvaluationSession::check_weights(const std::string& tokenizer_fingerprint, 
 }
 
 std::string EvaluationSession::fingerprint(const std::string& weights) const {
-  std::string text = print_deck(deck_) + weights + identity_of(deck_.data.tokenizer);
+  Deck deck = deck_;
+  // How long and how fast a session runs changes no measurement.
+  const RunDeck defaults;
+  deck.run.stop_after_minutes = defaults.stop_after_minutes;
+  deck.run.stop_before_minutes = defaults.stop_before_minutes;
+  deck.run.watchdog_seconds = defaults.watchdog_seconds;
+  deck.run.log_every = defaults.log_every;
+  deck.run.threads = defaults.threads;
+  std::string text = print_deck(deck) + weights + identity_of(deck_.data.tokenizer);
   for (const auto& shard : examples_.files()) text += identity_of(shard);
   return fmt::format("{:016x}", hash_name(text));
 }

@@ -19,9 +19,10 @@ constexpr const char* kUsage =
     "flanmoe --help [KEY]                     this text and all keys, or one key\n"
     "flanmoe --version                        what this program was built with\n"
     "\n"
-    "Exit codes: 0 done, 1 error, 2 wrong deck or usage, 75 stopped early with a checkpoint (the same command goes "
-    "on).\n"
-    "SIGUSR1 or SIGTERM to any rank ends a training run after its step, with a checkpoint.\n";
+    "Exit codes: 0 done, 1 error, 2 wrong deck or usage, 75 stopped early (the same command goes on).\n"
+    "SIGUSR1 or SIGTERM to any rank ends a training after its step, with a checkpoint, and an evaluation after its "
+    "round;\n"
+    "a second signal ends it at once.\n";
 
 std::optional<int> integer_of(const char* variable) {
   const char* text = std::getenv(variable);

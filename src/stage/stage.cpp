@@ -21,8 +21,7 @@ Outcome finetune(const Deck& deck, const ProcessGrid& grid, const Communicators&
 }
 
 Outcome evaluate(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators) {
-  run_evaluation(deck, grid, communicators);
-  return Outcome::done;
+  return run_evaluation(deck, grid, communicators);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ namespace {
 
 // Changing these between two starts of one run leaves its training as it is (layout: within the rounding of sums);
 // run.steps only with a schedule that does not look at it.
-constexpr std::array<std::string_view, 16> kFreeKeys = {"run.steps",
+constexpr std::array<std::string_view, 17> kFreeKeys = {"run.steps",
                                                         "run.dir",
                                                         "run.device",
                                                         "run.threads",
@@ -35,6 +35,7 @@ constexpr std::array<std::string_view, 16> kFreeKeys = {"run.steps",
                                                         "run.log_every",
                                                         "data.tokenizer",
                                                         "run.stop_after_minutes",
+                                                        "run.stop_before_minutes",
                                                         "parallel.expert",
                                                         "batch.microbatch_rows",
                                                         "data.prefetch",

@@ -13,11 +13,11 @@
 #include "base/timer.hpp"
 #include "evaluate/in_training.hpp"
 #include "model/freeze.hpp"
+#include "parallel/stop.hpp"
 #include "parallel/together.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
 #include "train/run_folder.hpp"
-#include "train/stop.hpp"
 #include "train/summary.hpp"
 #include "train/trainer.hpp"
 
@@ -57,18 +57,17 @@ class Loop {
   // The steps.
   Outcome steps_from(std::int64_t first);
   Trainer::StepOutcome one_step(Prefetcher& prefetcher, std::int64_t step);
-  bool wants_to_stop() const;
   void report(const StepRecord& record);
   void checkpoint(std::int64_t steps);
-  void evaluate(std::int64_t steps);
+  bool evaluate(std::int64_t steps, bool may_stop);
+  Outcome stopped_after(std::int64_t steps) const;
 
   const Deck& deck_;
   const ProcessGrid& grid_;
   const Communicator& world_;
   const Communicators& communicators_;
   RunPaths paths_;
-  double started_ = seconds_now();
-  StopSignals signals_;
+  StopRequest stop_{deck_.run};
   std::shared_ptr<BatchSource> source_;
   std::string initial_weights_;  // checkpoint folder; empty: from the seed
   std::optional<Trainer> trainer_;
@@ -231,12 +230,6 @@ void Loop::load(const Start& start) {
   });
 }
 
-bool Loop::wants_to_stop() const {
-  if (signals_.received() != nullptr) return true;
-  const double limit = deck_.run.stop_after_minutes * 60;
-  return limit > 0 && seconds_now() - started_ > limit;
-}
-
 Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   const double start = seconds_now();
   std::vector<PackedBatch> microbatches;
@@ -244,7 +237,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
     const PartScope part(Part::data);
     microbatches = prefetcher.next();
   }
-  Trainer::StepOutcome outcome = trainer_->step(step, microbatches, wants_to_stop());
+  Trainer::StepOutcome outcome = trainer_->step(step, microbatches, stop_.made());
   StepRecord& record = outcome.record;
   record.step_seconds = seconds_now() - start;
   tokens_seen_ += record.tokens;
@@ -283,13 +276,21 @@ void Loop::checkpoint(std::int64_t steps) {
   trainer_->save(deck_.run.dir, info, deck_.checkpoint.keep);
 }
 
-/// Measures the weights after `steps` steps; the clocks of the training stand still meanwhile.
-void Loop::evaluate(std::int64_t steps) {
+/// Measures the weights after `steps` steps; the clocks of the training stand still meanwhile. False when it was
+/// stopped.
+bool Loop::evaluate(std::int64_t steps, bool may_stop) {
   const double start = seconds_now();
   const auto parts = part_seconds();
-  evaluation_->measure(steps, tokens_seen_);
+  const bool complete = evaluation_->measure(steps, tokens_seen_, may_stop ? &stop_ : nullptr);
   restore_part_seconds(parts);
   reported_at_ += seconds_now() - start;
+  return complete;
+}
+
+Outcome Loop::stopped_after(std::int64_t steps) const {
+  log_info("stopped early after step {} of {} with a checkpoint; run the same command again to go on", steps,
+           deck_.run.steps);
+  return Outcome::stopped;
 }
 
 Outcome Loop::steps_from(std::int64_t first) {
@@ -300,19 +301,22 @@ Outcome Loop::steps_from(std::int64_t first) {
   reported_step_ = first;
   const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every;
   // A run that was ended between its checkpoint and the evaluation of the same step.
-  if (evaluation_ && first > 0 && first % measure_every == 0 && !evaluation_->is_done(first)) evaluate(first);
+  if (evaluation_ && first > 0 && first % measure_every == 0 && !evaluation_->is_done(first)) {
+    if (!evaluate(first, true)) return stopped_after(first);
+  }
   for (std::int64_t step = first; step < deck_.run.steps; ++step) {
     const Trainer::StepOutcome outcome = one_step(prefetcher, step);
     report(outcome.record);
     const std::int64_t done = step + 1;
     const bool last = done == deck_.run.steps;
-    if (last ? deck_.checkpoint.final : outcome.stop_asked || (every > 0 && done % every == 0)) checkpoint(done);
-    if (outcome.stop_asked && !last) {
-      log_info("stopped early after step {} of {} with a checkpoint; run the same command again to go on", done,
-               deck_.run.steps);
-      return Outcome::stopped;
+    const bool save = last ? deck_.checkpoint.final : outcome.stop_asked || (every > 0 && done % every == 0);
+    if (save) checkpoint(done);
+    // A request that came while the checkpoint was written needs no further step and no second checkpoint.
+    if (!last && (outcome.stop_asked || (save && stop_.made_anywhere(world_)))) return stopped_after(done);
+    if (evaluation_ && done % measure_every == 0 && !evaluate(done, save || !last)) {
+      if (!save) checkpoint(done);
+      return stopped_after(done);
     }
-    if (evaluation_ && done % measure_every == 0) evaluate(done);
   }
   return Outcome::done;
 }
@@ -328,6 +332,9 @@ Outcome Loop::run(Examples examples) {
     return Outcome::done;
   }
   announce();
+  if (deck_.run.stop_before_minutes > 0 && end_of_job() == 0) {
+    log_warning("run.stop_before_minutes: SLURM_JOB_END_TIME is not set, so nothing says when this job ends");
+  }
   load(start);
   const Outcome outcome = steps_from(start.steps);
   if (outcome == Outcome::done) {

@@ -4,16 +4,12 @@
 #include "deck/deck.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/process_grid.hpp"
+#include "parallel/stop.hpp"
 
 namespace flanmoe {
 
 /// What a stage trains on: raw text becomes pairs on the fly, or is refused.
 enum class Examples { text_or_pairs, pairs };
-
-enum class Outcome {
-  done,     // all steps
-  stopped,  // ended early with a checkpoint; the same command goes on
-};
 
 /// Trains up to deck.run.steps in deck.run.dir, from the newest checkpoint there, else from run.init_from, else from
 /// the seed. Collective.

@@ -100,7 +100,7 @@ std::string lines_of(const std::vector<Prediction>& predictions) {
 std::vector<Prediction> alone(const Communicator& world, const EvaluateDeck& deck) {
   const Communicator self = world.split(world.rank(), 0, "self");
   int calls = 0;
-  return predict(make_task(1, 0, 1), deck, fake_model(self, &calls), self);
+  return predict(make_task(1, 0, 1), deck, fake_model(self, &calls), self).value();
 }
 
 TEST(Predict, ResultsDoNotDependOnRanksOrBatches) {
@@ -111,7 +111,8 @@ TEST(Predict, ResultsDoNotDependOnRanksOrBatches) {
   ASSERT_EQ(expected.size(), std::size_t(examples));
   for (const std::int64_t rows : {1, 3, 8, 64}) {
     int calls = 0;
-    const auto got = predict(make_task(world.size(), world.rank(), rows), deck, fake_model(world, &calls), world);
+    const auto got =
+        predict(make_task(world.size(), world.rank(), rows), deck, fake_model(world, &calls), world).value();
     EXPECT_EQ(world.all_reduce(std::int32_t(calls), ReduceOp::min),
               world.all_reduce(std::int32_t(calls), ReduceOp::max));
     if (world.rank() != 0) {
@@ -173,13 +174,32 @@ TEST(Predict, SwitchesLeaveOutWhatTheySay) {
   deck.generate = false;
   deck.rank = false;
   int calls = 0;
-  const auto got = predict(make_task(world.size(), world.rank(), 4), deck, fake_model(world, &calls), world);
+  const auto got = predict(make_task(world.size(), world.rank(), 4), deck, fake_model(world, &calls), world).value();
   for (const auto& p : got) {
     EXPECT_FALSE(p.outcome.generated);
     EXPECT_FALSE(p.record.contains("output"));
     EXPECT_EQ(p.outcome.choices, 0);
     EXPECT_GT(p.outcome.target_tokens, 0);
   }
+}
+
+TEST(Predict, WhenOneRankIsAskedToStopAllEndAfterTheRoundAndKeepIt) {
+  const auto world = Communicator::world();
+  RunDeck run;
+  if (world.rank() == world.size() - 1) run.stop_after_minutes = 1e-9;
+  const StopRequest stop(run);
+  const PredictionTask task = make_task(world.size(), world.rank(), 2);
+  ASSERT_GT(task.rounds.size(), 1U);
+  int calls = 0;
+  std::size_t kept = 0;
+
+  const auto got = predict(
+      task, EvaluateDeck{}, fake_model(world, &calls), world,
+      [&](const std::vector<Prediction>& round) { kept += round.size(); }, &stop);
+
+  EXPECT_FALSE(got.has_value());
+  const auto first_round = world.all_reduce(task.rounds.front(), ReduceOp::sum);
+  EXPECT_EQ(std::int64_t(kept), world.rank() == 0 ? first_round : 0);
 }
 
 TEST(Predict, AnExampleWhoseRightChoiceIsNoneIsNamedOnEveryRank) {
@@ -212,7 +232,8 @@ TEST(Predict, TheNearestOfSeveralRightAnswersCounts) {
   }
   int calls = 0;
   EvaluateDeck deck;
-  for (const auto& p : predict(task, deck, fake_model(self, &calls), self)) {
+  const auto predictions = predict(task, deck, fake_model(self, &calls), self).value();
+  for (const auto& p : predictions) {
     const auto output = p.record.at("output").get<std::string>();
     const double expected = output == "w5" ? 1.0 : 0.5;  // one common word of 1 and 3
     EXPECT_DOUBLE_EQ(p.outcome.rouge_l, expected) << output;

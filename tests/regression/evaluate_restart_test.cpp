@@ -1,5 +1,6 @@
 // Evaluations that are killed and go on, and evaluations inside a training, measure what one left alone measures.
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <array>
 #include <chrono>
@@ -122,6 +123,21 @@ TEST_F(Evaluation, KilledOneGoesOnWhereItWas) {
   EXPECT_EQ(a.at("averages"), b.at("averages"));
 }
 
+TEST_F(Evaluation, AskedToStopItEndsWithItsRoundAndGoesOn) {
+  const Ended whole = run(2, measuring("whole"));
+  ASSERT_EQ(whole.exit_code, 0) << whole.output;
+
+  const Ended part = run(2, measuring("part", {"--run.stop_after_minutes=1e-6"}));
+
+  EXPECT_EQ(part.exit_code, 75) << part.output;
+  EXPECT_FALSE(fs::exists(path("part") + "/evaluation.json"));
+  EXPECT_EQ(count_lines(path("part") + "/predictions.unfinished"), 1 + 2);  // one round of one example a rank
+  const Ended rest = run(2, measuring("part"));
+  EXPECT_EQ(rest.exit_code, 0) << rest.output;
+  EXPECT_NE(rest.output.find("2 others were measured before"), std::string::npos) << rest.output;
+  EXPECT_EQ(text_of(path("part") + "/predictions.jsonl"), text_of(path("whole") + "/predictions.jsonl"));
+}
+
 TEST_F(Evaluation, WhatAnotherDeckLeftIsNotGoneOnWith) {
   fs::create_directories(path("other"));
   std::ofstream(path("other") + "/predictions.unfinished") << "{\"fingerprint\":\"0123\"}\n[\"nonsense\"]\n";
@@ -146,6 +162,26 @@ TEST_F(Evaluation, InsideATrainingChangesNoBitOfItAndMeasuresTheSame) {
     EXPECT_EQ(text_of(inside + ".predictions.jsonl"), text_of(path(apart) + "/predictions.jsonl")) << step;
     EXPECT_EQ(nlohmann::json::parse(text_of(inside + ".json")).at("step"), step);
   }
+}
+
+TEST_F(Evaluation, SignalInsideItEndsTheTrainingWithACheckpoint) {
+  const Words many = {"--checkpoint.every=0", "--evaluate.max_new_tokens=200"};
+  {
+    Program program(2, training("signalled", many));
+    while (program.running() && count_lines(path("signalled") + "/metrics.jsonl") < 2) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    kill(program.process_of_rank(1), SIGTERM);
+    EXPECT_EQ(program.wait(), 75) << program.output();
+    EXPECT_NE(program.output().find("stopped early after step 2 of 4"), std::string::npos) << program.output();
+  }
+  EXPECT_FALSE(fs::exists(path("signalled") + "/evaluations/step-00000002.json"));
+
+  const Ended rest = run(2, training("signalled", many));
+
+  EXPECT_EQ(rest.exit_code, 0) << rest.output;
+  EXPECT_TRUE(fs::exists(path("signalled") + "/evaluations/step-00000002.json"));
+  EXPECT_EQ(difference_of_metrics(path("trained"), path("signalled")), "");
 }
 
 TEST_F(Evaluation, ATrainingGoesOnWithTheEvaluationItMissed) {

@@ -118,6 +118,21 @@ TEST_F(Restart, SigtermToOneRankStopsAllWithACheckpointAndGoesOnExactly) {
   }
 }
 
+TEST_F(Restart, SignalWhileACheckpointIsWrittenEndsWithThatCheckpoint) {
+  // A signal that came a moment late is seen after the next step: another run is signalled then.
+  std::int64_t done = 0;
+  for (int attempt = 1; done != 5 && attempt <= 6; ++attempt) {
+    const std::string name = fmt::format("in_checkpoint_{}", attempt);
+    Program program(kRanks, command(name, {"--checkpoint.every=5"}));
+    ASSERT_TRUE(wait_until(program, [&] { return checkpoint_under_way(name); })) << program.output();
+    kill(program.process_of_rank(1), SIGUSR1);
+    ASSERT_EQ(program.wait(), 75) << program.output();
+    done = steps_done(name);
+    EXPECT_NE(newest_of(dir(name)).find(fmt::format("step-{:08}", done)), std::string::npos) << newest_of(dir(name));
+  }
+  EXPECT_EQ(done, 5);
+}
+
 TEST_F(Restart, TimeLimitStopsAfterAStepAndGoesOnElsewhereWithTheSameLosses) {
   const Ended first = run(kRanks, command("limited", {"--run.stop_after_minutes=1e-6"}));
   EXPECT_EQ(first.exit_code, 75) << first.output;
@@ -132,6 +147,17 @@ TEST_F(Restart, TimeLimitStopsAfterAStepAndGoesOnElsewhereWithTheSameLosses) {
     const double loss = expected[i]["loss"];
     EXPECT_NEAR(metrics[i]["loss"].get<double>(), loss, 1e-5 * loss) << "step " << i + 1;
   }
+}
+
+TEST_F(Restart, StopsBeforeTheEndOfTheBatchJob) {
+  const std::string in_a_minute = fmt::format("SLURM_JOB_END_TIME={}", std::time(nullptr) + 60);
+
+  const Ended soon = run(kRanks, command("job", {"--run.stop_before_minutes=2"}), {in_a_minute});
+  const Ended later = run(kRanks, command("job", {"--run.stop_before_minutes=0.01"}), {in_a_minute});
+
+  EXPECT_EQ(soon.exit_code, 75) << soon.output;
+  EXPECT_EQ(later.exit_code, 0) << later.output;
+  EXPECT_EQ(difference_of_metrics(dir("undisturbed"), dir("job")), "");
 }
 
 TEST_F(Restart, CompleteRunSaysSoAndChangesNothing) {

@@ -104,6 +104,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "run.watchdog_seconds",
                                              "run.log_every",
                                              "run.stop_after_minutes",
+                                             "run.stop_before_minutes",
                                              "parallel.expert",
                                              "batch.rows",
                                              "batch.microbatch_rows",

@@ -69,6 +69,7 @@ TEST(TrainingDifferences, LayoutLengthAndReportingAreFree) {
   now.run.threads = 3;
   now.run.log_every = 1;
   now.run.stop_after_minutes = 5;
+  now.run.stop_before_minutes = 5;
   now.run.watchdog_seconds = 1;
   now.parallel.expert = 4;
   now.batch.microbatch_rows = 2;
