@@ -25,6 +25,12 @@ void h5_check(herr_t status, const std::string& what) {
   if (status < 0) throw Error(what + ": " + hdf5_error_message());
 }
 
+H5Property timeless_dataset(const std::string& what) {
+  H5Property creation(H5Pcreate(H5P_DATASET_CREATE), what);
+  h5_check(H5Pset_obj_track_times(creation.get(), false), what);
+  return creation;
+}
+
 void silence_hdf5() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
 
 std::recursive_mutex& hdf5_mutex() {

@@ -66,4 +66,7 @@ using H5Type = H5Handle<H5Tclose>;
 using H5Attribute = H5Handle<H5Aclose>;
 using H5Property = H5Handle<H5Pclose>;
 
+/// Properties with which to create a dataset that keeps no time stamps, so that equal content gives equal files.
+H5Property timeless_dataset(const std::string& what);
+
 }  // namespace flanmoe

@@ -57,7 +57,7 @@ ChunkedDataset ChunkedDataset::create(hid_t file, const std::string& name, hid_t
   out.chunk_ = chunk;
   const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk_size = hsize_t(chunk);
   const H5Space space(H5Screate_simple(1, &none, &unlimited), name);
-  const H5Property create(H5Pcreate(H5P_DATASET_CREATE), name);
+  const H5Property create = timeless_dataset(name);
   h5_check(H5Pset_chunk(create.get(), 1, &chunk_size), name);
   h5_check(H5Pset_fletcher32(create.get()), name);
   out.dataset_ = H5Dataset(H5Dcreate2(file, name.c_str(), file_type, space.get(), H5P_DEFAULT, create.get(),

@@ -157,7 +157,8 @@ void write_names(hid_t file, const char* name, const std::vector<std::string>& v
   const H5Type type = text_type(longest);
   const hsize_t count = values.size();
   const H5Space space(H5Screate_simple(1, &count, nullptr), name);
-  const H5Dataset dataset(H5Dcreate2(file, name, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), name);
+  const H5Dataset dataset(
+      H5Dcreate2(file, name, type.get(), space.get(), H5P_DEFAULT, timeless_dataset(name).get(), H5P_DEFAULT), name);
   h5_check(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.data()), name);
 }
 
@@ -186,8 +187,9 @@ void write_task_infos(hid_t file, const std::vector<TaskInfo>& infos) {
   for (std::size_t t = 0; t < texts.size(); ++t) write_names(file, kTaskTables[t], texts[t]);
   const hsize_t count = chances.size();
   const H5Space space(H5Screate_simple(1, &count, nullptr), kTaskChances);
-  const H5Dataset dataset(
-      H5Dcreate2(file, kTaskChances, H5T_IEEE_F64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), kTaskChances);
+  const H5Dataset dataset(H5Dcreate2(file, kTaskChances, H5T_IEEE_F64LE, space.get(), H5P_DEFAULT,
+                                     timeless_dataset(kTaskChances).get(), H5P_DEFAULT),
+                          kTaskChances);
   h5_check(H5Dwrite(dataset.get(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, chances.data()), kTaskChances);
 }
 

@@ -37,7 +37,9 @@ H5File create_file(const std::string& path) {
   const H5Property access(H5Pcreate(H5P_FILE_ACCESS), path);
   // The newer layouts carry checksums in all of their own structures, so that damage there is noticed as well.
   h5_check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110), path);
-  return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()),
+  const H5Property creation(H5Pcreate(H5P_FILE_CREATE), path);
+  h5_check(H5Pset_obj_track_times(creation.get(), false), path);  // of the root group, as timeless_dataset
+  return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()),
           fmt::format("shard {}: cannot be created", path)};
 }
 
@@ -207,8 +209,9 @@ void ShardWriter::State::write_header() {
   const H5Type memory = group_type();
   const hsize_t count = header.groups.size();
   const H5Space space(H5Screate_simple(1, &count, nullptr), "groups");
-  const H5Dataset dataset(
-      H5Dcreate2(root, "groups", packed(memory).get(), space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), "groups");
+  const H5Dataset dataset(H5Dcreate2(root, "groups", packed(memory).get(), space.get(), H5P_DEFAULT,
+                                     timeless_dataset("groups").get(), H5P_DEFAULT),
+                          "groups");
   h5_check(H5Dwrite(dataset.get(), memory.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, header.groups.data()), "groups");
   header.examples = out->examples.size();
   header.tokens = out->tokens.size();

@@ -251,6 +251,22 @@ TEST(Shard, IsReadByTheLibraryItself) {
   for (std::size_t i = 0; i < examples.size(); ++i) ASSERT_EQ(lengths[i], std::int32_t(examples[i].input.size()));
 }
 
+TEST(Shard, KeepsNoTimeStampsSoThatEqualContentGivesEqualFiles) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("a.h5");
+  write_shard(path, mixed_examples(40));
+  const H5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), path);
+  int datasets = 0;
+  const auto see = [](hid_t, const char* name, const H5O_info_t* info, void* count) -> herr_t {
+    if (info->type == H5O_TYPE_DATASET) ++*static_cast<int*>(count);
+    EXPECT_EQ(info->ctime, 0) << name;
+    EXPECT_EQ(info->mtime, 0) << name;
+    return 0;
+  };
+  h5_check(H5Ovisit(file.get(), H5_INDEX_NAME, H5_ITER_NATIVE, see, &datasets), path);
+  EXPECT_GT(datasets, 8);
+}
+
 TEST(ChunkedDataset, ChecksumsAreThoseOfTheLibrary) {
   const TemporaryFolder folder;
   const std::string path = folder.file("a.h5");
