@@ -10,7 +10,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export OMPI_MCA_btl_vader_single_copy_mechanism := none
-sources = $$(git ls-files '*.cpp' '*.hpp')
+sources = $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' 'tests/cuda_host/include/*')
 
 .PHONY: help deps configure build run test bench format format-check lint docs clean
 .DEFAULT_GOAL := help

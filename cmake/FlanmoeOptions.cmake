@@ -22,14 +22,17 @@ endif()
 
 add_library(flanmoe_options INTERFACE)
 # -fno-math-errno and -fno-trapping-math let loops vectorise without changing any result.
-target_compile_options(flanmoe_options INTERFACE -Wall -Wextra -Werror -march=${FLANMOE_ARCH} -fno-math-errno
-                                                 -fno-trapping-math)
+target_compile_options(
+  flanmoe_options
+  INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-march=${FLANMOE_ARCH};-fno-math-errno;-fno-trapping-math>"
+            "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra;--expt-relaxed-constexpr;-lineinfo>")
 # Compilers shy away from 512-bit vectors by default; the loops of kernels/cpu are long enough to gain from them.
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-mprefer-vector-width=512 FLANMOE_WIDE_VECTORS)
 
 if(FLANMOE_SANITIZE)
-  target_compile_options(flanmoe_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
-                                                   -fno-omit-frame-pointer)
+  target_compile_options(
+    flanmoe_options
+    INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
   target_link_options(flanmoe_options INTERFACE -fsanitize=address,undefined)
 endif()

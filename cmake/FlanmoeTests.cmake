@@ -1,4 +1,5 @@
-# flanmoe_test(name FILES... [RANKS n...] [LABEL l]): one test executable, registered once per number of ranks.
+# flanmoe_test(name FILES... [RANKS n...] [LABEL l] [DEVICE flanmoe_emulated]): one test executable, registered once per
+# number of ranks; with the GPU of this build, if any, or with an emulated one.
 find_package(GTest REQUIRED)
 # Tests share few cores: ranks run one thread each, and neither waiting threads (OMP_WAIT_POLICY) nor waiting ranks
 # (mpi_yield_when_idle; a rank that waits for another one's disk otherwise keeps its core busy) spin.
@@ -6,12 +7,15 @@ set(FLANMOE_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --allow-run-as-root --
 
 # Tests read the decks of input/ and headers of src/ from here.
 function(flanmoe_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 ARG "" "LABEL" "FILES;RANKS")
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "" "LABEL;DEVICE" "FILES;RANKS")
+  if(NOT ARG_DEVICE)
+    set(ARG_DEVICE flanmoe_device)
+  endif()
   add_executable(${name} ${ARG_FILES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
   target_compile_definitions(${name} PRIVATE FLANMOE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  target_link_libraries(${name} PRIVATE flanmoe_library GTest::gmock GTest::gtest ${CMAKE_DL_LIBS})
+  target_link_libraries(${name} PRIVATE flanmoe_core ${ARG_DEVICE} GTest::gmock GTest::gtest ${CMAKE_DL_LIBS})
   if(ARG_RANKS)
     target_sources(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/test_main.cpp)
   else()

@@ -25,3 +25,6 @@ extern const ElementwiseKernels elementwise_kernels;
 namespace flanmoe::cpu {
 extern const ElementwiseKernels elementwise_kernels;
 }
+namespace flanmoe::cuda {
+extern const ElementwiseKernels elementwise_kernels;
+}

@@ -14,16 +14,28 @@ constexpr std::size_t kAlignment = 64;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+void* take_pages(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  madvise(memory, bytes, MADV_HUGEPAGE);  // best effort: fewer TLB misses on large matrices
+  std::memset(memory, 0, bytes);          // touch every page now, not inside a step
+  return memory;
+}
+void give_pages_back(void* memory, std::size_t bytes) { munmap(memory, bytes); }
+
 }  // namespace
 
-Arena::Arena(std::string name) : name_(std::move(name)) {}
+const MemorySource host_memory = {take_pages, give_pages_back};
+
+Arena::Arena(std::string name, const MemorySource& source) : name_(std::move(name)), source_(&source) {}
 
 Arena::~Arena() {
-  if (base_ != nullptr) munmap(base_, capacity_);
+  if (base_ != nullptr) source_->give_back(base_, capacity_);
 }
 
 Arena::Arena(Arena&& other) noexcept
     : name_(std::move(other.name_)),
+      source_(other.source_),
       base_(std::exchange(other.base_, nullptr)),
       capacity_(std::exchange(other.capacity_, 0)),
       used_(std::exchange(other.used_, 0)),
@@ -31,6 +43,7 @@ Arena::Arena(Arena&& other) noexcept
 
 Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(name_, other.name_);
+  std::swap(source_, other.source_);
   std::swap(base_, other.base_);
   std::swap(capacity_, other.capacity_);
   std::swap(used_, other.used_);
@@ -56,15 +69,13 @@ Tensor Arena::allocate(DType dtype, std::int64_t rows, std::int64_t cols, std::i
 void Arena::commit() {
   FLANMOE_EXPECT(!committed(), "arena {} is committed already", name_);
   capacity_ = aligned(high_water_) + kAlignment;
-  void* memory = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
+  errno = 0;
+  base_ = static_cast<char*>(source_->take(capacity_));
+  if (base_ == nullptr) {
     const std::size_t wanted = std::exchange(capacity_, 0);
     fail("arena {} needs {} bytes of memory and the system does not give them: {}", name_, wanted,
-         std::strerror(errno));
+         errno != 0 ? std::strerror(errno) : "the device has too little");
   }
-  base_ = static_cast<char*>(memory);
-  madvise(base_, capacity_, MADV_HUGEPAGE);  // best effort: fewer TLB misses on large matrices
-  std::memset(base_, 0, capacity_);          // touch every page now, not inside a step
   used_ = 0;
 }
 

@@ -8,14 +8,21 @@
 
 namespace flanmoe {
 
+/// Where an arena takes its memory, in one piece: of the host, or of a device.
+struct MemorySource {
+  void* (*take)(std::size_t bytes);  // null when there is not so much; the content is undefined
+  void (*give_back)(void* memory, std::size_t bytes);
+};
+/// Pages of the host, zero and touched, so that the announced size is the resident size.
+extern const MemorySource host_memory;
+
 /// A bump allocator that is used twice. First it only measures: allocate() returns views whose data is null and
-/// counts bytes. commit() then takes the counted size from the operating system in one piece (64-byte aligned, zero,
-/// touched, so that the announced size is the resident size) and the same sequence of allocate() calls returns real
-/// views. rewind() forgets what was handed out, so a layout can be laid again.
-/// The plan stage prints measured() without ever committing.
+/// counts bytes. commit() then takes the counted size in one piece, 64-byte aligned, and the same sequence of
+/// allocate() calls returns real views. rewind() forgets what was handed out, so a layout can be laid again. The plan
+/// stage prints measured() without ever committing.
 class Arena {
  public:
-  explicit Arena(std::string name);
+  explicit Arena(std::string name, const MemorySource& source = host_memory);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -39,6 +46,7 @@ class Arena {
 
  private:
   std::string name_;
+  const MemorySource* source_ = &host_memory;
   char* base_ = nullptr;
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;

@@ -171,6 +171,17 @@ template <class Table>
 std::array<Implementation<Table>, 2> devices_of(const Table& reference, const Table& cpu) {
   return {Implementation<Table>{"reference", reference}, Implementation<Table>{"cpu", cpu}};
 }
+/// `cuda`: the table of cuda_tables.hpp.
+template <class Table>
+std::array<Implementation<Table>, 3> devices_of(const Table& reference, const Table& cpu, const Table& cuda) {
+  return {Implementation<Table>{"reference", reference}, Implementation<Table>{"cpu", cpu},
+          Implementation<Table>{"cuda", cuda}};
+}
+/// The implementations that are compared with the reference.
+template <class Table>
+std::array<Implementation<Table>, 2> fast_devices_of(const Table& cpu, const Table& cuda) {
+  return {Implementation<Table>{"cpu", cpu}, Implementation<Table>{"cuda", cuda}};
+}
 
 /// Unit roundoff: the largest relative error of rounding to this type.
 inline double roundoff(DType dtype) {

@@ -1,0 +1,91 @@
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/runtime.hpp"
+
+namespace flanmoe::cuda {
+
+void check(cudaError_t error, const char* call) {
+  if (error != cudaSuccess) fail("{}: {} (CUDA error {})", call, cudaGetErrorString(error), int(error));
+}
+
+Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
+Stream::~Stream() { (void)cudaStreamDestroy(stream_); }
+void Stream::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+Event::Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+Event::~Event() { (void)cudaEventDestroy(event_); }
+void Event::record(cudaStream_t stream) const { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+void Event::hold(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
+void Event::synchronize() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+
+namespace {
+
+void* take_device_memory(std::size_t bytes) {
+  void* memory = nullptr;
+  return cudaMalloc(&memory, bytes) == cudaSuccess ? memory : nullptr;
+}
+void give_device_memory_back(void* memory, std::size_t /*bytes*/) { (void)cudaFree(memory); }
+
+}  // namespace
+
+const MemorySource device_memory = {take_device_memory, give_device_memory_back};
+
+Staging::Staging(std::size_t bytes) : part_bytes_(bytes / kParts / 64 * 64), read_(kParts) {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, bytes), "cudaMallocHost");
+  memory_ = static_cast<char*>(memory);
+}
+Staging::~Staging() { (void)cudaFreeHost(memory_); }
+
+/// Room for `bytes`, at most a part.
+char* Staging::next(cudaStream_t stream, std::size_t bytes) {
+  if (used_ + bytes > part_bytes_) {
+    read_[part_].record(stream);
+    part_ = (part_ + 1) % kParts;
+    read_[part_].synchronize();
+    used_ = 0;
+  }
+  char* at = memory_ + part_ * part_bytes_ + used_;
+  used_ += (bytes + 63) / 64 * 64;
+  return at;
+}
+
+void Staging::upload(cudaStream_t stream, void* to_device, const void* from_host, std::size_t bytes) {
+  for (std::size_t done = 0; done < bytes;) {
+    const std::size_t piece = std::min(bytes - done, part_bytes_);
+    char* at = next(stream, piece);
+    std::memcpy(at, static_cast<const char*>(from_host) + done, piece);
+    check(cudaMemcpyAsync(static_cast<char*>(to_device) + done, at, piece, cudaMemcpyHostToDevice, stream),
+          "cudaMemcpyAsync");
+    done += piece;
+  }
+}
+
+void Staging::download(cudaStream_t stream, void* to_host, const void* from_device, std::size_t bytes) {
+  for (std::size_t done = 0; done < bytes;) {
+    const std::size_t piece = std::min(bytes - done, part_bytes_);
+    char* at = next(stream, piece);
+    check(cudaMemcpyAsync(at, static_cast<const char*>(from_device) + done, piece, cudaMemcpyDeviceToHost, stream),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    std::memcpy(static_cast<char*>(to_host) + done, at, piece);
+    done += piece;
+  }
+}
+
+void* DeviceScratch::take_bytes(std::size_t bytes) {
+  // Arenas hand out elements; bf16 is the smallest.
+  auto* at = static_cast<char*>(static_cast<void*>(scope_.take<bf16>(std::int64_t(bytes + 1) / 2)));
+  if (begin_ == nullptr) begin_ = at;
+  end_ = std::max(end_, at + bytes);
+  return at;
+}
+
+DeviceScratch::~DeviceScratch() {
+#if FLANMOE_CUDA_EMULATED
+  if (end_ > begin_) (void)cudaMemsetAsync(begin_, 0xff, std::size_t(end_ - begin_), stream_of(context_));
+#endif
+}
+
+}  // namespace flanmoe::cuda
