@@ -34,9 +34,10 @@ struct OptimizerKernels {
   /// b (1 x E) moves by `rate` towards even counts: b += rate * sign(mean count - count), and stays where the count is
   /// the mean. Counts are whole numbers.
   void (*balance)(KernelContext&, const Tensor& b, const Tensor& count, double rate);
-  /// Sum of squares in fp64 of a contiguous tensor, in blocks of fixed size summed by a binary tree of fixed shape.
+  /// Sum of squares in fp64 of a contiguous tensor, in blocks of fixed size summed by a binary tree of fixed shape. The
+  /// result is for the host: on a GPU this waits for the stream.
   double (*sum_of_squares)(KernelContext&, const Tensor& x);
-  /// Bytes of scratch that the update of a rows x cols matrix needs.
+  /// Bytes of scratch that the update of a rows x cols matrix needs, and the sum of its squares.
   std::size_t (*scratch_bytes)(std::int64_t rows, std::int64_t cols);
 };
 
@@ -46,5 +47,8 @@ namespace flanmoe::reference {
 extern const OptimizerKernels optimizer_kernels;
 }
 namespace flanmoe::cpu {
+extern const OptimizerKernels optimizer_kernels;
+}
+namespace flanmoe::cuda {
 extern const OptimizerKernels optimizer_kernels;
 }

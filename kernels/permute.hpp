@@ -32,3 +32,6 @@ extern const PermuteKernels permute_kernels;
 namespace flanmoe::cpu {
 extern const PermuteKernels permute_kernels;
 }
+namespace flanmoe::cuda {
+extern const PermuteKernels permute_kernels;
+}

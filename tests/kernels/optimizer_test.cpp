@@ -1,5 +1,6 @@
 #include "kernels/optimizer.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -11,8 +12,8 @@ using test::TestContext;
 using Matrix = std::vector<std::vector<double>>;
 
 std::vector<test::Implementation<OptimizerKernels>> devices() {
-  const auto both = test::devices_of(reference::optimizer_kernels, cpu::optimizer_kernels);
-  return {both.begin(), both.end()};
+  const auto all = test::devices_of(reference::optimizer_kernels, cpu::optimizer_kernels, test::cuda_optimizer);
+  return {all.begin(), all.end()};
 }
 
 Matrix matrix_of(const Buffer& x) {
@@ -142,7 +143,7 @@ TEST(Optimizer, SmallParametersMoveByEpsilon2) {
 TEST(Optimizer, AdafactorFollowsThePublishedUpdateOverSteps) {
   for (const DType a : {DType::f32, DType::f64}) {
     for (const auto& device : devices()) {
-      if (a == DType::f64 && device.device == "cpu") continue;  // doubles are served by the reference
+      if (a == DType::f64 && device.device != "reference") continue;  // doubles are served by the reference
       for (const auto& [rows, cols] : {std::pair{1, 1}, {5, 3}, {33, 70}, {600, 37}, {3, 2500}}) {
         Problem x(a, rows, cols, 2), y(a, rows, cols);
         Matrix p = matrix_of(x.p), q = p, v = matrix_of(y.v);
@@ -229,7 +230,7 @@ TEST(Optimizer, AdamWAgreesWithHandNumbers) {
 TEST(Optimizer, AdamWFollowsItsFormulaOverSteps) {
   for (const DType a : {DType::f32, DType::f64}) {
     for (const auto& device : devices()) {
-      if (a == DType::f64 && device.device == "cpu") continue;
+      if (a == DType::f64 && device.device != "reference") continue;
       for (const std::int64_t padding : {0, 3}) {
         Problem x(a, 13, 701, padding);
         std::vector<double> p = x.p.values(), m(p.size(), 0.0), v(p.size(), 0.0);

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -47,7 +48,7 @@ struct Problem {
 };
 
 TEST(Permute, AgreesWithHandNumbers) {
-  for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels)) {
+  for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels, test::cuda_permute)) {
     TestContext context;
     Buffer slot(DType::i32, 3, 2), weight(DType::f32, 3, 2), row(DType::f32, 3, 2), y(DType::f32, 3, 2);
     Buffer drow(DType::f32, 3, 2), dweight(DType::f32, 3, 2), dy(DType::f32, 3, 2), dx(DType::f32, 3, 2);
@@ -79,24 +80,53 @@ TEST(Permute, CombineBackwardIsTheGradientOfTheForward) {
   test::expect_gradient(p.drow, loss, p.row, "drow");
 }
 
-TEST(Permute, CpuEqualsReferenceOnOddSizes) {
+TEST(Permute, FastEqualsReferenceOnOddSizes) {
   for (const DType c : {DType::f32, DType::bf16}) {
     for (const auto& [T, k, D] : {std::tuple{0, 2, 5}, {1, 1, 1}, {7, 3, 3}, {37, 2, 131}, {19, 1, 1030}}) {
-      Problem expected(c, T, k, D), actual(c, T, k, D);
+      Problem expected(c, T, k, D);
       expected.run(reference::permute_kernels);
-      actual.run(cpu::permute_kernels);
-      // A few terms in fp32; dweight sums D products.
-      test::expect_close(actual.y, expected.y, 3e-7, "y");
-      test::expect_close(actual.drow, expected.drow, 0, "drow");
-      test::expect_close(actual.dweight, expected.dweight, 2e-6, "dweight");
-      test::expect_close(actual.dx, expected.dx, 3e-7, "dx");
+      for (const auto& device : test::fast_devices_of(cpu::permute_kernels, test::cuda_permute)) {
+        Problem actual(c, T, k, D);
+        actual.run(device.kernels);
+        // A few terms in fp32; dweight sums D products.
+        test::expect_close(actual.y, expected.y, 3e-7, device.device + " y");
+        test::expect_close(actual.drow, expected.drow, 0, device.device + " drow");
+        test::expect_close(actual.dweight, expected.dweight, 2e-6, device.device + " dweight");
+        test::expect_close(actual.dx, expected.dx, 3e-7, device.device + " dx");
+      }
+    }
+  }
+}
+
+/// Rows that begin on 16 bytes are moved in whole packs.
+TEST(Permute, AlignedRowsAreAsTheReference) {
+  for (const DType c : {DType::f32, DType::bf16}) {
+    for (const auto& device : test::fast_devices_of(cpu::permute_kernels, test::cuda_permute)) {
+      const std::int64_t T = 23, k = 2, D = 264;
+      TestContext context;
+      Problem p(c, T, k, 1);
+      std::vector<Buffer> got, expected;
+      Buffer row(c, T * k, D, 8), dy(c, T, D, 16);
+      row.randomize(6);
+      dy.randomize(7);
+      for (const auto* kernels : {&reference::permute_kernels, &device.kernels}) {
+        auto& out = kernels == &device.kernels ? got : expected;
+        out.emplace_back(c, T, D, 8);
+        out.emplace_back(c, T * k, D, 8).fill(0);
+        out.emplace_back(accumulate_dtype(c), T, k);
+        out.emplace_back(c, T, D, 8);
+        kernels->combine_forward(context, out[0], row, p.weight, p.slot);
+        kernels->combine_backward(context, out[1], out[2], dy, row, p.weight, p.slot);
+        kernels->gather_sum(context, out[3], row, p.slot, dy);
+      }
+      for (std::size_t i = 0; i < got.size(); ++i) test::expect_close(got[i], expected[i], 2e-6, device.device);
     }
   }
 }
 
 TEST(Permute, ScatterUndoesGatherExactly) {
   for (const DType type : {DType::f32, DType::bf16, DType::i32, DType::f64}) {
-    for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels)) {
+    for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels, test::cuda_permute)) {
       TestContext context;
       const std::int64_t T = 41;
       Buffer x(type, T, 129, 3), y(type, T, 129, 2), back(type, T, 129, 1), index(DType::i32, T, 1);
@@ -117,7 +147,7 @@ TEST(Permute, ScatterUndoesGatherExactly) {
 }
 
 TEST(Permute, GatherMayRepeatAndLeaveOutRows) {
-  for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels)) {
+  for (const auto& device : test::devices_of(reference::permute_kernels, cpu::permute_kernels, test::cuda_permute)) {
     TestContext context;
     Buffer x(DType::f32, 3, 1), y(DType::f32, 5, 1), index(DType::i32, 5, 1);
     x.assign({10, 20, 30});
