@@ -14,7 +14,7 @@
 #include "stage/arguments.hpp"
 #include "stage/stage.hpp"
 #include "stage/start.hpp"
-#include "train/resources.hpp"
+#include "train/watch.hpp"
 
 namespace {
 
@@ -31,7 +31,11 @@ int main(int argc, char** argv) {
     // 1. What is asked for; some answers need no ranks.
     silence_hdf5();
     const Arguments arguments = parse_arguments(argc, argv);
-    if (arguments.action != Action::run) {
+    if (arguments.action == Action::watch) {
+      watch(arguments.file);
+      return kDone;
+    }
+    if (!needs_ranks(arguments)) {
       const auto print = [&](const std::string& text) {
         if (launch.rank == 0) fmt::print("{}", text);
         std::fflush(stdout);
@@ -46,6 +50,10 @@ int main(int argc, char** argv) {
     const Communicator world = Communicator::world();
     configure_log(world.rank(), "");
     expect_ranks_of_slurm(world.size());
+    if (arguments.action == Action::calibrate) {
+      write_calibration(arguments.file, world);
+      return kDone;
+    }
 
     // 3. The deck, the same on every rank.
     const Deck deck = agree_on_deck(arguments, world);

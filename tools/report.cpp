@@ -1,5 +1,5 @@
-// flanmoe-report: draws the evaluations of a run folder, or compares the MoE model and its dense twin of a tutorial
-// folder.
+// flanmoe-report: a page of a training, the evaluations of a run folder, or compares the MoE model and its dense twin
+// of a tutorial folder.
 #include "evaluate/report.hpp"
 
 #include <fmt/format.h>
@@ -11,6 +11,7 @@
 
 #include "base/error.hpp"
 #include "evaluate/evaluation_report.hpp"
+#include "train/run_report.hpp"
 
 namespace {
 
@@ -20,10 +21,15 @@ constexpr const char* usage =
     "and\n"
     "FOLDER/{moe,dense}/evaluate_{pretrain,instruct,direct,instructed}/evaluation.json; prints the comparison and\n"
     "writes FOLDER/summary.json and FOLDER/report.svg.\n"
-    "Where FOLDER is a run folder with evaluation.json or evaluations/: prints its tables and writes\n"
-    "FOLDER/evaluation.svg.\n";
+    "Where FOLDER is a run folder: of a training, writes FOLDER/report.html, a page with its plots inside; with\n"
+    "evaluation.json or evaluations/, prints their tables and writes FOLDER/evaluation.svg.\n";
 
 void run(const std::string& folder) {
+  const bool training = flanmoe::has_training(folder);
+  if (training) {
+    flanmoe::publish_text_file(folder + "/report.html", flanmoe::run_report_html(folder));
+    fmt::print("written: {}/report.html\n", folder);
+  }
   if (flanmoe::has_evaluation(folder)) {
     const auto evaluation = flanmoe::read_evaluation_report(folder);
     for (const auto& line : flanmoe::evaluation_report_table(evaluation)) fmt::print("{}\n", line);
@@ -31,9 +37,12 @@ void run(const std::string& folder) {
     fmt::print("written: {}/evaluation.svg\n", folder);
     return;
   }
+  if (training) return;
   if (!std::filesystem::is_directory(folder + "/moe")) {
-    flanmoe::fail("{}: expected evaluation.json or evaluations/ of a run, or moe/ and dense/ of a tutorial; found none",
-                  folder);
+    flanmoe::fail(
+        "{}: expected metrics.jsonl, evaluation.json or evaluations/ of a run, or moe/ and dense/ of a tutorial; found "
+        "none",
+        folder);
   }
   const flanmoe::Report report = flanmoe::read_report(folder);
   for (const auto& line : flanmoe::report_table(report)) fmt::print("{}\n", line);

@@ -40,7 +40,8 @@ std::string nearest_multiples(std::int64_t value, std::int64_t step) {
   return below == 0 ? fmt::format("{}", below + step) : fmt::format("{} or {}", below, below + step);
 }
 
-bool trains(const Deck& deck) { return deck.run.stage != "evaluate"; }
+bool plans(const Deck& deck) { return deck.run.stage == "plan"; }
+bool trains(const Deck& deck) { return deck.run.stage != "evaluate"; }  // or plans to
 bool is_sparse(const Deck& deck) { return deck.moe.router != "none"; }
 
 bool freezes_gate(const Deck& deck) {
@@ -296,6 +297,9 @@ void check_upcycle(const Deck& deck, Problems& problems) {
 }
 
 void check_inputs(const Deck& deck, Problems& problems) {
+  if (!deck.plan.machine.empty() && !fs::is_regular_file(deck.plan.machine))
+    add(problems, "plan.machine: expected the description of a machine, found none at {}", deck.plan.machine);
+  if (plans(deck)) return;
   if (trains(deck)) {
     check_shards("data.train", deck.data.train, deck.run.stage, problems);
     check_weights(deck.data.weights, problems);

@@ -9,7 +9,7 @@
 namespace flanmoe {
 
 struct RunDeck {
-  std::string stage = "pretrain";  // pretrain | instruct | finetune | evaluate
+  std::string stage = "pretrain";  // pretrain | instruct | finetune | evaluate | plan
   std::string dir = "runs/run";    // run folder
   std::int64_t steps = 100;        // total optimizer steps
   std::int64_t seed = 1;
@@ -150,6 +150,10 @@ struct EvaluateDeck {
   bool generate = true;         // exact match of the generated answer
   bool rank = true;             // choices ranked by log-likelihood
 };
+struct PlanDeck {
+  std::string machine;     // description of a machine; empty: none
+  std::int64_t ranks = 0;  // of the plan stage; 0: all of the machine
+};
 struct Deck {
   RunDeck run;
   ParallelDeck parallel;
@@ -160,6 +164,7 @@ struct Deck {
   CheckpointDeck checkpoint;
   DataDeck data;
   EvaluateDeck evaluate;
+  PlanDeck plan;
 };
 
 /// Reads an INI deck and `--section.key=value` overrides (which win), applies model.preset to every key that neither

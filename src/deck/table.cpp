@@ -45,8 +45,10 @@ class SectionRows {
 void add_run(std::vector<Parameter>& table) {
   SectionRows rows(table, "run", &Deck::run);
   using S = RunDeck;
-  rows.choice("stage", &S::stage, {"pretrain", "instruct", "finetune", "evaluate"},
-              "What the run does: train on raw text, train on instructions, train on chosen tasks, or measure.");
+  rows.choice(
+      "stage", &S::stage, {"pretrain", "instruct", "finetune", "evaluate", "plan"},
+      "What the run does: train on raw text, train on instructions, train on chosen tasks, measure, or say what a "
+      "training would take, without running it.");
   rows.required_text("dir", &S::dir, "Run folder: metrics, log, checkpoints and summary are written here.");
   rows.number("steps", &S::steps, at_least(1), "steps", "Optimizer steps in all, counted from the start of this run.");
   rows.number("seed", &S::seed, at_least(0), "", "Seed of weights, data order, masks and dropout.");
@@ -301,6 +303,16 @@ void add_evaluate(std::vector<Parameter>& table) {
   rows.flag("rank", &S::rank, "Rank the given choices by log-likelihood.");
 }
 
+void add_plan(std::vector<Parameter>& table) {
+  SectionRows rows(table, "plan", &Deck::plan);
+  using S = PlanDeck;
+  rows.text("machine", &S::machine,
+            "Description of a machine, as flanmoe calibrate writes it; empty: the plan stage predicts no time, and a "
+            "training predicts from the speeds that it measures at its start.");
+  rows.number("ranks", &S::ranks, at_least(0), "ranks",
+              "Ranks that the plan stage plans for; 0: all of the described machine, or 1.");
+}
+
 }  // namespace
 
 const std::vector<Parameter>& parameter_table() {
@@ -316,6 +328,7 @@ const std::vector<Parameter>& parameter_table() {
     add_checkpoint(rows);
     add_data(rows);
     add_evaluate(rows);
+    add_plan(rows);
     return rows;
   }();
   return table;
@@ -332,6 +345,7 @@ const std::vector<SectionNote>& section_notes() {
       {"checkpoint", "When the state is saved."},
       {"data", "What is trained on."},
       {"evaluate", "What is measured, in the evaluate stage."},
+      {"plan", "What time a training is predicted to take, in the plan stage and beside what a training measures."},
   };
   return notes;
 }

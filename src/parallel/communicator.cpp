@@ -101,12 +101,32 @@ Communicator Communicator::world() { return {own_duplicate(MPI_COMM_WORLD), "wor
 
 Communicator Communicator::duplicate(MPI_Comm comm) { return {own_duplicate(comm), "duplicate"}; }
 
+Communicator Communicator::imagined(int rank, int size, const std::string& name) {
+  FLANMOE_EXPECT(rank >= 0 && rank < size, "rank {} of {} imagined ranks", rank, size);
+  Communicator result(MPI_COMM_NULL, name);
+  result.rank_ = rank;
+  result.size_ = size;
+  result.imagined_ = true;
+  return result;
+}
+
+bool Communicator::counted(CollectiveKind kind, std::uint64_t receivers, std::uint64_t bytes) const {
+  if (size_ > 1) {
+    CollectiveCount& count = traffic_[kind];
+    count.calls += 1;
+    count.messages += receivers;
+    count.bytes += bytes;
+  }
+  return !imagined_;
+}
+
 Communicator::Communicator(Communicator&& other) noexcept
     : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
       rank_(std::exchange(other.rank_, 0)),
       size_(std::exchange(other.size_, 0)),
       name_(std::move(other.name_)),
-      bytes_sent_(std::exchange(other.bytes_sent_, 0)) {}
+      imagined_(other.imagined_),
+      traffic_(std::exchange(other.traffic_, {})) {}
 
 Communicator& Communicator::operator=(Communicator&& other) noexcept {
   if (this == &other) return *this;
@@ -115,7 +135,8 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
   rank_ = std::exchange(other.rank_, 0);
   size_ = std::exchange(other.size_, 0);
   name_ = std::move(other.name_);
-  bytes_sent_ = std::exchange(other.bytes_sent_, 0);
+  imagined_ = other.imagined_;
+  traffic_ = std::exchange(other.traffic_, {});
   return *this;
 }
 
@@ -135,6 +156,7 @@ void Communicator::check(int code, const char* call) const {
 }
 
 Communicator Communicator::split(int color, int key, const std::string& name) const {
+  FLANMOE_EXPECT(!imagined_, "{} imagined ranks cannot be split", size_);
   const Collective scope("split", name_);
   MPI_Comm part = MPI_COMM_NULL;
   check(MPI_Comm_split(comm_, color, key, &part), "MPI_Comm_split");
@@ -142,6 +164,7 @@ Communicator Communicator::split(int color, int key, const std::string& name) co
 }
 
 void Communicator::barrier() const {
+  if (imagined_) return;
   const Collective scope("barrier", name_);
   check(MPI_Barrier(comm_), "MPI_Barrier");
 }
@@ -149,7 +172,8 @@ void Communicator::barrier() const {
 template <class T>
 void Communicator::broadcast(std::span<T> data, int root) const {
   const Collective scope("broadcast", name_);
-  if (rank_ == root) sent(data.size_bytes());
+  const bool sends = rank_ == root;
+  if (!counted(CollectiveKind::broadcast, sends ? others() : 0, sends ? data.size_bytes() : 0)) return;
   do {  // at least one call, data or not, so that an empty communicator is reported
     const auto part = data.first(std::min(data.size(), std::size_t(largest_count)));
     check(MPI_Bcast(part.data(), int(part.size()), mpi_type<T>(), root, comm_), "MPI_Bcast");
@@ -168,7 +192,7 @@ std::string Communicator::broadcast(std::string text, int root) const {
 template <class T>
 void Communicator::all_reduce(std::span<T> data, ReduceOp op) const {
   const Collective scope("all_reduce", name_);
-  sent(data.size_bytes());
+  if (!counted(CollectiveKind::all_reduce, others(), data.size_bytes())) return;
   do {
     const auto part = data.first(std::min(data.size(), std::size_t(largest_count)));
     check(MPI_Allreduce(MPI_IN_PLACE, part.data(), int(part.size()), mpi_type<T>(), mpi_op(op), comm_),
@@ -195,7 +219,7 @@ void Communicator::all_gather(std::span<T> out, std::span<const T> in) const {
   const Collective scope("all_gather", name_);
   FLANMOE_EXPECT(out.size() == in.size() * std::size_t(size_), "room for {} elements, {} from each of {} ranks",
                  out.size(), in.size(), size_);
-  sent(in.size_bytes());
+  if (!counted(CollectiveKind::all_gather, others(), in.size_bytes())) return;
   const int count = count_of(in.size(), "all_gather", name_);
   check(MPI_Allgather(in.data(), count, mpi_type<T>(), out.data(), count, mpi_type<T>(), comm_), "MPI_Allgather");
 }
@@ -205,7 +229,7 @@ void Communicator::all_to_all(std::span<T> out, std::span<const T> in) const {
   const Collective scope("all_to_all", name_);
   FLANMOE_EXPECT(out.size() == in.size() && size_ > 0 && in.size() % std::size_t(size_) == 0,
                  "{} elements out, {} in, {} ranks", out.size(), in.size(), size_);
-  sent(in.size_bytes());
+  if (!counted(CollectiveKind::all_to_all, others(), in.size_bytes() / std::size_t(size_) * others())) return;
   const int count = count_of(in.size() / std::size_t(size_), "all_to_all", name_);
   check(MPI_Alltoall(in.data(), count, mpi_type<T>(), out.data(), count, mpi_type<T>(), comm_), "MPI_Alltoall");
 }
@@ -216,6 +240,19 @@ Communicators Communicators::make(const Communicator& world, const ProcessGrid& 
                  world.size());
   return {world.split(0, world.rank(), "world"), world.split(grid.expert_rank(), grid.data_rank(), "data"),
           world.split(grid.data_rank(), grid.expert_rank(), "expert")};
+}
+
+Communicators Communicators::imagined(const ProcessGrid& grid) {
+  return {Communicator::imagined(grid.world_rank(), grid.world_size(), "world"),
+          Communicator::imagined(grid.data_rank(), grid.data_size(), "data"),
+          Communicator::imagined(grid.expert_rank(), grid.expert_size(), "expert")};
+}
+
+Traffic Communicators::traffic() const {
+  Traffic sum = world.traffic();
+  sum += data.traffic();
+  sum += expert.traffic();
+  return sum;
 }
 
 template void Communicator::broadcast(std::span<char>, int) const;

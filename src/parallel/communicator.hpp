@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/process_grid.hpp"
+#include "parallel/traffic.hpp"
 #include "tensor/tensor.hpp"
 
 namespace flanmoe {
@@ -39,6 +40,9 @@ class Communicator {
   static Communicator world();
   /// Duplicate of a communicator somebody else keeps.
   static Communicator duplicate(MPI_Comm comm);
+  /// A rank of a communicator that does not exist: needs no MPI. Its collectives check, count and move nothing; what
+  /// they would have written stays as it was. For planning.
+  static Communicator imagined(int rank, int size, const std::string& name);
   Communicator(Communicator&& other) noexcept;
   Communicator& operator=(Communicator&& other) noexcept;
   Communicator(const Communicator&) = delete;
@@ -83,17 +87,21 @@ class Communicator {
   /// Sum over ranks by the same fixed tree; for losses and norms. Deterministic.
   void sum_tree(std::span<double> values) const;
 
-  std::uint64_t bytes_sent() const { return bytes_sent_; }  // payload handed to collectives by this rank
+  /// What this rank has handed to the others so far.
+  const Traffic& traffic() const { return traffic_; }
 
  private:
   Communicator(MPI_Comm owned, std::string name);
   void release() noexcept;
   void check(int code, const char* call) const;
-  void sent(std::uint64_t bytes) const { bytes_sent_ += bytes; }
+  /// Counts a call; false when there is nobody to move anything to.
+  bool counted(CollectiveKind kind, std::uint64_t receivers, std::uint64_t bytes) const;
+  std::uint64_t others() const { return std::uint64_t(size_) - 1; }
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::string name_;
-  mutable std::uint64_t bytes_sent_ = 0;
+  bool imagined_ = false;
+  mutable Traffic traffic_;
   mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
   mutable std::vector<double> gathered_;  // what sum_tree adds up
 };
@@ -104,6 +112,10 @@ struct Communicators {
   Communicator data;    // ranks with the same experts: replica group of expert parameters
   Communicator expert;  // ranks that share one copy of all experts
   static Communicators make(const Communicator& world, const ProcessGrid& grid);
+  /// Imagined ones, for a rank of any grid.
+  static Communicators imagined(const ProcessGrid& grid);
+  /// What this rank has handed to others through all of them.
+  Traffic traffic() const;
 };
 
 }  // namespace flanmoe

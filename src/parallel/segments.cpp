@@ -21,6 +21,12 @@ std::int64_t sum_of(std::span<const std::int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
+/// Other ranks that get something.
+std::uint64_t receivers(std::span<const std::int64_t> counts, int rank) {
+  const auto some = std::uint64_t(std::count_if(counts.begin(), counts.end(), [](auto n) { return n > 0; }));
+  return some - (counts[std::size_t(rank)] > 0 ? 1 : 0);
+}
+
 void expect_rows(const Tensor& tensor, std::span<const std::int64_t> rows, int size, const char* what) {
   FLANMOE_EXPECT(tensor.contiguous(), "{}: rows of {} columns with stride {}", what, tensor.cols, tensor.stride);
   FLANMOE_EXPECT(std::int64_t(rows.size()) == size, "{}: {} counts for {} ranks", what, rows.size(), size);
@@ -56,7 +62,11 @@ void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::i
   FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols && send.cols <= largest_count,
                  "rows of {} {} sent, of {} {} received", send.cols, name_of(send.dtype), receive.cols,
                  name_of(receive.dtype));
-  sent(std::uint64_t(sum_of(send_rows) * send.cols) * size_of(send.dtype));
+  const std::int64_t kept = send_rows[std::size_t(rank_)];
+  if (!counted(CollectiveKind::all_to_all_rows, receivers(send_rows, rank_),
+               std::uint64_t((sum_of(send_rows) - kept) * send.cols) * size_of(send.dtype))) {
+    return;
+  }
   const auto n = std::size_t(size_);
   counts_.resize(4 * n);
   int* const c = counts_.data();
@@ -134,7 +144,10 @@ void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::
   FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= own * size_,
                  "work of {} {} elements, {} {} needed", work.size(), name_of(work.dtype), own * size_,
                  name_of(flat.dtype));
-  sent(flat.bytes());
+  if (!counted(CollectiveKind::reduce_scatter_tree, receivers(segment_sizes, rank_),
+               std::uint64_t(flat.size() - own) * size_of(flat.dtype))) {
+    return;
+  }
   if (flat.size() <= largest_count && own * size_ <= largest_count) {
     check(detail::exchange_segments(comm_, work, flat, segment_sizes, rank_, counts_), "MPI_Alltoallv");
   } else {
@@ -178,7 +191,10 @@ void Communicator::all_gather_segments(const Tensor& flat, std::span<const std::
   const Collective scope("all_gather_segments", name_);
   expect_segments(flat, segment_sizes, size_);
   if (size_ == 1) return;
-  sent(std::uint64_t(segment_sizes[std::size_t(rank_)]) * size_of(flat.dtype));
+  const std::int64_t own = segment_sizes[std::size_t(rank_)];
+  if (!counted(CollectiveKind::all_gather_segments, own > 0 ? others() : 0, std::uint64_t(own) * size_of(flat.dtype))) {
+    return;
+  }
   if (flat.size() <= largest_count) {
     check(detail::gather_segments(comm_, flat, segment_sizes, counts_), "MPI_Allgatherv");
   } else {
@@ -188,6 +204,10 @@ void Communicator::all_gather_segments(const Tensor& flat, std::span<const std::
 
 void Communicator::sum_tree(std::span<double> values) const {
   if (size_ == 1) return;
+  if (imagined_) {
+    counted(CollectiveKind::all_gather, others(), values.size_bytes());
+    return;
+  }
   gathered_.resize(values.size() * std::size_t(size_));
   all_gather(std::span<double>(gathered_), std::span<const double>(values.data(), values.size()));
   const auto n = std::int64_t(values.size());

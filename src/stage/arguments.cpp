@@ -7,6 +7,7 @@
 #include "model/freeze.hpp"
 #include "stage/version.hpp"
 #include "train/model_size.hpp"
+#include "train/plan/plan.hpp"
 
 namespace flanmoe {
 namespace {
@@ -16,6 +17,10 @@ constexpr const char* kUsage =
     "ranks\n"
     "flanmoe DECK [...] --check               say how big the model is and whether the deck is right, without running\n"
     "flanmoe DECK [...] --print               print the deck with every default, preset and override filled in\n"
+    "flanmoe calibrate [FILE]                 measure this machine for the plan stage, with all ranks that mpirun "
+    "starts\n"
+    "flanmoe watch RUN                        show a run folder: loss, speed, time left, load of the experts; goes on "
+    "until the run ends\n"
     "flanmoe --help [KEY]                     this text and all keys, or one key\n"
     "flanmoe --version                        what this program was built with\n"
     "\n"
@@ -41,10 +46,25 @@ std::optional<Action> flag_of(const std::string& argument) {
   return std::nullopt;
 }
 
+Arguments parse_command(const std::string& command, const std::vector<std::string>& words) {
+  Arguments arguments;
+  arguments.action = command == "watch" ? Action::watch : Action::calibrate;
+  const bool needs_one = arguments.action == Action::watch;
+  const std::string expected = needs_one ? "one run folder" : "one file to write, or none";
+  if (words.size() > 1 || (needs_one && words.empty())) {
+    usage_fail("{}: expected {}, found {} words", command, expected, words.size());
+  }
+  if (!words.empty()) arguments.file = words.front();
+  if (arguments.file.starts_with("-")) usage_fail("{}: expected {}, found {}", command, expected, arguments.file);
+  return arguments;
+}
+
 }  // namespace
 
 Arguments parse_arguments(int argc, const char* const* argv) {
   Arguments arguments;
+  const std::string command = argc > 1 ? argv[1] : "";
+  if (command == "calibrate" || command == "watch") return parse_command(command, {argv + 2, argv + argc});
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (const auto action = flag_of(argument)) {
@@ -79,6 +99,15 @@ Launch launch_of_environment() {
   return {};
 }
 
+bool needs_ranks(const Arguments& arguments) {
+  if (arguments.action != Action::run) return arguments.action == Action::calibrate;
+  try {
+    return parse_deck(arguments.deck, arguments.overrides).run.stage != "plan";
+  } catch (const UsageError&) {
+    return true;  // all ranks read the deck and refuse it together
+  }
+}
+
 std::string answer(const Arguments& arguments) {
   if (arguments.action == Action::version) return version_text();
   if (arguments.action == Action::help) {
@@ -86,6 +115,7 @@ std::string answer(const Arguments& arguments) {
                                       : describe_keys(arguments.help_key);
   }
   const Deck deck = parse_deck(arguments.deck, arguments.overrides);
+  if (arguments.action == Action::run) return plan_report(deck);
   if (arguments.action == Action::print) return print_deck(deck);
   return describe_size(deck);
 }

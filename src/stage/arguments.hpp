@@ -9,13 +9,14 @@
 
 namespace flanmoe {
 
-enum class Action { run, check, print, help, version };
+enum class Action { run, check, print, help, version, calibrate, watch };
 
 struct Arguments {
   Action action = Action::run;
   std::string deck;                    // path
   std::vector<std::string> overrides;  // "--section.key=value"
   std::string help_key;                // of --help KEY; may be empty
+  std::string file;                    // of calibrate FILE, may be empty; of watch RUN, the folder
 };
 
 /// Throws UsageError on what is no flag, deck or override.
@@ -28,8 +29,11 @@ struct Launch {
 };
 Launch launch_of_environment();
 
-/// The text that answers --help, --version, --print, and --check (the size of the model). Writes nothing. Throws
-/// UsageError.
+/// Whether MPI must be started: for training, measuring and calibrating, not for questions and plans.
+bool needs_ranks(const Arguments& arguments);
+
+/// The text that answers --help, --version, --print, --check (the size of the model) and the plan stage. Writes
+/// nothing. Throws UsageError.
 std::string answer(const Arguments& arguments);
 /// The second answer to --check: that the deck is right, on the launcher's ranks where there is one. Throws UsageError.
 std::string verdict(const Arguments& arguments, const Launch& launch);

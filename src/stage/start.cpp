@@ -7,10 +7,13 @@
 
 #include "base/error.hpp"
 #include "base/host.hpp"
+#include "base/log.hpp"
 #include "model/freeze.hpp"
 #include "parallel/together.hpp"
 #include "tensor/philox.hpp"
+#include "train/plan/calibrate.hpp"
 #include "train/resources.hpp"
+#include "train/run_folder.hpp"
 
 namespace flanmoe {
 
@@ -52,6 +55,19 @@ void set_threads(std::int64_t threads, const Communicator& world) {
   const auto own = std::max<std::int64_t>(1, std::int64_t(cores.size()) / sharing);
   omp_set_dynamic(0);
   omp_set_num_threads(int(threads > 0 ? threads : own));
+}
+
+void write_calibration(const std::string& file, const Communicator& world) {
+  set_threads(0, world);
+  const std::string text = machine_text(calibrate(world));
+  on_root(world, [&] {
+    if (file.empty()) {
+      fmt::print("{}", text);
+    } else {
+      write_file(file, text);
+      log_info("machine of {} ranks: {}", world.size(), file);
+    }
+  });
 }
 
 }  // namespace flanmoe

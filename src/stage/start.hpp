@@ -18,4 +18,7 @@ void expect_ranks_of_slurm(int world_size);
 /// of this host that may use the same ones. Collective.
 void set_threads(std::int64_t threads, const Communicator& world);
 
+/// Measures this machine; the description goes to standard output, or to `file` where one is named. Collective.
+void write_calibration(const std::string& file, const Communicator& world);
+
 }  // namespace flanmoe

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
 #include <numeric>
+#include <utility>
 
 #include "tensor/philox.hpp"
 
@@ -58,10 +60,16 @@ std::vector<ParameterUnit> ParameterStore::assign_owners(Placement placement, bo
   const auto unit_size = [&](std::size_t i) { return specs_[std::size_t(units[i].parameter)].matrix_size(); };
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return unit_size(a) > unit_size(b); });
   sizes.assign(std::size_t(replica_size(placement)), 0);
+  using Load = std::pair<std::int64_t, int>;  // elements of an owner, and who it is
+  std::vector<Load> loads;
+  for (int owner = 0; owner < replica_size(placement); ++owner) loads.emplace_back(0, owner);  // ascending: a heap
   for (const std::size_t i : order) {
-    const auto least = std::min_element(sizes.begin(), sizes.end());
-    units[i].owner = int(least - sizes.begin());
-    *least += unit_size(i);
+    std::pop_heap(loads.begin(), loads.end(), std::greater<>());
+    Load& least = loads.back();
+    units[i].owner = least.second;
+    least.first += unit_size(i);
+    sizes[std::size_t(least.second)] = least.first;
+    std::push_heap(loads.begin(), loads.end(), std::greater<>());
   }
   std::stable_sort(units.begin(), units.end(), [](const auto& a, const auto& b) { return a.owner < b.owner; });
   return units;

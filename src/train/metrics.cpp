@@ -56,6 +56,49 @@ std::string to_json_line(const StepRecord& record) {
   return line.dump();
 }
 
+namespace {
+
+StepRecord record_of(const ordered_json& line) {
+  // What an older file does not have is 0.
+  const auto number = [](const ordered_json& object, const char* key) { return object.value(key, 0.0); };
+  StepRecord record;
+  record.step = line.at("step");
+  record.loss = line.at("loss");
+  record.grad_norm = number(line, "grad_norm");
+  record.learning_rate = number(line, "learning_rate");
+  record.tokens = line.value("tokens", std::int64_t{0});
+  record.step_seconds = number(line, "step_seconds");
+  record.tokens_seen = line.value("tokens_seen", std::int64_t{0});
+  record.accuracy = number(line, "accuracy");
+  record.z_loss = number(line, "z_loss");
+  for (const auto& [name, layer] : line.at("moe").items()) {
+    record.moe.push_back({.layer = name,
+                          .load_E = layer.at("load").get<std::vector<double>>(),
+                          .copies_per_token = number(layer, "copies_per_token"),
+                          .drop_fraction = number(layer, "drop_fraction"),
+                          .unrouted_fraction = number(layer, "unrouted_fraction"),
+                          .balance_loss = number(layer, "balance_loss"),
+                          .z_loss = number(layer, "z_loss"),
+                          .router_entropy = number(layer, "router_entropy")});
+  }
+  return record;
+}
+
+}  // namespace
+
+std::vector<StepRecord> read_metrics(const std::string& path) {
+  std::vector<StepRecord> records;
+  std::ifstream in(path, std::ios::binary);
+  for (std::string line; std::getline(in, line) && !in.eof();) {  // at eof the line is still being written
+    try {
+      records.push_back(record_of(ordered_json::parse(line)));
+    } catch (const json::exception& error) {
+      fail("{}:{}: expected the record of a step: {}", path, records.size() + 1, error.what());
+    }
+  }
+  return records;
+}
+
 MetricsFile::MetricsFile(const std::string& path, std::int64_t last_step) : path_(path) {
   if (std::filesystem::exists(path)) std::filesystem::resize_file(path, kept_bytes(path, last_step));
   file_.reset(std::fopen(path.c_str(), "ab"));

@@ -37,6 +37,9 @@ struct StepRecord {
 
 /// The record as one line of JSON; every number reads back to the same bits.
 std::string to_json_line(const StepRecord& record);
+/// All whole lines of a metrics file, which may be growing; none where there is no file. Throws Error on a line that is
+/// no record.
+std::vector<StepRecord> read_metrics(const std::string& path);
 
 /// The file of one run; rank 0 only.
 class MetricsFile {

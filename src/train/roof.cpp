@@ -47,4 +47,24 @@ double measure_roof(const Kernels& kernels, DType compute, const Communicator& w
   return best;
 }
 
+double measure_memory_speed(const Kernels& kernels, const Communicator& world) {
+  constexpr std::int64_t kRows = 2048, kColumns = 1024;  // 8 MiB each
+  Arena memory("roof");
+  for (int i = 0; i < 2; ++i) memory.allocate(DType::f32, kRows, kColumns);
+  memory.commit();
+  const Tensor y = memory.allocate(DType::f32, kRows, kColumns), x = memory.allocate(DType::f32, kRows, kColumns);
+  KernelContext context;
+  world.barrier();
+  const double start = seconds_now();
+  double sums = 0, seconds = 0;
+  do {
+    kernels.elementwise.add(context, y, x);
+    sums += 1;
+    seconds = seconds_now() - start;
+  } while (seconds < kWindowSeconds);
+  std::array<double, 1> speed = {3.0 * double(x.bytes()) * sums / seconds};
+  world.sum_tree(speed);
+  return speed[0] / world.size();
+}
+
 }  // namespace flanmoe

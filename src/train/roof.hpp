@@ -10,4 +10,8 @@ namespace flanmoe {
 /// ranks busy at once. Takes about a quarter of a second; collective.
 double measure_roof(const Kernels& kernels, DType compute, const Communicator& world);
 
+/// Bytes per second that this rank's kernels move when all ranks do, of buffers larger than caches of a core.
+/// Collective.
+double measure_memory_speed(const Kernels& kernels, const Communicator& world);
+
 }  // namespace flanmoe

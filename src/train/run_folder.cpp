@@ -46,7 +46,8 @@ constexpr std::array<std::string_view, 17> kFreeKeys = {"run.steps",
                                                         "checkpoint.final"};
 
 bool is_free(const std::string& key) {
-  return key.starts_with("evaluate.") || std::find(kFreeKeys.begin(), kFreeKeys.end(), key) != kFreeKeys.end();
+  return key.starts_with("evaluate.") || key.starts_with("plan.") ||
+         std::find(kFreeKeys.begin(), kFreeKeys.end(), key) != kFreeKeys.end();
 }
 
 std::string trimmed(std::string_view text) {
@@ -55,8 +56,9 @@ std::string trimmed(std::string_view text) {
   return std::string(text.substr(first, text.find_last_not_of(" \t\r") - first + 1));
 }
 
-/// "section.key" -> value of a resolved deck.
-std::map<std::string, std::string> values_of(const std::string& deck) {
+}  // namespace
+
+std::map<std::string, std::string> deck_values(const std::string& deck) {
   std::map<std::string, std::string> values;
   std::string section;
   std::istringstream in(deck);
@@ -69,8 +71,6 @@ std::map<std::string, std::string> values_of(const std::string& deck) {
   }
   return values;
 }
-
-}  // namespace
 
 RunFolder::RunFolder(const std::string& dir) {
   std::error_code error;
@@ -117,7 +117,7 @@ std::string read_file(const std::string& path) {
 }
 
 std::vector<std::string> training_differences(const std::string& deck_then, const std::string& deck_now) {
-  const auto then = values_of(deck_then), now = values_of(deck_now);
+  const auto then = deck_values(deck_then), now = deck_values(deck_now);
   std::set<std::string> keys;
   for (const auto& values : {then, now}) {
     for (const auto& [key, value] : values) keys.insert(key);

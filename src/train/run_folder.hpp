@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,12 +26,16 @@ struct RunPaths {
   std::string metrics() const { return dir + "/metrics.jsonl"; }
   std::string deck() const { return dir + "/deck.resolved"; }
   std::string log() const { return dir + "/log"; }
+  std::string tensorboard() const { return dir + "/tensorboard"; }
   std::string summary() const { return dir + "/summary.json"; }
 };
 
 /// Writes aside, flushes and renames, so that the file is whole or absent.
 void write_file(const std::string& path, const std::string& text);
 std::string read_file(const std::string& path);
+
+/// "section.key" -> value of a resolved deck.
+std::map<std::string, std::string> deck_values(const std::string& deck);
 
 /// Keys that change the training and differ between two resolved decks, one text a key: "key: then ..., now ...".
 /// Keys that only say how long, where, on how many ranks, how often to report or to save, and how to evaluate, may

@@ -11,7 +11,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int kParts = int(Part::count);
+constexpr std::size_t kParts = std::size_t(Part::count);
 
 ordered_json speed_json(const Deck& deck, const SessionFacts& facts) {
   const TrainingFlops flops = training_flops(deck.model, deck.moe, facts.work);
@@ -36,12 +36,35 @@ ordered_json speed_json(const Deck& deck, const SessionFacts& facts) {
   return speed;
 }
 
+/// One line: predicted against measured.
+void log_prediction(const ordered_json& summary) {
+  const ordered_json& session = summary["last_session"];
+  if (!session.contains("prediction")) return;
+  const ordered_json& prediction = session["prediction"];
+  std::string text =
+      fmt::format("memory {:.1f} against {:.1f} MiB", summary["memory"]["announced_mib_per_rank"][0].get<double>(),
+                  summary["memory"]["peak_resident_mib_per_rank"][0].get<double>());
+  if (prediction.contains("predicted_step_seconds")) {
+    text += fmt::format(", step {:.4g} against {:.4g} s", prediction["predicted_step_seconds"].get<double>(),
+                        prediction["measured_step_seconds"].get<double>());
+  }
+  double predicted = 0, measured = 0;
+  for (const auto& collective : prediction["collectives_of_rank_0_per_step"]) {
+    predicted += collective["predicted_bytes"].get<double>();
+    measured += collective["measured_bytes"].get<double>();
+  }
+  if (measured > 0) text += fmt::format(", bytes to other ranks a step {:.0f} against {:.0f}", predicted, measured);
+  log_info("predicted against measured on rank 0: {}", text);
+}
+
 }  // namespace
 
 void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
-                   const SessionFacts& facts, const Communicator& world) {
+                   const SessionFacts& facts, const StepPrediction& prediction, const Communicator& world) {
   std::array<double, kParts> parts = part_seconds();
+  std::array<double, kParts> first_parts = facts.first_step_parts;
   world.sum_tree(parts);
+  world.sum_tree(first_parts);
   const std::vector<std::uint64_t> announced = world.all_gather(std::uint64_t(facts.announced_bytes));
   const std::vector<std::uint64_t> peak = world.all_gather(std::uint64_t(peak_resident_bytes()));
   if (world.rank() != 0) return;
@@ -72,9 +95,18 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
     summary["memory"]["peak_resident_mib_per_rank"].push_back(to_mib(peak[std::size_t(rank)]));
   }
   summary["last_session"] = speed;  // since the newest (re)start; the figures above it cover the whole run
-  for (int part = 0; part < kParts; ++part) {
-    summary["last_session"]["part_seconds"][name_of(Part(part))] = parts[std::size_t(part)] / world.size();
+  for (std::size_t part = 0; part < kParts; ++part) {
+    summary["last_session"]["part_seconds"][name_of(Part(part))] = parts[part] / world.size();
   }
+  const bool one = facts.steps < 2;  // then the first step is all there is
+  for (std::size_t part = 0; part < kParts; ++part) {
+    parts[part] = (parts[part] - (one ? 0 : first_parts[part])) / world.size() / double(one ? 1 : facts.steps - 1);
+  }
+  const ordered_json compared = prediction.compare(
+      {facts.steps,
+       one ? facts.step_seconds : (facts.step_seconds - facts.first_step_seconds) / double(facts.steps - 1),
+       facts.traffic, parts, facts.work});
+  if (!compared.empty()) summary["last_session"]["prediction"] = compared;
   write_file(path, summary.dump(2) + "\n");
 
   log_info("done: {} steps, {} tokens, loss {:.4f} -> {:.4f} (mean of the last 10%: {:.4f}), {:.0f} tokens/s{}",
@@ -83,6 +115,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
            speed.contains("share_of_roof")
                ? fmt::format(", {:.1f}% of the matrix-product roof", 100 * speed["share_of_roof"].get<double>())
                : "");
+  log_prediction(summary);
   log_info("summary: {}", path);
 }
 

@@ -10,6 +10,7 @@
 #include "parallel/communicator.hpp"
 #include "train/flops.hpp"
 #include "train/metrics.hpp"
+#include "train/plan/prediction.hpp"
 
 namespace flanmoe {
 
@@ -17,6 +18,9 @@ namespace flanmoe {
 struct SessionFacts {
   std::int64_t steps = 0, tokens = 0;
   double step_seconds = 0;
+  double first_step_seconds = 0;  // it also makes the kernels
+  std::array<double, std::size_t(Part::count)> first_step_parts{};
+  Traffic traffic;  // of this rank in all steps
   WorkCounts work;
   double roof_flops_per_second = 0;  // 0: not measured
   std::int64_t parameters = 0;       // of the whole model
@@ -26,7 +30,7 @@ struct SessionFacts {
 
 /// Gathers what ranks must add, and on rank 0 writes the file and logs the main figures. Collective.
 void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
-                   const SessionFacts& facts, const Communicator& world);
+                   const SessionFacts& facts, const StepPrediction& prediction, const Communicator& world);
 
 /// Steps of the finished run that a summary describes; 0 when there is none.
 std::int64_t steps_of_summary(const std::string& path);

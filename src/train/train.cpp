@@ -15,10 +15,12 @@
 #include "model/freeze.hpp"
 #include "parallel/stop.hpp"
 #include "parallel/together.hpp"
+#include "train/plan/prediction.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
 #include "train/run_folder.hpp"
 #include "train/summary.hpp"
+#include "train/tensorboard.hpp"
 #include "train/trainer.hpp"
 
 namespace flanmoe {
@@ -49,6 +51,7 @@ class Loop {
   void open_data(Examples examples);
   void find_initial_weights();
   void prepare_memory();
+  void predict();
   void enter_folder();
   Start decide_start();
   void load(const Start& start);
@@ -72,10 +75,12 @@ class Loop {
   std::string initial_weights_;  // checkpoint folder; empty: from the seed
   std::optional<Trainer> trainer_;
   std::optional<TrainingEvaluation> evaluation_;  // when evaluate.every asks for it
-  std::size_t base_bytes_ = 0;                    // resident before the arenas
+  std::optional<StepPrediction> prediction_;
+  std::size_t base_bytes_ = 0;  // resident before the arenas
   SessionFacts session_;
   std::optional<RunFolder> folder_;     // rank 0
   std::optional<MetricsFile> metrics_;  // rank 0
+  std::optional<EventFile> events_;     // rank 0
   std::int64_t tokens_seen_ = 0;
   double reported_at_ = 0;  // progress line: time and tokens of the previous one
   std::int64_t reported_step_ = 0, tokens_since_report_ = 0;
@@ -121,6 +126,7 @@ void Loop::prepare_memory() {
   if (deck_.run.device == "cpu") {
     session_.roof_flops_per_second = measure_roof(trainer_->kernels(), compute_type(deck_.run), world_);
   }
+  predict();
   if (deck_.evaluate.every > 0) {
     evaluation_.emplace(deck_, trainer_->store(), communicators_, trainer_->kernels(),
                         source_->tokenizer_fingerprint());
@@ -128,6 +134,16 @@ void Loop::prepare_memory() {
   base_bytes_ = resident_bytes();
   session_.announced_bytes = base_bytes_;
   for (const Arena* arena : arenas()) session_.announced_bytes += arena->measured();
+}
+
+void Loop::predict() {
+  prediction_.emplace(deck_, grid_, trainer_->store());
+  if (!deck_.plan.machine.empty()) {
+    together(world_, [&] { prediction_->read_description(); });
+  } else if (session_.roof_flops_per_second > 0) {
+    prediction_->assume(session_.roof_flops_per_second / world_.size(),
+                        measure_memory_speed(trainer_->kernels(), world_));
+  }
 }
 
 void Loop::enter_folder() {
@@ -201,6 +217,9 @@ void Loop::announce() const {
                ? fmt::format("; matrix products here reach {:.1f} GFLOP/s on all ranks together",
                              session_.roof_flops_per_second / 1e9)
                : "");
+  if (const double seconds = prediction_->full_step().total(); seconds > 0) {
+    log_info("predicted: {:.3g} s for a step of full rows{}", seconds, prediction_->is_rough() ? ", roughly" : "");
+  }
   for (const MixtureEntry& task : source_->mixture()) {
     log_info("task {}: {} {}, {:.3g}% of draws", task.task, task.examples, task.text ? "pieces of text" : "examples",
              100 * task.rate);
@@ -227,11 +246,13 @@ void Loop::load(const Start& start) {
   on_root(world_, [&] {
     write_file(paths_.deck(), print_deck(deck_));
     metrics_.emplace(paths_.metrics(), start.steps);
+    events_.emplace(paths_.tensorboard(), paths_.metrics());
   });
 }
 
 Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   const double start = seconds_now();
+  const Traffic traffic = communicators_.traffic();
   std::vector<PackedBatch> microbatches;
   {
     const PartScope part(Part::data);
@@ -242,6 +263,12 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   record.step_seconds = seconds_now() - start;
   tokens_seen_ += record.tokens;
   record.tokens_seen = tokens_seen_;
+  session_.traffic += communicators_.traffic();
+  session_.traffic -= traffic;
+  if (session_.steps == 0) {
+    session_.first_step_seconds = record.step_seconds;
+    session_.first_step_parts = part_seconds();
+  }
   session_.steps += 1;
   session_.tokens += record.tokens;
   session_.step_seconds += record.step_seconds;
@@ -252,6 +279,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
 void Loop::report(const StepRecord& record) {
   if (world_.rank() != 0) return;
   metrics_->append(record);
+  events_->append(record);
   tokens_since_report_ += record.tokens;
   const bool last = record.step == deck_.run.steps;
   if (record.step % deck_.run.log_every != 0 && !last) return;
@@ -338,7 +366,7 @@ Outcome Loop::run(Examples examples) {
   load(start);
   const Outcome outcome = steps_from(start.steps);
   if (outcome == Outcome::done) {
-    write_summary(paths_.summary(), paths_.metrics(), deck_, session_, world_);
+    write_summary(paths_.summary(), paths_.metrics(), deck_, session_, *prediction_, world_);
   }
   return outcome;
 }

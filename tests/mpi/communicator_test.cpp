@@ -210,9 +210,63 @@ TEST(Communicator, CountsPayloadAndTime) {
   world.all_to_all_rows(make_tensor(received.data(), world.size(), 3), one, make_tensor(rows.data(), world.size(), 3),
                         one);
 
-  EXPECT_EQ(world.bytes_sent(), 5U * 8U + std::uint64_t(world.size()) * 3U * 4U);
+  const auto others = std::uint64_t(world.size()) - 1;
+  const CollectiveCount none;
+  EXPECT_EQ(world.traffic()[CollectiveKind::all_reduce],
+            others == 0 ? none : (CollectiveCount{1, others, std::uint64_t{5} * 8}));
+  EXPECT_EQ(world.traffic()[CollectiveKind::all_to_all_rows],
+            others == 0 ? none : (CollectiveCount{1, others, others * 3 * 4}));
+  EXPECT_EQ(world.traffic().total().calls, others == 0 ? 0U : 2U);
   EXPECT_GT(seconds_in_collectives(), seconds_before);
   EXPECT_GT(part_seconds()[std::size_t(Part::communication)], 0.0);
+}
+
+/// The same calls on real and on imagined ranks.
+void call_all(const Communicator& world, std::vector<float>& flat, std::vector<float>& work) {
+  const auto n = std::size_t(world.size());
+  std::vector<std::int64_t> sizes(n, 2), rows(n, 0);
+  sizes[n - 1] = 0;
+  rows[0] = 3;
+  std::int64_t total = 0;
+  for (const std::int64_t size : sizes) total += size;
+  flat.assign(std::size_t(std::max<std::int64_t>(1, total)), 1.0F);
+  work.assign(2 * n, 0.0F);
+  const Tensor flat_tensor = make_tensor(flat.data(), 1, total);
+  world.reduce_scatter_tree(flat_tensor, sizes, make_tensor(work.data(), 1, std::int64_t(work.size())));
+  world.all_gather_segments(flat_tensor, sizes);
+  std::vector<double> numbers(7, 0.5);
+  world.sum_tree(numbers);
+  world.all_reduce(std::span(numbers), ReduceOp::max);
+  std::vector<std::int64_t> in(3 * n, 1), out(3 * n, 0);
+  world.all_to_all<std::int64_t>(out, in);
+  std::vector<float> send(6, 1.0F), receive(6 * n, 0.0F);
+  std::vector<std::int64_t> arriving(n, world.rank() == 0 ? 3 : 0);
+  world.all_to_all_rows(make_tensor(receive.data(), 3 * world.size(), 2), arriving, make_tensor(send.data(), 3, 2),
+                        rows);
+  world.broadcast(std::span(numbers), 0);
+}
+
+TEST(Communicator, ImaginedRanksCountWhatRealOnesDo) {
+  const Communicator world = Communicator::world();
+  const Communicator imagined = Communicator::imagined(world.rank(), world.size(), "world");
+  std::vector<float> flat, work;
+  call_all(world, flat, work);
+  call_all(imagined, flat, work);
+
+  EXPECT_EQ(imagined.traffic(), world.traffic());
+  // By hand: two elements to each but the last, three rows of two to rank 0, a broadcast by rank 0.
+  const auto n = std::uint64_t(world.size()), rank = std::uint64_t(world.rank());
+  if (n == 1) return;
+  const bool last = rank == n - 1;
+  const Traffic& t = world.traffic();
+  EXPECT_EQ(t[CollectiveKind::reduce_scatter_tree],
+            (CollectiveCount{1, n - 1 - (last ? 0 : 1), (n - 1 - (last ? 0 : 1)) * 2 * 4}));
+  EXPECT_EQ(t[CollectiveKind::all_gather_segments], (CollectiveCount{1, last ? 0 : n - 1, last ? 0U : 8U}));
+  EXPECT_EQ(t[CollectiveKind::all_gather], (CollectiveCount{1, n - 1, 56}));
+  EXPECT_EQ(t[CollectiveKind::all_reduce], (CollectiveCount{1, n - 1, 56}));
+  EXPECT_EQ(t[CollectiveKind::all_to_all], (CollectiveCount{1, n - 1, 24 * (n - 1)}));
+  EXPECT_EQ(t[CollectiveKind::all_to_all_rows], (CollectiveCount{1, rank == 0 ? 0U : 1U, rank == 0 ? 0U : 24U}));
+  EXPECT_EQ(t[CollectiveKind::broadcast], (CollectiveCount{1, rank == 0 ? n - 1 : 0, rank == 0 ? 56U : 0U}));
 }
 
 }  // namespace

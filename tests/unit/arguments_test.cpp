@@ -31,6 +31,26 @@ TEST(Arguments, FlagsChooseTheAction) {
   EXPECT_EQ(parse({"--help", "run.steps"}).help_key, "run.steps");
 }
 
+TEST(Arguments, CommandsTakeAFileOrAFolder) {
+  EXPECT_EQ(parse({"calibrate"}).action, Action::calibrate);
+  EXPECT_EQ(parse({"calibrate", "m.json"}).file, "m.json");
+  EXPECT_EQ(parse({"watch", "runs/a"}).action, Action::watch);
+  EXPECT_EQ(parse({"watch", "runs/a"}).file, "runs/a");
+  EXPECT_THROW(parse({"watch"}), UsageError);
+  EXPECT_THROW(parse({"watch", "a", "b"}), UsageError);
+  EXPECT_THROW(parse({"calibrate", "a", "b"}), UsageError);
+  EXPECT_THROW(parse({"calibrate", "--run.steps=3"}), UsageError);
+}
+
+TEST(Arguments, RanksAreNeededToRunAndToCalibrate) {
+  EXPECT_TRUE(needs_ranks(parse({"calibrate"})));
+  EXPECT_FALSE(needs_ranks(parse({"--version"})));
+  const std::string deck = std::string(FLANMOE_SOURCE_DIR) + "/input/smoke.ini";
+  EXPECT_TRUE(needs_ranks(parse({deck.c_str()})));
+  EXPECT_FALSE(needs_ranks(parse({deck.c_str(), "--run.stage=plan"})));
+  EXPECT_TRUE(needs_ranks(parse({"missing.ini"})));  // refused together
+}
+
 TEST(Arguments, WhatMakesNoSenseIsRefused) {
   EXPECT_THROW(parse({}), UsageError);
   EXPECT_THROW(parse({"--check"}), UsageError);

@@ -211,7 +211,9 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "evaluate.top_p",
                                              "evaluate.stop",
                                              "evaluate.generate",
-                                             "evaluate.rank"};
+                                             "evaluate.rank",
+                                             "plan.machine",
+                                             "plan.ranks"};
   EXPECT_EQ(table_keys(), expected);
 }
 

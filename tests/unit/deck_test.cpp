@@ -164,12 +164,13 @@ TEST_F(DeckTest, AnUnknownSectionIsToldOnce) {
 TEST_F(DeckTest, WrongTypesSayWhatIsExpected) {
   EXPECT_EQ(
       problems("[run]\nsteps = 1e3\nstage = tune\n[model]\ntied_logits = maybe\ndropout = x\n[batch]\nrows =\n"),
-      (Lines{"a.ini: 5 problems", "a.ini:2: run.steps: expected an integer at least 1, found '1e3'",
-             "a.ini:3: run.stage: expected one of pretrain, instruct, finetune, evaluate, found 'tune'; nearest is "
-             "finetune",
-             "a.ini:5: model.tied_logits: expected true or false, found 'maybe'",
-             "a.ini:6: model.dropout: expected a number from 0 to below 1, found 'x'",
-             "a.ini:8: batch.rows: expected an integer at least 1, found ''"}));
+      (Lines{
+          "a.ini: 5 problems", "a.ini:2: run.steps: expected an integer at least 1, found '1e3'",
+          "a.ini:3: run.stage: expected one of pretrain, instruct, finetune, evaluate, plan, found 'tune'; nearest is "
+          "finetune",
+          "a.ini:5: model.tied_logits: expected true or false, found 'maybe'",
+          "a.ini:6: model.dropout: expected a number from 0 to below 1, found 'x'",
+          "a.ini:8: batch.rows: expected an integer at least 1, found ''"}));
 }
 
 TEST_F(DeckTest, ValuesOutOfRangeAreRefusedAtBothEnds) {

@@ -1,0 +1,187 @@
+#include "train/plan/plan.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <set>
+
+#include "model/freeze.hpp"
+#include "train/model_size.hpp"
+#include "train/resources.hpp"
+#include "train/trainer.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Ranks of which one is the fullest: they own the largest segments of gradients, or are the first or the last.
+std::set<int> candidates(const ParameterStore& store, int ranks, int expert) {
+  std::set<int> all = {0, ranks - 1};
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    const auto& sizes = store.segment_sizes(placement);
+    const auto largest = int(std::max_element(sizes.begin(), sizes.end()) - sizes.begin());
+    all.insert(placement == Placement::dense ? largest : largest * expert);
+  }
+  return all;
+}
+
+double to_gib(double bytes) { return bytes / (1024.0 * 1024 * 1024); }
+
+std::string bytes_text(double bytes) {
+  for (const auto& [unit, name] : {std::pair{1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}}) {
+    if (bytes >= unit) return fmt::format("{:.3g} {}", bytes / unit, name);
+  }
+  return fmt::format("{} B", bytes);
+}
+
+std::string seconds_text(double seconds) {
+  return seconds >= 1 ? fmt::format("{:.3g} s", seconds) : fmt::format("{:.3g} ms", seconds * 1e3);
+}
+
+double program_bytes(const Machine* machine) {
+  return machine != nullptr && machine->program_bytes_per_rank > 0 ? machine->program_bytes_per_rank
+                                                                   : double(resident_bytes());
+}
+
+std::string memory_text(const LayoutPlan& plan, const Machine* machine) {
+  std::string text = fmt::format("memory of the fullest rank ({}):\n", plan.rank);
+  for (const ArenaSize& arena : plan.arenas) {
+    text += fmt::format("  {:<22} {:>12.1f} MiB\n", arena.name, to_mib(arena.bytes));
+  }
+  const double program = program_bytes(machine);
+  const double total = double(plan.arena_bytes()) + program;
+  text += fmt::format("  {:<22} {:>12.1f} MiB\n  {:<22} {:>12.1f} MiB", "program", to_mib(std::size_t(program)), "all",
+                      to_mib(std::size_t(total)));
+  if (machine != nullptr && machine->memory_bytes_per_node > 0) {
+    const double share = machine->memory_bytes_per_node / double(machine->ranks_per_node);
+    text += fmt::format(" of {:.1f}{}", to_mib(std::size_t(share)), total > share ? ": does not fit" : "");
+  }
+  return text + "\n";
+}
+
+std::string traffic_text(const LayoutPlan& plan) {
+  std::string text =
+      fmt::format("collectives of a step, what rank {} hands to others (full rows, even routing):\n", plan.rank);
+  text += fmt::format("  {:<20} {:<12} {:>8} {:>12} {:>16}\n", "collective", "among", "calls", "messages", "bytes");
+  bool any = false;
+  for (const auto& [name, traffic] :
+       {std::pair{"world", plan.traffic.world}, {"data", plan.traffic.data}, {"expert", plan.traffic.expert}}) {
+    for (std::size_t i = 0; i < traffic.kinds.size(); ++i) {
+      const CollectiveCount& count = traffic.kinds[i];
+      if (count.calls == 0) continue;
+      any = true;
+      text += fmt::format("  {:<20} {:<12} {:>8} {:>12} {:>16}\n", name_of(CollectiveKind(i)), name, count.calls,
+                          count.messages, count.bytes);
+    }
+  }
+  return any ? text : "collectives of a step: none on one rank\n";
+}
+
+double tokens_of_step(const LayoutPlan& plan) {
+  return (plan.work.encoder_tokens + plan.work.decoder_tokens) * plan.ranks;
+}
+
+std::string time_text(const Deck& deck, const LayoutPlan& plan) {
+  std::string text = "predicted time of a step of full rows:\n";
+  for (std::size_t i = 0; i < plan.time.seconds.size(); ++i) {
+    if (plan.time.seconds[i] <= 0) continue;
+    text += fmt::format("  {:<14} {:>10} {:>5.1f}%\n", name_of(Part(i)), seconds_text(plan.time.seconds[i]),
+                        100 * plan.time.seconds[i] / plan.time.total());
+  }
+  const double flops = training_flops(deck.model, deck.moe, plan.work).total() * plan.ranks;
+  return text + fmt::format("  {:<14} {:>10}, {:.4g} tokens/s, {:.4g} GFLOP/s on all ranks\n", "all",
+                            seconds_text(plan.time.total()), tokens_of_step(plan) / plan.time.total(),
+                            flops / plan.time.total() / 1e9);
+}
+
+/// All ways to split the ranks into data x expert.
+std::string splits_text(const Deck& deck, int ranks, const Machine* machine) {
+  std::string text = "splits of the ranks:\n";
+  text += fmt::format("  {:>8} {:>8} {:>14} {:>16} {:>12}\n", "data", "expert", "GiB per rank", "bytes per step",
+                      machine != nullptr ? "step" : "");
+  const double room = machine != nullptr && machine->memory_bytes_per_node > 0
+                          ? machine->memory_bytes_per_node / double(machine->ranks_per_node)
+                          : 0;
+  std::optional<LayoutPlan> best;
+  for (int expert = 1; expert <= std::min<std::int64_t>(ranks, deck.moe.experts); ++expert) {
+    if (ranks % expert != 0 || deck.moe.experts % expert != 0) continue;
+    const LayoutPlan plan = plan_layout(deck, ranks, expert, machine);
+    const double bytes = double(plan.arena_bytes()) + program_bytes(machine);
+    const bool fits = room == 0 || bytes <= room;
+    text += fmt::format("  {:>8} {:>8} {:>14.2f} {:>16} {:>12}{}\n", ranks / expert, expert, to_gib(bytes),
+                        bytes_text(double(plan.traffic.total().total().bytes)),
+                        machine != nullptr ? seconds_text(plan.time.total()) : "", fits ? "" : "  does not fit");
+    if (machine != nullptr && fits && (!best || plan.time.total() < best->time.total())) best = plan;
+  }
+  if (best) {
+    text += fmt::format("best split: {} data x {} expert (parallel.expert = {})\n", ranks / best->expert, best->expert,
+                        best->expert);
+  } else if (machine != nullptr) {
+    text += "no split fits the memory of a node\n";
+  }
+  return text;
+}
+
+}  // namespace
+
+std::size_t LayoutPlan::arena_bytes() const {
+  return std::accumulate(arenas.begin(), arenas.end(), std::size_t{0},
+                         [](std::size_t sum, const ArenaSize& arena) { return sum + arena.bytes; });
+}
+
+LayoutPlan plan_layout(const Deck& deck_in, int ranks, int expert, const Machine* machine) {
+  Deck deck = deck_in;
+  deck.parallel.expert = expert;
+  const ParameterStore parameters(training_parameters(deck), ProcessGrid(ranks, 0, expert).coordinates(),
+                                  compute_type(deck.run));
+  LayoutPlan plan;
+  plan.ranks = ranks;
+  plan.expert = expert;
+  for (const int rank : candidates(parameters, ranks, expert)) {
+    const ProcessGrid grid(ranks, rank, expert);
+    const Communicators communicators = Communicators::imagined(grid);
+    const Trainer trainer(deck, grid, communicators);  // measures its arenas and takes nothing
+    if (!plan.arenas.empty() && trainer.arena_bytes() <= plan.arena_bytes()) continue;
+    plan.rank = rank;
+    plan.arenas.clear();
+    for (const Arena* arena : trainer.arenas()) plan.arenas.push_back({arena->name(), arena->measured()});
+    plan.traffic = plan_traffic(deck, grid, trainer.store());
+    plan.work = full_work(deck, grid);
+    if (machine != nullptr) {
+      plan.time = predict_time(deck, grid, trainer.store(), *machine, plan.work, plan.traffic);
+    }
+  }
+  return plan;
+}
+
+std::string plan_report(const Deck& deck) {
+  std::optional<Machine> machine;
+  if (!deck.plan.machine.empty()) machine = read_machine(deck.plan.machine);
+  const std::int64_t of_machine = machine ? machine->nodes * machine->ranks_per_node : 1;
+  const auto ranks = int(deck.plan.ranks > 0 ? deck.plan.ranks : of_machine);
+  check_deck(deck, ranks, freeze_problems(deck));
+  omp_set_num_threads(int(deck.run.threads > 0 ? deck.run.threads : machine ? machine->threads_per_rank : 1));
+  const Machine* given = machine ? &*machine : nullptr;
+  const auto expert = int(deck.parallel.expert);
+  const LayoutPlan plan = plan_layout(deck, ranks, expert, given);
+
+  std::string text = describe_size(deck);
+  text += fmt::format("layout: {} ranks = {} data x {} expert, {} rows of the batch each, {} at a time", ranks,
+                      ranks / expert, expert, RankRows::of(deck.batch, ProcessGrid(ranks, 0, expert)).rows,
+                      RankRows::of(deck.batch, ProcessGrid(ranks, 0, expert)).microbatch);
+  text += machine ? fmt::format("; machine: {}, {} ranks per node\n", machine->name, machine->ranks_per_node) : "\n";
+  const WorkCounts row = full_row(deck);
+  text += fmt::format("training GFLOP per token: {:.4g}\n", training_flops(deck.model, deck.moe, row).total() /
+                                                                (row.encoder_tokens + row.decoder_tokens) / 1e9);
+  text += memory_text(plan, given) + traffic_text(plan);
+  if (given != nullptr) {
+    text += time_text(deck, plan);
+  } else {
+    text += "no time is predicted: name a machine in plan.machine; flanmoe calibrate FILE measures one\n";
+  }
+  if (deck.moe.router != "none" && ranks > 1) text += splits_text(deck, ranks, given);
+  return text;
+}
+
+}  // namespace flanmoe

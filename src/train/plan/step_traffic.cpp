@@ -1,0 +1,122 @@
+#include "train/plan/step_traffic.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "moe/routing.hpp"
+#include "train/trainer.hpp"
+
+namespace flanmoe {
+namespace {
+
+Tensor not_there(DType dtype, std::int64_t rows, std::int64_t cols) { return {nullptr, dtype, 1, rows, cols, cols}; }
+
+bool trains(const ParameterStore& store, const std::string& prefix) {
+  return std::any_of(store.specs().begin(), store.specs().end(), [&](const ParameterSpec& spec) {
+    return spec.trained && (spec.name.starts_with(prefix) || spec.name == "embedding");
+  });
+}
+
+/// The sparse layers of one stack: counts, rows to the experts and back, and the same for the gradients.
+void route(const Deck& deck, const ParameterStore& store, bool encoder, const RankRows& rows,
+           const Communicator& expert_group) {
+  const std::int64_t layers = sparse_layers(deck.moe, encoder ? deck.moe.encoder : deck.moe.decoder,
+                                            encoder ? deck.model.encoder_layers : deck.model.decoder_layers);
+  if (layers == 0 || expert_group.size() == 1) return;
+  const auto ranks = std::size_t(expert_group.size());
+  const std::size_t local = std::size_t(deck.moe.experts) / ranks;
+  const std::int64_t moves = 2 + (!encoder || trains(store, "encoder/") ? 2 : 0);
+  for (std::int64_t first = rows.first; first < rows.first + rows.rows; first += rows.microbatch) {
+    const std::vector<std::int64_t> copies = even_copies(deck, encoder, first, rows.microbatch);
+    std::vector<std::int64_t> to(ranks, 0), counts(copies.size());
+    for (std::size_t e = 0; e < copies.size(); ++e) to[e / local] += copies[e];
+    const Tensor send =
+        not_there(store.compute(), std::accumulate(to.begin(), to.end(), std::int64_t{0}), deck.model.width);
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+      expert_group.all_to_all<std::int64_t>(counts, copies);
+      for (std::int64_t move = 0; move < moves; ++move) expert_group.all_to_all_rows(send, to, send, to);
+    }
+  }
+}
+
+/// Statistics, work and the wish to stop; see Trainer::step.
+std::size_t numbers_of_step(const Deck& deck) {
+  const std::int64_t layers = sparse_layers(deck.moe, deck.moe.encoder, deck.model.encoder_layers) +
+                              sparse_layers(deck.moe, deck.moe.decoder, deck.model.decoder_layers);
+  StepStatistics statistics;
+  statistics.moe.resize(std::size_t(layers));
+  for (MoeLayerStatistics& layer : statistics.moe) layer.load_E.resize(std::size_t(deck.moe.experts));
+  return statistics.pack().size() + WorkCounts::kNumbers + 1;
+}
+
+}  // namespace
+
+Traffic StepTraffic::total() const {
+  Traffic sum = world;
+  sum += data;
+  sum += expert;
+  return sum;
+}
+
+std::int64_t full_row_tokens(const Deck& deck, bool encoder) {
+  if (deck.model.decoder_only()) return encoder ? 0 : deck.batch.input_length + deck.batch.target_length;
+  return encoder ? deck.batch.input_length : deck.batch.target_length;
+}
+
+std::vector<std::int64_t> even_copies(const Deck& deck, bool encoder, std::int64_t first_row, std::int64_t rows) {
+  const MoeDeck& moe = deck.moe;
+  const Routing routing = routing_of(moe, encoder);
+  const std::int64_t tokens = full_row_tokens(deck, encoder);
+  std::vector<std::int64_t> copies(std::size_t(moe.experts), 0);
+  for (std::int64_t r = 0; r < rows; r += moe.group_rows) {
+    const std::int64_t group = std::min(moe.group_rows, rows - r);
+    const std::int64_t capacity = expert_capacity(moe, routing, /*training=*/true, group * tokens);
+    std::vector<std::int64_t> claims(copies.size(), routing.expert_choice ? group * tokens : 0);
+    if (!routing.expert_choice) {
+      const std::int64_t kept = moe.second_policy == "none" ? 1 : moe.top_k;
+      for (std::int64_t row = first_row + r; row < first_row + r + group; ++row) {
+        for (std::int64_t p = 0; p < tokens; ++p) {
+          for (std::int64_t j = 0; j < kept; ++j) claims[std::size_t((row + p * moe.top_k + j) % moe.experts)] += 1;
+        }
+      }
+    }
+    for (std::size_t e = 0; e < copies.size(); ++e) copies[e] += std::min(claims[e], capacity);
+  }
+  return copies;
+}
+
+StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const ParameterStore& store) {
+  const Communicators ranks = Communicators::imagined(grid);
+  const RankRows rows = RankRows::of(deck.batch, grid);
+  for (const bool encoder : {true, false}) route(deck, store, encoder, rows, ranks.expert);
+
+  // Loss, gradients, norm, weights; see Trainer::step and Optimizer::step.
+  std::vector<double> numbers(numbers_of_step(deck));
+  ranks.world.sum_tree(numbers);
+  const DType accumulate = accumulate_dtype(store.compute());
+  const auto replicas = [&](Placement placement) -> const Communicator& {
+    return placement == Placement::dense ? ranks.world : ranks.data;
+  };
+  const auto flat = [&](Placement placement) {
+    const auto& sizes = store.segment_sizes(placement);
+    return not_there(accumulate, 1, std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}));
+  };
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    const auto& sizes = store.segment_sizes(placement);
+    const std::int64_t own = sizes[std::size_t(store.replica_rank(placement))];
+    replicas(placement).reduce_scatter_tree(flat(placement), sizes,
+                                            not_there(accumulate, 1, own * store.replica_size(placement)));
+  }
+  std::size_t matrices = 0;
+  for (const ParameterSpec& spec : store.specs()) matrices += std::size_t(spec.experts);
+  numbers.resize(matrices);
+  ranks.world.all_reduce(std::span(numbers), ReduceOp::sum);
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    if (store.replica_size(placement) > 1) {
+      replicas(placement).all_gather_segments(flat(placement), store.segment_sizes(placement));
+    }
+  }
+  return {ranks.world.traffic(), ranks.data.traffic(), ranks.expert.traffic()};
+}
+
+}  // namespace flanmoe

@@ -1,0 +1,203 @@
+// The planner: machine descriptions, fits, figures by hand, and the paper's largest models on many ranks.
+#include "train/plan/plan.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "data_fixture.hpp"
+#include "model/freeze.hpp"
+#include "train/plan/calibrate.hpp"
+#include "train/trainer.hpp"
+
+namespace flanmoe {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string paper(const std::string& name) { return std::string(FLANMOE_SOURCE_DIR) + "/input/paper/" + name; }
+
+std::string write_text_file(const TemporaryFolder& folder, const std::string& text) {
+  const std::string path = folder.file("machine.json");
+  write_bytes(path, {text.begin(), text.end()});
+  return path;
+}
+
+TEST(Machine, ReadsBackWhatItWrites) {
+  const TemporaryFolder folder;
+  Machine machine = machine_of_speed(2e11, 1e10);
+  machine.name = "two cores";
+  machine.ranks_per_node = 2;
+  machine.threads_per_rank = 3;
+  machine.memory_bytes_per_node = 16.0 * (1 << 30);
+  machine.program_bytes_per_rank = 5.0 * (1 << 20);
+  machine.product[1] = {3e-6, 1e12, 2e10};
+  machine.stream_seconds[std::size_t(Stream::gated)][1] = 7e-10;
+  machine.between_nodes = {5e-6, 1e9};
+
+  const Machine back = read_machine(write_text_file(folder, machine_text(machine)));
+
+  EXPECT_EQ(machine_text(back), machine_text(machine));
+  EXPECT_NEAR(back.product[1].call_seconds, 3e-6, 1e-12);
+  EXPECT_NEAR(back.stream(Stream::gated, DType::bf16), 7e-10, 1e-16);
+  EXPECT_NEAR(back.between_nodes.latency_seconds, 5e-6, 1e-12);
+}
+
+TEST(Machine, WhatIsLeftOutFollowsFromTheRest) {
+  const TemporaryFolder folder;
+  const Machine machine = read_machine(write_text_file(
+      folder, "{\"memory_gb_per_s\": 10, /* of one rank */ \"product\": {\"fp32\": {\"gflop_per_s\": 100}}}"));
+
+  EXPECT_EQ(machine.nodes, 1);
+  EXPECT_DOUBLE_EQ(machine.product[1].flops, 1e11);
+  EXPECT_DOUBLE_EQ(machine.weight_gradient[0].flops, 1e11);
+  EXPECT_DOUBLE_EQ(machine.stream(Stream::adamw, DType::f32), 2.8e-9);  // 28 bytes
+  EXPECT_DOUBLE_EQ(machine.between_nodes.bytes_per_second, 2.5e9);
+}
+
+TEST(Machine, WrongDescriptionsAreRefusedByName) {
+  const TemporaryFolder folder;
+  const auto refusal = [&](const std::string& text) {
+    const std::string path = write_text_file(folder, text);
+    return error_of([&] { read_machine(path); });
+  };
+  const std::string start = "{\"memory_gb_per_s\": 10, \"product\": {\"fp32\": {\"gflop_per_s\": 100}}";
+
+  EXPECT_THAT(refusal("{"), HasSubstr("machine.json: expected JSON"));
+  EXPECT_THAT(refusal("[]"), HasSubstr("expected a JSON object"));
+  EXPECT_THAT(refusal("{\"memory_gb_per_s\": 10}"), HasSubstr("expected product.fp32.gflop_per_s, found none"));
+  EXPECT_THAT(refusal(start + ", \"in_node\": {\"latency\": 3}}"), HasSubstr("in_node.latency is not known"));
+  EXPECT_THAT(refusal(start + ", \"nodes\": 0}"), HasSubstr("nodes: expected a number above 0, found 0"));
+  EXPECT_THAT(refusal(start + ", \"nodes\": \"two\"}"), HasSubstr("nodes: expected a number above 0, found \"two\""));
+  EXPECT_EQ(refusal(start + ", \"in_node\": {\"latency_us\": 0}}"), "");
+}
+
+TEST(Fit, FindsTheCoefficientsAndNoneBelowZero) {
+  const std::vector<std::vector<double>> rows = {{1, 1e9, 1e6}, {1, 4e9, 3e6}, {1, 1e10, 1e6}, {1, 2e8, 9e6}};
+  std::vector<double> times;
+  for (const auto& row : rows) times.push_back(2e-6 * row[0] + 1e-11 * row[1] + 3e-10 * row[2]);
+  const std::vector<double> fitted = fit_times(rows, times);
+  EXPECT_NEAR(fitted[0], 2e-6, 1e-9);
+  EXPECT_NEAR(fitted[1], 1e-11, 1e-15);
+  EXPECT_NEAR(fitted[2], 3e-10, 1e-14);
+
+  // Time falls with the second column: it has no part in the best fit that is allowed.
+  const std::vector<double> falling = fit_times({{1, 0}, {1, 1}, {1, 2}}, {3, 2, 1});
+  EXPECT_EQ(falling[1], 0.0);
+  EXPECT_GT(falling[0], 1.0);
+}
+
+Deck small_deck() {
+  Deck deck;
+  deck.batch.rows = 4;
+  deck.batch.input_length = 8;
+  deck.batch.target_length = 4;
+  deck.moe.router = "top_k";
+  deck.moe.experts = 4;
+  return deck;
+}
+
+TEST(EvenCopies, ByHand) {
+  Deck deck = small_deck();
+  deck.moe.capacity_factor = 0;
+  EXPECT_EQ(even_copies(deck, true, 0, 2), (std::vector<std::int64_t>{4, 4, 4, 4}));
+  deck.batch.input_length = 6;  // row 0: experts 0 1 2 3 0 1; row 1: 1 2 3 0 1 2
+  EXPECT_EQ(even_copies(deck, true, 0, 1), (std::vector<std::int64_t>{2, 2, 1, 1}));
+  EXPECT_EQ(even_copies(deck, true, 1, 1), (std::vector<std::int64_t>{1, 2, 2, 1}));
+  EXPECT_EQ(even_copies(deck, true, 0, 2), (std::vector<std::int64_t>{3, 4, 3, 2}));
+  deck.moe.capacity_factor = 1;  // 1.5 slots, rounded half to even: 2 a row and expert
+  deck.moe.min_capacity = 1;
+  deck.moe.top_k = 2;  // 3 claims each
+  EXPECT_EQ(even_copies(deck, true, 0, 1), (std::vector<std::int64_t>{2, 2, 2, 2}));
+  deck.moe.router = "expert_choice";
+  EXPECT_EQ(even_copies(deck, true, 0, 2), (std::vector<std::int64_t>{4, 4, 4, 4}));
+}
+
+TEST(Plan, GradientsAndWeightsByHand) {
+  Deck deck = small_deck();
+  deck.moe.router = "none";
+  deck.run.precision = "bf16";
+  std::int64_t parameters = 0, whole = 0;
+  for (const ParameterSpec& spec : training_parameters(deck)) {
+    parameters += spec.global_size();
+    if (spec.full_precision) whole += spec.global_size();
+  }
+  const LayoutPlan plan = plan_layout(deck, 2, 1, nullptr);
+
+  const auto bytes = [&](const std::string& name) {
+    for (const ArenaSize& arena : plan.arenas) {
+      if (arena.name == name) return double(arena.bytes);
+    }
+    return 0.0;
+  };
+  EXPECT_NEAR(bytes("gradients"), 4.0 * double(parameters), 128);
+  EXPECT_NEAR(bytes("weights"), 2.0 * double(parameters) + 2.0 * double(whole), 64 * 200);
+  // Both ranks together hand over the other's segment, and then their own.
+  std::uint64_t summed = 0, gathered = 0;
+  for (const int rank : {0, 1}) {
+    const ProcessGrid grid(2, rank, 1);
+    const ParameterStore store(training_parameters(deck), grid.coordinates(), DType::bf16);
+    const Traffic traffic = plan_traffic(deck, grid, store).total();
+    summed += traffic[CollectiveKind::reduce_scatter_tree].bytes;
+    gathered += traffic[CollectiveKind::all_gather_segments].bytes;
+  }
+  EXPECT_EQ(summed, std::uint64_t(4 * parameters));
+  EXPECT_EQ(gathered, std::uint64_t(4 * parameters));
+}
+
+TEST(Plan, TimeIsTheSumOfWorkOverRates) {
+  Deck deck = small_deck();
+  deck.moe.router = "none";
+  Machine machine = machine_of_speed(1e9, 1e30);  // nothing but arithmetic costs
+  machine.attention[0] = {1e9, 0};
+  machine.in_node = machine.between_nodes = {0, 1e30};
+  const ProcessGrid grid(1, 0, 1);
+  const ParameterStore store(training_parameters(deck), grid.coordinates(), DType::f32);
+  const WorkCounts work = full_work(deck, grid);
+  const StepTime time = predict_time(deck, grid, store, machine, work, plan_traffic(deck, grid, store));
+
+  // Attention computes its scores twice: 14 operations where the count of useful ones has 12.
+  TrainingFlops flops = training_flops(deck.model, deck.moe, work);
+  EXPECT_NEAR(time.total(), (flops.total() + flops.attention / 6) / 1e9, 1e-6 * time.total());
+  EXPECT_NEAR(time[Part::logits], flops.logits / 1e9, 1e-6 * time.total());
+  EXPECT_EQ(time[Part::communication], 0.0);
+}
+
+TEST(Plan, SlowerLinksAndMoreWorkTakeLonger) {
+  Deck deck = small_deck();
+  deck.batch.rows = 16;
+  Machine machine = machine_of_speed(1e11, 1e10);
+  machine.nodes = 2;
+  machine.ranks_per_node = 2;
+  const double once = plan_layout(deck, 4, 4, &machine).time.total();
+  machine.between_nodes.bytes_per_second /= 10;
+  EXPECT_GT(plan_layout(deck, 4, 4, &machine).time.total(), once);
+  EXPECT_EQ(plan_layout(deck, 2, 2, &machine).time[Part::communication], [&] {
+    machine.between_nodes.bytes_per_second *= 10;
+    return plan_layout(deck, 2, 2, &machine).time[Part::communication];
+  }()) << "two ranks are on one node";
+  deck.batch.input_length *= 2;
+  EXPECT_GT(plan_layout(deck, 4, 4, &machine).time.total(), once);
+}
+
+TEST(Plan, LargestModelsOfThePaperOnManyRanks) {
+  const TemporaryFolder folder;
+  Machine machine = machine_of_speed(1e14, 1e12);
+  machine.nodes = 2048;
+  machine.ranks_per_node = 8;
+  machine.memory_bytes_per_node = 8.0 * 80 * (1 << 30);
+  const std::string path = write_text_file(folder, machine_text(machine));
+  for (const char* name : {"st_moe_32b.ini", "token_choice_xxl.ini", "t5_1_1_xxl.ini"}) {
+    const Deck deck = parse_deck(paper(name), {"--run.stage=plan", "--plan.machine=" + path, "--batch.rows=16384",
+                                               "--batch.microbatch_rows=0", "--moe.group_rows=1"});
+    const std::string report = plan_report(deck);
+    EXPECT_THAT(report, HasSubstr("16384 ranks = 16384 data x 1 expert")) << name;
+    EXPECT_THAT(report, HasSubstr("memory of the fullest rank")) << name;
+    EXPECT_THAT(report, HasSubstr("tokens/s")) << name;
+    EXPECT_EQ(report.find("nan"), std::string::npos) << report;
+  }
+}
+
+}  // namespace
+}  // namespace flanmoe
