@@ -25,7 +25,7 @@ add_library(flanmoe_options INTERFACE)
 target_compile_options(
   flanmoe_options
   INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-march=${FLANMOE_ARCH};-fno-math-errno;-fno-trapping-math>"
-            "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra;--expt-relaxed-constexpr;-lineinfo>")
+            "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra;--expt-relaxed-constexpr;-lineinfo;-Xptxas=-v>")
 # Compilers shy away from 512-bit vectors by default; the loops of kernels/cpu are long enough to gain from them.
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-mprefer-vector-width=512 FLANMOE_WIDE_VECTORS)

@@ -32,3 +32,6 @@ extern const ActivationKernels activation_kernels;
 namespace flanmoe::cpu {
 extern const ActivationKernels activation_kernels;
 }
+namespace flanmoe::cuda {
+extern const ActivationKernels activation_kernels;
+}

@@ -39,3 +39,6 @@ extern const ColumnScaleKernels column_scale_kernels;
 namespace flanmoe::cpu {
 extern const ColumnScaleKernels column_scale_kernels;
 }
+namespace flanmoe::cuda {
+extern const ColumnScaleKernels column_scale_kernels;
+}

@@ -38,3 +38,6 @@ extern const DropoutKernels dropout_kernels;
 namespace flanmoe::cpu {
 extern const DropoutKernels dropout_kernels;
 }
+namespace flanmoe::cuda {
+extern const DropoutKernels dropout_kernels;
+}

@@ -21,3 +21,6 @@ extern const EmbeddingKernels embedding_kernels;
 namespace flanmoe::cpu {
 extern const EmbeddingKernels embedding_kernels;
 }
+namespace flanmoe::cuda {
+extern const EmbeddingKernels embedding_kernels;
+}

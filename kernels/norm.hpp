@@ -27,3 +27,6 @@ extern const NormKernels norm_kernels, layer_norm_kernels;
 namespace flanmoe::cpu {
 extern const NormKernels norm_kernels, layer_norm_kernels;
 }
+namespace flanmoe::cuda {
+extern const NormKernels norm_kernels, layer_norm_kernels;
+}

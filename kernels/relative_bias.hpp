@@ -28,3 +28,6 @@ extern const RelativeBiasKernels relative_bias_kernels;
 namespace flanmoe::cpu {
 extern const RelativeBiasKernels relative_bias_kernels;
 }
+namespace flanmoe::cuda {
+extern const RelativeBiasKernels relative_bias_kernels;
+}

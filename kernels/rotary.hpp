@@ -28,7 +28,10 @@ inline void expect_rotary(const Tensor& x_TQ, const Tensor& position_T, const Te
                  name_of(table_PK.dtype));
   FLANMOE_EXPECT(position_T.rows == x_TQ.rows && position_T.cols == 1 && position_T.dtype == DType::i32,
                  "{} positions of {} for {} rows", position_T.rows, name_of(position_T.dtype), x_TQ.rows);
-  for (std::int64_t t = 0; t < x_TQ.rows; ++t) {
+}
+/// Of positions that the host can read.
+inline void expect_positions(const Tensor& position_T, const Tensor& table_PK) {
+  for (std::int64_t t = 0; t < position_T.rows; ++t) {
     const std::int32_t position = *position_T.row<std::int32_t>(t);
     FLANMOE_EXPECT(position >= 0 && position < table_PK.rows, "row {}: position {} of {}", t, position, table_PK.rows);
   }
@@ -40,5 +43,8 @@ namespace flanmoe::reference {
 extern const RotaryKernels rotary_kernels;
 }
 namespace flanmoe::cpu {
+extern const RotaryKernels rotary_kernels;
+}
+namespace flanmoe::cuda {
 extern const RotaryKernels rotary_kernels;
 }

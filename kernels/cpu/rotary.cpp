@@ -37,6 +37,7 @@ void turn_head(C* a, C* b, const float* cosine, const float* sine, float directi
 
 void turn(const Tensor& x_TQ, const Tensor& position_T, const Tensor& table_PK, float direction) {
   expect_rotary(x_TQ, position_T, table_PK);
+  expect_positions(position_T, table_PK);
   const std::int64_t width = table_PK.cols, half = width / 2;
   const auto* position = position_T.as<std::int32_t>();
   const auto* tables = table_PK.as<float>();

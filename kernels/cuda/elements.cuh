@@ -61,31 +61,31 @@ __global__ void __launch_bounds__(kThreads) over_pieces(F f, Index pieces, Index
   }
 }
 
-/// Runs `f(std::integral_constant<int, width>)` with the width of an access in elements, and has the functor that it
-/// returns called for (row, first column / width) of all rows. Operands: matrices of one shape; `batch` counts as rows.
+/// Has the functor that `make(std::integral_constant<int, width>)` returns called for (row, first column / width) of
+/// all rows of the first operand. `width`: elements of an access, 8 where every operand allows it, else 1. `flat`:
+/// operands without gaps between their rows are one row.
 template <class Make>
-void over_elements(KernelContext& context, std::initializer_list<Tensor> operands, Make&& make) {
+void over_elements(KernelContext& context, std::initializer_list<Tensor> operands, Make&& make, bool flat = true) {
   const Tensor& shape = *operands.begin();
   std::int64_t rows = shape.batch * shape.rows, cols = shape.cols;
-  bool wide = true, flat = true;
   for (const Tensor& x : operands) flat = flat && x.contiguous();
   if (flat) cols *= std::exchange(rows, 1);
+  bool wide = cols % 8 == 0;
   for (const Tensor& x : operands) {
-    // The narrowest type sets the width; 8 is one access of bf16 and two of fp32.
-    wide = wide && x.dtype != DType::f64 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && cols % 8 == 0 &&
+    // The narrowest type sets the width: 8 is one access of bf16 and two of fp32.
+    wide = wide && x.dtype != DType::f64 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
            (flat || x.stride % 8 == 0);
   }
   if (rows == 0 || cols == 0) return;
   const auto run = [&](auto width) {
     const std::int64_t per_row = cols / width, pieces = rows * per_row;
-    const auto f = make(width);
+    auto f = make(width);
     const dim3 grid(striding_blocks(pieces, kThreads));
-    if (pieces < (std::int64_t{1} << 31)) {
-      launch(over_pieces<std::uint32_t, std::remove_const_t<decltype(f)>>, grid, kThreads, 0, context, f,
-             std::uint32_t(pieces), std::uint32_t(per_row));
+    if (pieces < (std::int64_t{1} << 31)) {  // divisions of 32 bits are quicker
+      launch(over_pieces<std::uint32_t, decltype(f)>, grid, kThreads, 0, context, f, std::uint32_t(pieces),
+             std::uint32_t(per_row));
     } else {
-      launch(over_pieces<std::int64_t, std::remove_const_t<decltype(f)>>, grid, kThreads, 0, context, f, pieces,
-             per_row);
+      launch(over_pieces<std::int64_t, decltype(f)>, grid, kThreads, 0, context, f, pieces, per_row);
     }
   };
   if (wide) {
@@ -93,6 +93,11 @@ void over_elements(KernelContext& context, std::initializer_list<Tensor> operand
   } else {
     run(std::integral_constant<int, 1>{});
   }
+}
+/// The same for functors to which rows mean something.
+template <class Make>
+void over_rows(KernelContext& context, std::initializer_list<Tensor> operands, Make&& make) {
+  over_elements(context, operands, make, false);
 }
 
 }  // namespace flanmoe::cuda

@@ -80,7 +80,9 @@ void add(KernelContext& context, const Tensor& y, const Tensor& x) {
   expect_same_shape(y, x);
   with_type<float, bf16>(y, "y", [&]<class Y>(std::type_identity<Y>) {
     with_type<float, bf16>(x, "x", [&]<class X>(std::type_identity<X>) {
-      over_elements(context, {y, x}, [&](auto width) { return Add<width, Y, X>{elements<Y>(y), elements<const X>(x)}; });
+      over_elements(context, {y, x}, [&](auto width) {
+        return Add<width, Y, X>{elements<Y>(y), elements<const X>(x)};
+      });
     });
   });
 }

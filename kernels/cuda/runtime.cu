@@ -34,19 +34,24 @@ const MemorySource device_memory = {take_device_memory, give_device_memory_back}
 Staging::Staging(std::size_t bytes) : part_bytes_(bytes / kParts / 64 * 64), read_(kParts) {
   void* memory = nullptr;
   check(cudaMallocHost(&memory, bytes), "cudaMallocHost");
-  memory_ = static_cast<char*>(memory);
+  pinned_ = static_cast<char*>(memory);
+  check(cudaMalloc(&memory, bytes), "cudaMalloc");
+  device_ = static_cast<char*>(memory);
 }
-Staging::~Staging() { (void)cudaFreeHost(memory_); }
+Staging::~Staging() {
+  (void)cudaFreeHost(pinned_);
+  (void)cudaFree(device_);
+}
 
-/// Room for `bytes`, at most a part.
-char* Staging::next(cudaStream_t stream, std::size_t bytes) {
+/// Where there is room for `bytes`, at most a part.
+std::size_t Staging::next(cudaStream_t stream, std::size_t bytes) {
   if (used_ + bytes > part_bytes_) {
     read_[part_].record(stream);
     part_ = (part_ + 1) % kParts;
     read_[part_].synchronize();
     used_ = 0;
   }
-  char* at = memory_ + part_ * part_bytes_ + used_;
+  const std::size_t at = part_ * part_bytes_ + used_;
   used_ += (bytes + 63) / 64 * 64;
   return at;
 }
@@ -54,7 +59,7 @@ char* Staging::next(cudaStream_t stream, std::size_t bytes) {
 void Staging::upload(cudaStream_t stream, void* to_device, const void* from_host, std::size_t bytes) {
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t piece = std::min(bytes - done, part_bytes_);
-    char* at = next(stream, piece);
+    char* at = pinned_ + next(stream, piece);
     std::memcpy(at, static_cast<const char*>(from_host) + done, piece);
     check(cudaMemcpyAsync(static_cast<char*>(to_device) + done, at, piece, cudaMemcpyHostToDevice, stream),
           "cudaMemcpyAsync");
@@ -65,13 +70,22 @@ void Staging::upload(cudaStream_t stream, void* to_device, const void* from_host
 void Staging::download(cudaStream_t stream, void* to_host, const void* from_device, std::size_t bytes) {
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t piece = std::min(bytes - done, part_bytes_);
-    char* at = next(stream, piece);
+    char* at = pinned_ + next(stream, piece);
     check(cudaMemcpyAsync(at, static_cast<const char*>(from_device) + done, piece, cudaMemcpyDeviceToHost, stream),
           "cudaMemcpyAsync");
     check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     std::memcpy(static_cast<char*>(to_host) + done, at, piece);
     done += piece;
   }
+}
+
+void* Staging::list(cudaStream_t stream, const void* from_host, std::size_t bytes) {
+  FLANMOE_EXPECT(bytes <= part_bytes_, "a list of {} bytes for the device, room for {}", bytes, part_bytes_);
+  const std::size_t at = next(stream, bytes);
+  if (bytes == 0) return device_ + at;
+  std::memcpy(pinned_ + at, from_host, bytes);
+  check(cudaMemcpyAsync(device_ + at, pinned_ + at, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  return device_ + at;
 }
 
 void* DeviceScratch::take_bytes(std::size_t bytes) {

@@ -55,6 +55,7 @@ inline cudaStream_t stream_of(const KernelContext& context) { return static_cast
 
 /// Pinned host memory, used in turns: a list is copied here at once, so its owner may change it, and from here to the
 /// device in the order of the stream. The host waits only when a part is needed again before the stream has read it.
+/// Device memory of the same size takes lists that an operation reads, and is used in the same turns.
 class Staging {
  public:
   explicit Staging(std::size_t bytes = std::size_t{4} << 20);
@@ -65,15 +66,32 @@ class Staging {
   void upload(cudaStream_t stream, void* to_device, const void* from_host, std::size_t bytes);
   /// Waits for the stream: what arrives is there when this returns.
   void download(cudaStream_t stream, void* to_host, const void* from_device, std::size_t bytes);
+  /// A copy on the device for kernels that the operation starts on this stream. An operation may have lists of three
+  /// quarters of the bytes together, and none longer than a quarter.
+  void* list(cudaStream_t stream, const void* from_host, std::size_t bytes);
 
  private:
   static constexpr std::size_t kParts = 4;
-  char* next(cudaStream_t stream, std::size_t bytes);
+  std::size_t next(cudaStream_t stream, std::size_t bytes);
 
-  char* memory_ = nullptr;
+  char *pinned_ = nullptr, *device_ = nullptr;
   std::size_t part_bytes_ = 0, part_ = 0, used_ = 0;
   std::vector<Event> read_;  // when the stream is past the uploads of each part
 };
+
+/// A list of the host for the kernels of one operation: see Staging::list.
+template <class T>
+std::remove_const_t<T>* upload(KernelContext& context, std::span<T> list) {
+  return static_cast<std::remove_const_t<T>*>(
+      context.staging->list(stream_of(context), list.data(), list.size_bytes()));
+}
+/// Where tensors begin, for kernels that go over many of them.
+template <class T>
+T* const* upload_pointers(KernelContext& context, std::span<const Tensor> tensors) {
+  std::vector<T*> pointers;
+  for (const Tensor& tensor : tensors) pointers.push_back(tensor.as<T>());
+  return upload(context, std::span<T* const>(pointers));
+}
 
 /// Temporary device memory of an operation. What was taken is not readable when the scope has ended: the emulation
 /// fills it with NaN in the order of the stream.
@@ -90,13 +108,6 @@ class DeviceScratch {
     static_assert(std::is_trivially_copyable_v<T>);
     return static_cast<T*>(take_bytes(std::size_t(count) * sizeof(T)));
   }
-  /// A copy of a list of the host.
-  template <class T>
-  const std::remove_const_t<T>* upload(std::span<T> list) {
-    auto* copy = take<std::remove_const_t<T>>(std::int64_t(list.size()));
-    context_.staging->upload(stream_of(context_), copy, list.data(), list.size_bytes());
-    return copy;
-  }
 
  private:
   void* take_bytes(std::size_t bytes);
@@ -105,12 +116,6 @@ class DeviceScratch {
   ScratchScope scope_;
   char *begin_ = nullptr, *end_ = nullptr;  // what was taken
 };
-
-/// Bytes of scratch for a list of `count` elements of T.
-template <class T>
-std::size_t list_size(std::int64_t count) {
-  return scratch_size<T>(count);
-}
 
 /// `count` numbers of the device on the host. Waits for the stream.
 template <class T>

@@ -23,6 +23,7 @@ void table(KernelContext& /*context*/, const Tensor& table_PK, double base) {
 /// direction 1 turns, -1 turns back.
 void turn(const Tensor& x_TQ, const Tensor& position_T, const Tensor& table_PK, int direction) {
   expect_rotary(x_TQ, position_T, table_PK);
+  expect_positions(position_T, table_PK);
   const std::int64_t width = table_PK.cols, half = width / 2;
   with_type<float, bf16, double>(x_TQ, "x", [&]<class C>(std::type_identity<C>) {
     using A = accumulate_t<C>;

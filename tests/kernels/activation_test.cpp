@@ -1,5 +1,6 @@
 #include "kernels/activation.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -16,7 +17,8 @@ constexpr double kGelu = 1e-6;
 double gelu(double x) { return x / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x))); }
 
 TEST(Activation, AgreesWithHandNumbers) {
-  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+  for (const auto& device :
+       test::devices_of(reference::activation_kernels, cpu::activation_kernels, test::cuda_activation)) {
     TestContext context;
     Buffer x(DType::f32, 1, 4), y(DType::f32, 1, 4), dy(DType::f32, 1, 4), dx(DType::f32, 1, 4), up(DType::f32, 1, 4);
     x.assign({-2, 0, 0.5, 3});
@@ -36,28 +38,32 @@ TEST(Activation, AgreesWithHandNumbers) {
 }
 
 TEST(Activation, GeluKeepsItsRelativePrecisionFarBelowZero) {
-  TestContext context;
-  Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
-  up.fill(1);
-  for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 20);
-  cpu::activation_kernels.gated_gelu_forward(context, y, x, up);
-  for (std::int64_t i = 1; i <= 100; ++i) {
-    const double v = x.get(i);
-    const double exact = v / (1 + std::exp(2 * std::sqrt(2 / std::numbers::pi) * (-v - 0.044715 * v * v * v)));
-    // The exponent is up to 17 and rounded to fp32, which the exponential magnifies.
-    EXPECT_NEAR(y.get(i) / exact, 1, 4e-6) << v;
+  for (const auto& device : test::fast_devices_of(cpu::activation_kernels, test::cuda_activation)) {
+    TestContext context;
+    Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
+    up.fill(1);
+    for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 20);
+    device.kernels.gated_gelu_forward(context, y, x, up);
+    for (std::int64_t i = 1; i <= 100; ++i) {
+      const double v = x.get(i);
+      const double exact = v / (1 + std::exp(2 * std::sqrt(2 / std::numbers::pi) * (-v - 0.044715 * v * v * v)));
+      // The exponent is up to 17 and rounded to fp32, which the exponential magnifies.
+      EXPECT_NEAR(y.get(i) / exact, 1, 4e-6) << device.device << " " << v;
+    }
   }
 }
 
 TEST(Activation, SwishKeepsItsRelativePrecisionFarBelowZero) {
-  TestContext context;
-  Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
-  up.fill(1);
-  for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 4);
-  cpu::activation_kernels.gated_swish_forward(context, y, x, up);
-  for (std::int64_t i = 1; i <= 100; ++i) {
-    const double v = x.get(i);
-    EXPECT_NEAR(y.get(i) / (v / (1 + std::exp(-v))), 1, 4e-6) << v;
+  for (const auto& device : test::fast_devices_of(cpu::activation_kernels, test::cuda_activation)) {
+    TestContext context;
+    Buffer x(DType::f32, 1, 101), up(DType::f32, 1, 101), y(DType::f32, 1, 101);
+    up.fill(1);
+    for (std::int64_t i = 0; i <= 100; ++i) x.set(i, -double(i) / 4);
+    device.kernels.gated_swish_forward(context, y, x, up);
+    for (std::int64_t i = 1; i <= 100; ++i) {
+      const double v = x.get(i);
+      EXPECT_NEAR(y.get(i) / (v / (1 + std::exp(-v))), 1, 4e-6) << device.device << " " << v;
+    }
   }
 }
 
@@ -111,7 +117,7 @@ struct Problem {
   Buffer gate, up, dy, y, dgate, dup;
 };
 
-TEST(Activation, CpuEqualsReferenceOnOddSizes) {
+TEST(Activation, FastEqualsReferenceOnOddSizes) {
   for (const DType c : {DType::f32, DType::bf16}) {
     for (const auto& [T, F] : {std::pair{0, 5}, {1, 1}, {7, 3}, {37, 131}, {3, 9001}}) {
       for (const std::int64_t padding : {0, 5}) {
@@ -121,28 +127,32 @@ TEST(Activation, CpuEqualsReferenceOnOddSizes) {
         exact.dy.copy_from(actual.dy);
         for (const auto run : {&Problem::gelu, &Problem::swish}) {
           (exact.*run)(reference::activation_kernels);
-          for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+          for (const auto& device :
+               test::devices_of(reference::activation_kernels, cpu::activation_kernels, test::cuda_activation)) {
             (actual.*run)(device.kernels);
             const std::string what = device.device + (run == &Problem::gelu ? " gelu" : " swish");
-            const double extra = device.device == "cpu" ? kGelu : kNone;
+            const double extra = device.device == "reference" ? kNone : kGelu;
             test::expect_close(actual.y, exact.y, extra, what + " y");
             test::expect_close(actual.dgate, exact.dgate, extra, what + " dgate");
             test::expect_close(actual.dup, exact.dup, extra, what + " dup");
           }
         }
         reference::activation_kernels.relu_forward(expected.context, expected.y, expected.gate);
-        cpu::activation_kernels.relu_forward(actual.context, actual.y, actual.gate);
-        EXPECT_TRUE(same_bits(actual.y, expected.y));
         reference::activation_kernels.relu_backward(expected.context, expected.dup, expected.dy, expected.y);
-        cpu::activation_kernels.relu_backward(actual.context, actual.dup, actual.dy, actual.y);
-        EXPECT_TRUE(same_bits(actual.dup, expected.dup));
+        for (const auto& device : test::fast_devices_of(cpu::activation_kernels, test::cuda_activation)) {
+          device.kernels.relu_forward(actual.context, actual.y, actual.gate);
+          EXPECT_TRUE(same_bits(actual.y, expected.y)) << device.device;
+          device.kernels.relu_backward(actual.context, actual.dup, actual.dy, actual.y);
+          EXPECT_TRUE(same_bits(actual.dup, expected.dup)) << device.device;
+        }
       }
     }
   }
 }
 
 TEST(Activation, WorksInPlaceWhereItSaysSo) {
-  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+  for (const auto& device :
+       test::devices_of(reference::activation_kernels, cpu::activation_kernels, test::cuda_activation)) {
     Problem swish(DType::bf16, 9, 77, 0), swish_inside(DType::bf16, 9, 77, 0);
     swish.swish(device.kernels);
     device.kernels.gated_swish_backward(swish_inside.context, swish_inside.dgate, swish_inside.dy, swish_inside.dy,
@@ -167,7 +177,8 @@ TEST(Activation, WorksInPlaceWhereItSaysSo) {
 }
 
 TEST(Activation, NotANumberPassesThrough) {
-  for (const auto& device : test::devices_of(reference::activation_kernels, cpu::activation_kernels)) {
+  for (const auto& device :
+       test::devices_of(reference::activation_kernels, cpu::activation_kernels, test::cuda_activation)) {
     for (const DType c : {DType::f32, DType::bf16}) {
       Problem p(c, 2, 40, 0);
       p.gate.set(41, std::numeric_limits<double>::quiet_NaN());

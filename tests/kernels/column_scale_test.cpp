@@ -1,5 +1,6 @@
 #include "kernels/column_scale.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -9,7 +10,8 @@ namespace {
 using test::Buffer;
 using test::TestContext;
 
-const auto kDevices = test::devices_of(reference::column_scale_kernels, cpu::column_scale_kernels);
+const auto kDevices =
+    test::devices_of(reference::column_scale_kernels, cpu::column_scale_kernels, test::cuda_column_scale);
 
 TEST(ColumnScale, AgreesWithHandNumbers) {
   for (const auto& device : kDevices) {
@@ -53,31 +55,34 @@ TEST(ColumnScale, BackwardIsTheGradientOfTheForward) {
   test::expect_gradient(dscale, loss, scale, "dscale");
 }
 
-TEST(ColumnScale, CpuEqualsReferenceOnOddSizesInPlace) {
+TEST(ColumnScale, FastEqualsReferenceOnOddSizesInPlace) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    TestContext context;
-    constexpr std::int64_t R = 203, F = 517;
-    const std::vector<std::int64_t> first = {0, 0, 130, 131, R};
-    Buffer x(dtype, R, F, 5), dy(dtype, R, F), scale(DType::f32, 1, F, 0, 4);
-    x.randomize(1);
-    scale.randomize(2);
-    dy.randomize(3);
-    Buffer y_r(dtype, R, F), y_c(dtype, R, F);
-    reference::column_scale_kernels.forward(context, y_r, x, scale, first);
-    cpu::column_scale_kernels.forward(context, y_c, x, scale, first);
-    test::expect_close(y_c, y_r, 0, "y");
-    std::vector<Buffer> dscale;
-    std::vector<Tensor> r, c;
-    for (int i = 0; i < 8; ++i) {
-      dscale.emplace_back(DType::f32, 1, F);
-      dscale.back().fill(0);
+    for (const auto& [R, F] : {std::pair<std::int64_t, std::int64_t>{203, 517}, {150, 64}}) {
+      for (const auto& device : test::fast_devices_of(cpu::column_scale_kernels, test::cuda_column_scale)) {
+        TestContext context;
+        const std::vector<std::int64_t> first = {0, 0, 130, 131, R};
+        Buffer x(dtype, R, F, F == 64 ? 0 : 5), dy(dtype, R, F), scale(DType::f32, 1, F, 0, 4);
+        x.randomize(1);
+        scale.randomize(2);
+        dy.randomize(3);
+        Buffer y_r(dtype, R, F), y_c(dtype, R, F);
+        reference::column_scale_kernels.forward(context, y_r, x, scale, first);
+        device.kernels.forward(context, y_c, x, scale, first);
+        test::expect_close(y_c, y_r, 0, device.device + " y");
+        std::vector<Buffer> dscale;
+        std::vector<Tensor> r, c;
+        for (int i = 0; i < 8; ++i) {
+          dscale.emplace_back(DType::f32, 1, F);
+          dscale.back().fill(0);
+        }
+        for (std::size_t i = 0; i < 4; ++i) r.push_back(dscale[i].view());
+        for (std::size_t i = 4; i < 8; ++i) c.push_back(dscale[i].view());
+        reference::column_scale_kernels.backward(context, y_r, r, dy, x, scale, first);
+        device.kernels.backward(context, dy, c, dy, x, scale, first);
+        test::expect_close(dy, y_r, 0, device.device + " dx");
+        for (std::size_t i = 0; i < 4; ++i) test::expect_close(dscale[i + 4], dscale[i], 1e-5, "dscale");
+      }
     }
-    for (std::size_t i = 0; i < 4; ++i) r.push_back(dscale[i].view());
-    for (std::size_t i = 4; i < 8; ++i) c.push_back(dscale[i].view());
-    reference::column_scale_kernels.backward(context, y_r, r, dy, x, scale, first);
-    cpu::column_scale_kernels.backward(context, dy, c, dy, x, scale, first);
-    test::expect_close(dy, y_r, 0, "dx");
-    for (std::size_t i = 0; i < 4; ++i) test::expect_close(dscale[i + 4], dscale[i], 1e-5, "dscale");
   }
 }
 

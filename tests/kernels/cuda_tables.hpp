@@ -1,10 +1,17 @@
 // The operations of kernels/cuda as tests call them, with operands in host memory.
 #pragma once
 
+#include "kernels/activation.hpp"
+#include "kernels/column_scale.hpp"
+#include "kernels/dropout.hpp"
 #include "kernels/elementwise.hpp"
+#include "kernels/embedding.hpp"
+#include "kernels/norm.hpp"
 #include "kernels/on_device.hpp"
 #include "kernels/optimizer.hpp"
 #include "kernels/permute.hpp"
+#include "kernels/relative_bias.hpp"
+#include "kernels/rotary.hpp"
 
 namespace flanmoe::test {
 
@@ -12,6 +19,32 @@ inline const ElementwiseKernels cuda_elementwise{on_device<&cuda::elementwise_ke
                                                  on_device<&cuda::elementwise_kernels, &ElementwiseKernels::add>,
                                                  on_device<&cuda::elementwise_kernels, &ElementwiseKernels::scale>,
                                                  on_device<&cuda::elementwise_kernels, &ElementwiseKernels::zero>};
+inline const ActivationKernels cuda_activation{
+    on_device<&cuda::activation_kernels, &ActivationKernels::relu_forward>,
+    on_device<&cuda::activation_kernels, &ActivationKernels::relu_backward>,
+    on_device<&cuda::activation_kernels, &ActivationKernels::gated_gelu_forward>,
+    on_device<&cuda::activation_kernels, &ActivationKernels::gated_gelu_backward>,
+    on_device<&cuda::activation_kernels, &ActivationKernels::gated_swish_forward>,
+    on_device<&cuda::activation_kernels, &ActivationKernels::gated_swish_backward>};
+inline const ColumnScaleKernels cuda_column_scale{
+    on_device<&cuda::column_scale_kernels, &ColumnScaleKernels::forward>,
+    on_device<&cuda::column_scale_kernels, &ColumnScaleKernels::backward>};
+inline const DropoutKernels cuda_dropout{on_device<&cuda::dropout_kernels, &DropoutKernels::apply>,
+                                         on_device<&cuda::dropout_kernels, &DropoutKernels::add>};
+inline const EmbeddingKernels cuda_embedding{on_device<&cuda::embedding_kernels, &EmbeddingKernels::forward>,
+                                             on_device<&cuda::embedding_kernels, &EmbeddingKernels::backward>};
+inline const RelativeBiasKernels cuda_relative_bias{
+    on_device<&cuda::relative_bias_kernels, &RelativeBiasKernels::expand>,
+    on_device<&cuda::relative_bias_kernels, &RelativeBiasKernels::gradient>};
+inline const RotaryKernels cuda_rotary{on_device<&cuda::rotary_kernels, &RotaryKernels::table>,
+                                       on_device<&cuda::rotary_kernels, &RotaryKernels::forward>,
+                                       on_device<&cuda::rotary_kernels, &RotaryKernels::backward>};
+inline const NormKernels cuda_norm{on_device<&cuda::norm_kernels, &NormKernels::forward>,
+                                   on_device<&cuda::norm_kernels, &NormKernels::backward>,
+                                   cuda::norm_kernels.scratch_bytes};
+inline const NormKernels cuda_layer_norm{on_device<&cuda::layer_norm_kernels, &NormKernels::forward>,
+                                         on_device<&cuda::layer_norm_kernels, &NormKernels::backward>,
+                                         cuda::layer_norm_kernels.scratch_bytes};
 
 inline const PermuteKernels cuda_permute{on_device<&cuda::permute_kernels, &PermuteKernels::gather>,
                                          on_device<&cuda::permute_kernels, &PermuteKernels::scatter>,

@@ -1,5 +1,6 @@
 #include "kernels/dropout.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -35,7 +36,7 @@ struct Problem {
 };
 
 TEST(Dropout, MaskIsTheDocumentedFunction) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     for (const int columns : {1, 3, 4, 64}) {
       Problem p(DType::f32, 5, 301, 0.25F, 2, false, columns);
       p.x.fill(3);
@@ -54,7 +55,7 @@ TEST(Dropout, MaskIsTheDocumentedFunction) {
 }
 
 TEST(Dropout, KeepsAWordThatEqualsTheRate) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     Problem p(DType::f32, 1, 4096, 0.5F, 1, false);
     p.x.fill(1);
     int found = 0;
@@ -81,24 +82,27 @@ TEST(Dropout, KeepsTheRightFraction) {
   }
 }
 
-TEST(Dropout, CpuEqualsReferenceOnOddSizes) {
+TEST(Dropout, FastEqualsReferenceOnOddSizes) {
   for (const DType c : {DType::f32, DType::bf16}) {
     for (const auto& [T, D] : {std::pair{0, 5}, {1, 1}, {7, 3}, {130, 67}, {3, 1024}, {5, 2051}}) {
       for (const int columns : {1, 5, 64}) {
-        Problem expected(c, T, D, 0.3F, 4, false, columns), actual(c, T, D, 0.3F, 4, false, columns);
+        Problem expected(c, T, D, 0.3F, 4, false, columns);
         reference::dropout_kernels.apply(expected.context, expected.y, expected.x, expected.mask);
-        cpu::dropout_kernels.apply(actual.context, actual.y, actual.x, actual.mask);
-        EXPECT_TRUE(same_bits(actual.y, expected.y)) << T << " x " << D;
         reference::dropout_kernels.add(expected.context, expected.residual, expected.x, expected.mask);
-        cpu::dropout_kernels.add(actual.context, actual.residual, actual.x, actual.mask);
-        test::expect_close(actual.residual, expected.residual, 1e-7, "residual");
+        for (const auto& device : test::fast_devices_of(cpu::dropout_kernels, test::cuda_dropout)) {
+          Problem actual(c, T, D, 0.3F, 4, false, columns);
+          device.kernels.apply(actual.context, actual.y, actual.x, actual.mask);
+          EXPECT_TRUE(same_bits(actual.y, expected.y)) << device.device << " " << T << " x " << D;
+          device.kernels.add(actual.context, actual.residual, actual.x, actual.mask);
+          test::expect_close(actual.residual, expected.residual, 1e-7, device.device + " residual");
+        }
       }
     }
   }
 }
 
 TEST(Dropout, MaskDoesNotDependOnTheLayout) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     for (const bool shared : {false, true}) {
       Problem whole(DType::f32, 150, 90, 0.4F, 40, shared), parts(DType::f32, 150, 90, 0.4F, 40, shared);
       device.kernels.apply(whole.context, whole.y, whole.x, whole.mask);
@@ -115,7 +119,7 @@ TEST(Dropout, MaskDoesNotDependOnTheLayout) {
 }
 
 TEST(Dropout, TokensOfARowShareTheirMask) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     Problem p(DType::f32, 90, 33, 0.5F, 30, true);
     p.x.fill(1);
     device.kernels.apply(p.context, p.y, p.x, p.mask);
@@ -146,7 +150,7 @@ TEST(Dropout, OfAGradientIsTheBackward) {
 }
 
 TEST(Dropout, RateZeroIsTheIdentityAndReadsNoPositions) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     Problem p(DType::bf16, 6, 19, 0.0F, 3, false);
     const auto before = p.residual.values();
     device.kernels.apply(p.context, p.y, p.x, DropoutMask{});
@@ -159,7 +163,7 @@ TEST(Dropout, RateZeroIsTheIdentityAndReadsNoPositions) {
 }
 
 TEST(Dropout, DropsInfinitiesAndWorksInPlace) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     Problem p(DType::f32, 8, 50, 0.5F, 8, false);
     p.x.fill(std::numeric_limits<double>::infinity());
     device.kernels.apply(p.context, p.x, p.x, p.mask);
@@ -183,7 +187,7 @@ TEST(Dropout, BitsDoNotDependOnThreads) {
 }
 
 TEST(Dropout, RejectsBadMasks) {
-  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels)) {
+  for (const auto& device : test::devices_of(reference::dropout_kernels, cpu::dropout_kernels, test::cuda_dropout)) {
     Problem p(DType::f32, 4, 3, 1.0F, 2, false);
     EXPECT_THROW(device.kernels.apply(p.context, p.y, p.x, p.mask), LogicError);
     p.mask.rate = 0.5F;

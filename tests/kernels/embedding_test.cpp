@@ -1,5 +1,6 @@
 #include "kernels/embedding.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
@@ -10,7 +11,8 @@ using test::Buffer;
 using test::TestContext;
 
 TEST(Embedding, AgreesWithHandNumbers) {
-  for (const auto& device : test::devices_of(reference::embedding_kernels, cpu::embedding_kernels)) {
+  for (const auto& device :
+       test::devices_of(reference::embedding_kernels, cpu::embedding_kernels, test::cuda_embedding)) {
     TestContext context;
     Buffer table(DType::bf16, 3, 2), ids(DType::i32, 4, 1), y(DType::f32, 4, 2), dtable(DType::f32, 3, 2);
     table.assign({1, 2, 3, 4, 5, 6});
@@ -39,23 +41,31 @@ TEST(Embedding, BackwardIsTheGradientOfTheForward) {
   test::expect_gradient(dtable, loss, table, "dtable");
 }
 
-TEST(Embedding, CpuEqualsReferenceBitForBit) {
+TEST(Embedding, FastEqualsReferenceBitForBit) {
   for (const DType c : {DType::f32, DType::bf16}) {
-    for (const auto& [T, V, D] : {std::tuple{0, 4, 3}, {1, 1, 1}, {50, 7, 65}, {300, 40, 131}, {100, 1, 257}}) {
-      TestContext context;
-      Buffer table(c, V, D, 3), ids(DType::i32, T, 1), dy(DType::f32, T, D, 1);
-      Buffer y_r(DType::f32, T, D, 2), y_c(DType::f32, T, D, 2), dtable_r(DType::f32, V, D), dtable_c(DType::f32, V, D);
-      table.randomize(1);
-      ids.randomize_below(2, V);
-      dy.randomize(3);
-      dtable_r.randomize(4);
-      dtable_c.randomize(4);
-      reference::embedding_kernels.forward(context, y_r, table, ids);
-      cpu::embedding_kernels.forward(context, y_c, table, ids);
-      EXPECT_TRUE(same_bits(y_c, y_r));
-      reference::embedding_kernels.backward(context, dtable_r, dy, ids);
-      cpu::embedding_kernels.backward(context, dtable_c, dy, ids);
-      EXPECT_TRUE(same_bits(dtable_c, dtable_r)) << "both add in token order";
+    for (const auto& [T, V, D, padding] : {std::tuple{0, 4, 3, 3},
+                                           {1, 1, 1, 0},
+                                           {50, 7, 65, 3},
+                                           {300, 40, 131, 3},
+                                           {270, 1, 257, 0},
+                                           {60, 9, 1040, 0}}) {
+      for (const auto& device : test::fast_devices_of(cpu::embedding_kernels, test::cuda_embedding)) {
+        TestContext context;
+        Buffer table(c, V, D, padding), ids(DType::i32, T, 1), dy(DType::f32, T, D, 1);
+        Buffer y_r(DType::f32, T, D, padding), y_c(DType::f32, T, D, padding);
+        Buffer dtable_r(DType::f32, V, D), dtable_c(DType::f32, V, D);
+        table.randomize(1);
+        ids.randomize_below(2, V);
+        dy.randomize(3);
+        dtable_r.randomize(4);
+        dtable_c.randomize(4);
+        reference::embedding_kernels.forward(context, y_r, table, ids);
+        device.kernels.forward(context, y_c, table, ids);
+        EXPECT_TRUE(same_bits(y_c, y_r)) << device.device;
+        reference::embedding_kernels.backward(context, dtable_r, dy, ids);
+        device.kernels.backward(context, dtable_c, dy, ids);
+        EXPECT_TRUE(same_bits(dtable_c, dtable_r)) << device.device << ": all add in token order";
+      }
     }
   }
 }

@@ -1,11 +1,12 @@
 #include "kernels/relative_bias.hpp"
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 
 namespace flanmoe::test {
 namespace {
 
-const auto devices = devices_of(reference::relative_bias_kernels, cpu::relative_bias_kernels);
+const auto devices = devices_of(reference::relative_bias_kernels, cpu::relative_bias_kernels, cuda_relative_bias);
 
 TEST(RelativeBias, BucketsAreThoseOfT5) {
   // 32 buckets up to distance 128. Bidirectional: 16 for each sign, 8 of them exact; bucket 8 + floor(2 log2(n/8)).
@@ -52,21 +53,23 @@ TEST(RelativeBias, ExpandPutsTheBucketOfEachOffset) {
   }
 }
 
-TEST(RelativeBias, CpuEqualsReference) {
+TEST(RelativeBias, FastEqualsReference) {
   for (const bool bidirectional : {true, false}) {
-    TestContext context;
-    Buffer table(DType::f32, 32, 3, 1), bias(DType::f32, 3, 401, 2), expected(DType::f32, 3, 401);
-    table.randomize(1);
-    cpu::relative_bias_kernels.expand(context, bias, table, bidirectional, 128);
-    reference::relative_bias_kernels.expand(context, expected, table, bidirectional, 128);
-    EXPECT_TRUE(same_bits(bias, expected));
+    for (const auto& device : fast_devices_of(cpu::relative_bias_kernels, cuda_relative_bias)) {
+      TestContext context;
+      Buffer table(DType::f32, 32, 3, 1), bias(DType::f32, 3, 401, 2), expected(DType::f32, 3, 401);
+      table.randomize(1);
+      device.kernels.expand(context, bias, table, bidirectional, 128);
+      reference::relative_bias_kernels.expand(context, expected, table, bidirectional, 128);
+      EXPECT_TRUE(same_bits(bias, expected)) << device.device;
 
-    Buffer got(DType::f32, 32, 3, 1), want(DType::f32, 32, 3);
-    got.randomize(2);
-    want.randomize(2);
-    cpu::relative_bias_kernels.gradient(context, got, bias, bidirectional, 128);
-    reference::relative_bias_kernels.gradient(context, want, bias, bidirectional, 128);
-    expect_close(got, want, 1e-5);
+      Buffer got(DType::f32, 32, 3, 1), want(DType::f32, 32, 3);
+      got.randomize(2);
+      want.randomize(2);
+      device.kernels.gradient(context, got, bias, bidirectional, 128);
+      reference::relative_bias_kernels.gradient(context, want, bias, bidirectional, 128);
+      expect_close(got, want, 1e-5, device.device);
+    }
   }
 }
 
