@@ -234,6 +234,8 @@ class SharedMemory {
   /// Before each block: what the one before it wrote is not there.
   void poison() { std::memset(at_, 0xff, bytes_); }
   unsigned char* at() const { return at_; }
+  std::size_t bytes() const { return bytes_; }
+  bool near(const unsigned char* p) const { return base_ != nullptr && p >= base_ - page && p < base_ + room + page; }
   bool guards_hold() const {
     for (const unsigned char* p = at_ - band_; p < at_; ++p) {
       if (*p != 0xa5) return false;
@@ -278,6 +280,11 @@ std::string running_thread() {
   const auto& b = blockIdx;
   return fmt::format("thread ({}, {}, {}) of {} in block ({}, {}, {}) of {} x {} x {}", t.x, t.y, t.z,
                      blockDim.x * blockDim.y * blockDim.z, b.x, b.y, b.z, gridDim.x, gridDim.y, gridDim.z);
+}
+
+std::string describe_shared(const void* at) {
+  if (!shared.near(static_cast<const unsigned char*>(at))) return "";
+  return fmt::format("shared memory touched outside of the block's {} bytes", shared.bytes());
 }
 
 void fault(const std::string& what, std::source_location where) {

@@ -46,6 +46,9 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::functi
 /// Where in the grid the running thread is, for messages; empty outside of kernels.
 std::string running_thread();
 
+/// What is at an address, when that is in or around shared memory; else empty.
+std::string describe_shared(const void* at);
+
 // ---- called by running threads ----
 enum class Vote { none, count, any, all };
 int barrier(Vote vote, int predicate, std::source_location where);

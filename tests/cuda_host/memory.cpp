@@ -53,7 +53,8 @@ const Allocation* find(const void* at) {
 void on_fault(int signal, siginfo_t* info, void* /*context*/) {
   const char* at = static_cast<const char*>(info->si_addr);
   const std::string who = running_thread();
-  std::string message = fmt::format("signal {} at address {}", signal, info->si_addr);
+  std::string message = describe_shared(at);
+  if (message.empty()) message = fmt::format("signal {} at address {}", signal, info->si_addr);
   for (const auto& [begin, a] : heap().by_address) {
     if (!a.holds(at)) continue;
     const std::ptrdiff_t offset = at - begin;
@@ -108,14 +109,18 @@ void* allocate(std::size_t bytes, bool pinned) {
   return begin;
 }
 
+/// Marks them again when they are not as they were: a fault is told once, not again when the memory is freed.
 void check_guards_of(const char* begin, const Allocation& a) {
-  const auto holds = [](const char* from, const char* to) {
+  bool hold = true;
+  const auto check = [&](char* from, const char* to) {
     for (; from < to; ++from) {
-      if (static_cast<unsigned char>(*from) != kGuard) return false;
+      hold = hold && static_cast<unsigned char>(*from) == kGuard;
+      *from = static_cast<char>(kGuard);
     }
-    return true;
   };
-  if (holds(a.open(), begin) && holds(begin + a.bytes, a.open() + a.inside)) return;
+  check(a.open(), begin);
+  check(a.open() + (begin - a.open()) + a.bytes, a.open() + a.inside);
+  if (hold) return;
   throw Fault(fmt::format("something wrote before or behind {} bytes of device memory; seed {}", a.bytes, seed()));
 }
 
