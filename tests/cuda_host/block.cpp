@@ -11,6 +11,11 @@
 
 #include "tensor/dtype.hpp"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 uint3 threadIdx{}, blockIdx{};
 dim3 blockDim, gridDim;
 
@@ -36,6 +41,9 @@ class StackPool {
     context::stack_context stack;
     stack.size = bytes;
     stack.sp = free_.back() + bytes;
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(free_.back(), bytes);  // a thread that a fault ended leaves marks
+#endif
     free_.pop_back();
     return stack;
   }
@@ -46,8 +54,30 @@ class StackPool {
 };
 StackPool stacks;
 
+/// The address sanitizer follows changes of the stack when it is told of them.
+struct StackBounds {
+  const void* bottom = nullptr;
+  std::size_t size = 0;
+};
+void before_switch([[maybe_unused]] void** keep, [[maybe_unused]] StackBounds to) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(keep, to.bottom, to.size);
+#endif
+}
+void after_switch([[maybe_unused]] void* keep, [[maybe_unused]] StackBounds* from) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(keep, from == nullptr ? nullptr : &from->bottom,
+                                  from == nullptr ? nullptr : &from->size);
+#endif
+}
+
 struct PooledStack {
-  context::stack_context allocate() { return stacks.take(); }
+  StackBounds* bounds;
+  context::stack_context allocate() {
+    const context::stack_context stack = stacks.take();
+    *bounds = {static_cast<char*>(stack.sp) - stack.size, stack.size};
+    return stack;
+  }
   void deallocate(context::stack_context& stack) noexcept { stacks.give_back(stack); }
 };
 
@@ -61,6 +91,7 @@ struct Copy {
 
 struct Thread {
   context::fiber fiber;
+  StackBounds stack;
   State state = State::ready;
   uint3 index{};
   std::source_location where;
@@ -87,7 +118,14 @@ class Block {
   unsigned current_index() const { return unsigned(current_); }
   bool running() const { return running_; }
   /// Gives the processor to another thread; comes back when this one is ready.
-  void suspend() { back_ = std::move(back_).resume(); }
+  void suspend() {
+    struct Switched {  // also when the thread is ended here, by an exception
+      void* keep = nullptr;
+      ~Switched() { after_switch(keep, nullptr); }
+    } switched;
+    before_switch(&switched.keep, host_stack_);
+    back_ = std::move(back_).resume();
+  }
   /// The threads of the running thread's warp that its mask names.
   Thread* lane_of_warp(unsigned lane) {
     const std::size_t i = current_ / kLanes * kLanes + lane;
@@ -108,22 +146,26 @@ class Block {
   std::size_t current_ = 0, ended_ = 0;
   bool running_ = false;
   context::fiber back_;
+  StackBounds host_stack_;
   std::exception_ptr error_;
 };
 
 void Block::start(const std::function<void()>& thread, std::size_t i) {
   Thread& t = threads_[i];
-  t.fiber = context::fiber(std::allocator_arg, PooledStack{}, [this, &thread, &t](context::fiber&& back) {
+  t.fiber = context::fiber(std::allocator_arg, PooledStack{&t.stack}, [this, &thread, &t](context::fiber&& back) {
+    after_switch(nullptr, &host_stack_);
     back_ = std::move(back);
     try {
       thread();
     } catch (const context::detail::forced_unwind&) {
+      before_switch(nullptr, host_stack_);
       throw;
     } catch (...) {
       error_ = std::current_exception();
     }
     t.state = State::ended;
     ++ended_;
+    before_switch(nullptr, host_stack_);
     return std::move(back_);
   });
 }
@@ -137,7 +179,10 @@ void Block::run_ready(const std::function<void()>& thread) {
     Thread& t = threads_[current_];
     threadIdx = t.index;
     if (!t.fiber) start(thread, current_);
+    void* keep = nullptr;
+    before_switch(&keep, t.stack);
     t.fiber = std::move(t.fiber).resume();
+    after_switch(keep, nullptr);
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 }
@@ -200,7 +245,14 @@ void Block::run(const std::function<void()>& thread, unsigned count) {
       run_ready(thread);
     }
   } catch (...) {
-    threads_.clear();  // unwinds the stacks of the others
+    for (Thread& t : threads_) {  // unwinds the stacks of the others
+      if (!t.fiber) continue;
+      void* keep = nullptr;
+      before_switch(&keep, t.stack);
+      t.fiber = {};
+      after_switch(keep, nullptr);
+    }
+    threads_.clear();
     error_ = nullptr;
     running_ = false;
     throw;
