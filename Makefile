@@ -32,6 +32,7 @@ run: build  ## train and evaluate a small MoE model and its dense twin on real t
 	@BUILD=$(BUILD) jobs/tutorial.sh $(ARGS)
 
 test: configure  ## build and run all tests
+	@tools/setup test
 	@cmake --build $(BUILD) --parallel $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 

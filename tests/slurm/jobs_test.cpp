@@ -1,0 +1,313 @@
+// The scripts of jobs/ on a real Slurm cluster: chains, time limits, signals, dead nodes, sweeps.
+#include <gtest/gtest.h>
+
+#include "base/hdf5.hpp"
+#include "data/shard.hpp"
+#include "data/tokenizer.hpp"
+#include "slurm/slurm_job.hpp"
+
+namespace flanmoe::slurm {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace regression;
+
+class Jobs : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    ASSERT_NE(std::getenv("CLUSTER"), nullptr) << "start this by tests/slurm/cluster 4";
+    silence_hdf5();
+    workplace_ = std::make_unique<Workplace>();
+    fs::current_path(workplace_->path(""));
+    write_data();
+    // Slurm sends the signal for so long before the limit up to a minute early, but looks every half a minute only:
+    // it comes while other tests run.
+    limited_ = submit("submit", {"--nodes=1", "--time=1", "--stop-before=57"},
+                      stage("pretrain", "limited", {"--run.steps=1000000", "--run.log_every=1000"}));
+  }
+  static void TearDownTestSuite() {
+    fs::current_path("/");
+    workplace_.reset();
+  }
+  static std::string path(const std::string& name) { return workplace_->path(name); }
+
+  /// Sums as text, to train on and to measure.
+  static void write_data() {
+    int at = 0;
+    const auto next = [&](std::string& sentence) {
+      constexpr std::array things = {"stone", "river", "window", "table", "garden", "letter", "winter", "mountain"};
+      sentence = fmt::format("what is the {} number {} that moves plus {} and {}", things[std::size_t(at % 8)],
+                             at * 37 % 1000, at % 91, at);
+      return at++ < 2000;
+    };
+    train_tokenizer(next, {.vocabulary = 270}, path("tokenizer.model"));
+    const Tokenizer tokenizer(path("tokenizer.model"));
+    ShardWriter writer(path("sums.h5"), tokenizer.identity());
+    for (int i = 0; i < 200; ++i) {
+      Example e;
+      e.task = "sum";
+      e.variant = "zero_shot";
+      e.split = i < 190 ? "train" : "test";
+      e.input = tokenizer.encode(fmt::format("what is {} plus {}", i, i % 7));
+      e.target = tokenizer.encode(std::to_string(i + i % 7));
+      writer.add(e);
+    }
+    writer.finish();
+  }
+  /// A stage in the run folder of this name.
+  static Words stage(const std::string& stage, const std::string& name, const Words& more = {}) {
+    const Words words = smoke(path("sums.h5"), path(name),
+                              {"--run.stage=" + stage, "--model.vocabulary=320", "--batch.input_length=32",
+                               "--batch.target_length=16", "--run.steps=4", "--checkpoint.every=0"});
+    return with(words, more);
+  }
+  static std::int64_t steps_done(const std::string& name) { return count_lines(path(name) + "/metrics.jsonl"); }
+  static std::string log_of(const std::string& name) { return text_of(path(name) + "/jobs.log"); }
+  static std::int64_t times(const std::string& text, const std::string& part) {
+    std::int64_t count = 0;
+    for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; ++at) ++count;
+    return count;
+  }
+  /// Everything that the jobs of a run wrote, for messages.
+  static std::string outputs(const std::string& name) {
+    std::string text = log_of(name);
+    std::error_code none;
+    for (const auto& file : fs::directory_iterator(path(name), none)) {
+      if (file.path().extension() == ".out") text += text_of(file.path());
+    }
+    return text.size() < 6000 ? text : text.substr(0, 3000) + "\n...\n" + text.substr(text.size() - 3000);
+  }
+  static std::string submit(const std::string& script, const Words& options, const Words& words) {
+    Words all = options;
+    all.insert(all.end(), words.begin(), words.end());
+    const Ended ended = jobs(script, all);
+    EXPECT_EQ(ended.exit_code, 0) << ended.output;
+    return ended.output;
+  }
+  static int status(const std::string& name) { return jobs("status", {path(name)}).exit_code; }
+  static void expect_near_losses(const std::string& a, const std::string& b) {
+    const auto expected = metrics_of(path(a)), metrics = metrics_of(path(b));
+    ASSERT_EQ(metrics.size(), expected.size());
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+      const double loss = expected[i]["loss"];
+      EXPECT_NEAR(metrics[i]["loss"].get<double>(), loss, 1e-5 * loss) << "step " << i + 1;
+    }
+  }
+
+  static inline std::unique_ptr<Workplace> workplace_;
+  static inline std::string limited_;  // a job that meets its time limit
+};
+
+TEST_F(Jobs, ChainRunsItsStagesInOrder) {
+  Words words = stage("pretrain", "chain/pretrain");
+  const auto then = [&](const Words& more) {
+    words.emplace_back("then");
+    words.insert(words.end(), more.begin(), more.end());
+  };
+  const Words measured = {"--data.tokenizer=" + path("tokenizer.model"), "--evaluate.shards=" + path("sums.h5"),
+                          "--evaluate.max_new_tokens=4"};
+  then(stage("instruct", "chain/instruct"));
+  then(stage("finetune", "chain/finetune"));
+  then(stage("evaluate", "chain/evaluate", measured));
+
+  const std::string numbers = submit("chain", {"--nodes=2", "--time=5"}, words);
+
+  std::istringstream in(numbers);
+  const Words all{std::istream_iterator<std::string>(in), {}};
+  ASSERT_EQ(all.size(), 4U) << numbers;
+  for (std::size_t i = 1; i < all.size(); ++i) {
+    EXPECT_EQ(field_of(all[i], "Dependency"), fmt::format("afterok:{}(unfulfilled)", all[i - 1]));
+  }
+  EXPECT_EQ(status("chain/evaluate"), 75);
+  ASSERT_TRUE(wait_for_end(all, 120)) << outputs("chain/pretrain") << outputs("chain/evaluate");
+  std::string before;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const std::string name = std::array{"chain/pretrain", "chain/instruct", "chain/finetune", "chain/evaluate"}[i];
+    EXPECT_EQ(field_of(all[i], "JobState"), "COMPLETED") << outputs(name);
+    EXPECT_EQ(status(name), 0) << log_of(name);
+    if (i > 0) {
+      EXPECT_NE(outputs(name).find(before), std::string::npos) << outputs(name);
+    }
+    before = path(name) + "/checkpoints/step-00000004";
+  }
+  EXPECT_EQ(nlohmann::json::parse(text_of(path("chain/evaluate") + "/evaluation.json")).at("ranks"), 2);
+}
+
+TEST_F(Jobs, SignalInTheMiddleRequeuesAndEndsWithTheSameBits) {
+  const Words run_of_100 = {"--run.steps=100", "--model.dropout=0.1", "--parallel.expert=2"};
+  const Ended undisturbed = run(2, stage("pretrain", "undisturbed", run_of_100));
+  ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.output;
+
+  const std::string job = submit("submit", {"--nodes=2", "--time=5"}, stage("pretrain", "signalled", run_of_100));
+  ASSERT_TRUE(wait_until([&] { return steps_done("signalled") >= 3; })) << outputs("signalled");
+  shell("scancel --signal=USR1 " + job);
+
+  ASSERT_TRUE(wait_until([&] { return log_of("signalled").find("requeued") != std::string::npos; }))
+      << outputs("signalled");
+  EXPECT_LT(steps_done("signalled"), 100);
+  EXPECT_EQ(status("signalled"), 75);
+  ASSERT_TRUE(wait_for_end({job})) << outputs("signalled");
+  EXPECT_EQ(field_of(job, "JobState"), "COMPLETED") << outputs("signalled");
+  EXPECT_EQ(field_of(job, "Restarts"), "1");
+  EXPECT_EQ(status("signalled"), 0) << log_of("signalled");
+  EXPECT_EQ(difference_of_metrics(path("undisturbed"), path("signalled")), "");
+  EXPECT_EQ(difference_of_checkpoints(newest_of(path("undisturbed")), newest_of(path("signalled"))), "");
+}
+
+TEST_F(Jobs, WrongDeckIsRefusedBeforeAnyStep) {
+  Words words = stage("pretrain", "refused/first");
+  words.emplace_back("then");
+  const Words second = stage("finetune", "refused/second", {"--batch.rows=7"});
+  words.insert(words.end(), second.begin(), second.end());
+
+  const Ended chain = jobs("chain", with(words, {"--nodes=2"}));
+  EXPECT_EQ(chain.exit_code, 2);
+  EXPECT_NE(chain.output.find("batch.rows = 7 does not divide by 2 ranks"), std::string::npos) << chain.output;
+  EXPECT_FALSE(fs::exists(path("refused"))) << "nothing may be written";
+
+  // Right when it is submitted, wrong when it starts; what waits for it is cancelled.
+  fs::copy_file(path("sums.h5"), path("vanishes.h5"));
+  const std::string data = "--data.train=" + path("vanishes.h5");
+  const std::string job = submit("submit", {"--time=5", "--sbatch=--hold"}, stage("pretrain", "vanished", {data}));
+  const std::string next = submit("submit", {"--time=5", "--after=" + job}, stage("pretrain", "never"));
+  fs::remove(path("vanishes.h5"));
+  shell("scontrol release " + job);
+  ASSERT_TRUE(wait_for_end({job, next})) << outputs("vanished");
+  EXPECT_EQ(field_of(job, "JobState"), "FAILED");
+  EXPECT_EQ(field_of(job, "ExitCode"), "2:0");
+  EXPECT_EQ(field_of(next, "JobState"), "CANCELLED");
+  EXPECT_EQ(times(log_of("vanished"), "started"), 0) << log_of("vanished");
+  EXPECT_NE(log_of("vanished").find("refused exit=2"), std::string::npos) << log_of("vanished");
+  EXPECT_NE(outputs("vanished").find("data.train: expected shard files"), std::string::npos) << outputs("vanished");
+  EXPECT_EQ(status("vanished"), 1);
+  EXPECT_EQ(status("never"), 1);
+}
+
+TEST_F(Jobs, KilledRankIsTriedAgainAndThenGivenUp) {
+  const Words endless = {"--run.steps=1000000", "--run.log_every=1000"};
+  const std::string job =
+      submit("submit", {"--nodes=2", "--time=5", "--retries=0"}, stage("pretrain", "failing", endless));
+  ASSERT_TRUE(wait_until([&] { return steps_done("failing") >= 2; })) << outputs("failing");
+  for (const char* name : {"n1", "n2", "n3", "n4"}) {
+    Node node(name);
+    node.look(job);
+    if (node.ranks() == 0) continue;
+    node.kill_ranks();  // one rank only
+    break;
+  }
+
+  ASSERT_TRUE(wait_for_end({job})) << outputs("failing");
+  EXPECT_EQ(field_of(job, "JobState"), "FAILED");
+  EXPECT_EQ(field_of(job, "ExitCode"), "1:0");
+  EXPECT_NE(log_of("failing").find("given up"), std::string::npos) << log_of("failing");
+  EXPECT_EQ(status("failing"), 1);
+}
+
+TEST_F(Jobs, OtherRanksThanSlurmCountsAreRefused) {
+  const Ended ended = run(1, stage("pretrain", "apart"), {"SLURM_NTASKS=2"});
+
+  EXPECT_NE(ended.output.find("Slurm says 2 tasks (SLURM_NTASKS), MPI sees 1 ranks"), std::string::npos)
+      << ended.output;
+  EXPECT_EQ(ended.exit_code, 2);
+  EXPECT_FALSE(fs::exists(path("apart")));
+}
+
+TEST_F(Jobs, DryRunPrintsTheScriptAndWritesNothing) {
+  Words words = stage("pretrain", "dry");
+  const Ended dry = jobs("submit", with(words, {"--nodes=2-4", "--time=1-0", "--account=physics", "--partition=big",
+                                                "--after=17:18", "--sbatch=--constraint=fast", "--dry-run"}));
+
+  EXPECT_EQ(dry.exit_code, 0) << dry.output;
+  for (const char* line : {"#SBATCH --nodes=2-4\n", "#SBATCH --time=1-0\n", "#SBATCH --account=physics\n",
+                           "#SBATCH --partition=big\n", "#SBATCH --dependency=afterok:17:18\n",
+                           "#SBATCH --constraint=fast\n", "#SBATCH --signal=USR1@300\n", "#SBATCH --requeue\n"}) {
+    EXPECT_NE(dry.output.find(line), std::string::npos) << line << dry.output;
+  }
+  EXPECT_FALSE(fs::exists(path("dry")));
+  EXPECT_EQ(jobs("submit", with(words, {"--nodes=5", "--dry-run"})).exit_code, 2);
+  for (const Words& wrong : {Words{"--nodes=0"},
+                             {"--nodes=4-2"},
+                             {"--time=soon"},
+                             {"--time=2:00", "--stop-before=120"},
+                             {"--after=x"},
+                             {"--ranks-per-node=none"}}) {
+    EXPECT_EQ(jobs("submit", with(words, wrong)).exit_code, 2) << wrong.front();
+  }
+  EXPECT_FALSE(fs::exists(path("dry")));
+}
+
+TEST_F(Jobs, TimeLimitLeavesACheckpointAndRequeues) {
+  const auto again = [&] { return log_of("limited").find("restart=1 started") != std::string::npos; };
+  ASSERT_TRUE(wait_until(again, 90)) << outputs("limited");
+
+  std::int64_t saved = 0, started = 0;
+  std::istringstream log(log_of("limited"));
+  for (std::string line; std::getline(log, line);) {
+    const std::int64_t at = std::atoll(line.c_str() + std::min(line.rfind("at=") + 3, line.size()));
+    if (line.find("restart=0 requeued exit=75") != std::string::npos) saved = at;
+    if (line.find("restart=1 started") != std::string::npos) started = at;
+  }
+  EXPECT_GT(saved, 0) << log.str();
+  EXPECT_EQ(started, saved) << log.str();
+  EXPECT_EQ(status("limited"), 75);
+  shell("scancel " + limited_);
+  EXPECT_TRUE(wait_for_end({limited_}));
+  EXPECT_EQ(status("limited"), 1) << "cancelled: nobody goes on with it";
+}
+
+TEST_F(Jobs, SweepRunsEveryCombinationInItsFolder) {
+  const std::string job = submit("sweep",
+                                 {"--time=5", "--vary", "moe.experts=2,4", "--vary", "optimizer.freeze=,gate", "--vary",
+                                  "moe.top_k=2,3", "--skip-wrong", "--moe.router=top_k", "--model.preset=gshard"},
+                                 stage("pretrain", "sweep"));
+
+  const std::string number = job.substr(job.rfind('\n') + 1);
+  EXPECT_EQ(times(job, "left out"), 2) << job;  // 3 of 2 experts
+  ASSERT_TRUE(wait_for_end({number})) << job;
+  for (const auto& [name, experts] : {std::pair{"experts-2.freeze-none.top_k-2", 2},
+                                      {"experts-2.freeze-gate.top_k-2", 2},
+                                      {"experts-4.freeze-none.top_k-2", 4},
+                                      {"experts-4.freeze-none.top_k-3", 4},
+                                      {"experts-4.freeze-gate.top_k-2", 4},
+                                      {"experts-4.freeze-gate.top_k-3", 4}}) {
+    const std::string folder = fmt::format("sweep/{}", name);
+    EXPECT_EQ(status(folder), 0) << log_of(folder);
+    EXPECT_EQ(steps_done(folder), 4);
+    const std::string deck = text_of(path(folder) + "/deck.resolved");
+    EXPECT_NE(deck.find(fmt::format("experts = {}\n", experts)), std::string::npos) << deck;
+  }
+}
+
+TEST_F(Jobs, DeadNodeInACheckpointIsLeftBehind) {
+  const Words run_of_8 = {"--run.steps=8", "--checkpoint.every=1"};
+  const Ended undisturbed = run(2, stage("pretrain", "with_all", run_of_8));
+  ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.output;
+  const auto checkpoint_under_way = [&] {
+    std::error_code gone;
+    for (const auto& entry : fs::directory_iterator(path("dead_node") + "/checkpoints", gone)) {
+      if (!entry.path().filename().string().starts_with("step-")) return true;
+    }
+    return false;
+  };
+  Node node("n3");
+
+  const std::string job = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", "dead_node", run_of_8));
+  ASSERT_TRUE(wait_until([&] { return steps_done("dead_node") >= 2; })) << outputs("dead_node");
+  node.look(job);
+  ASSERT_EQ(node.ranks(), 1U);
+  const bool in_checkpoint = wait_until(checkpoint_under_way, 10);
+  node.kill_all();
+  node.report_down();
+
+  EXPECT_TRUE(in_checkpoint);
+  EXPECT_LT(steps_done("dead_node"), 8) << "it was over before the node was killed";
+  ASSERT_TRUE(wait_for_end({job})) << outputs("dead_node");
+  EXPECT_EQ(field_of(job, "JobState"), "COMPLETED") << outputs("dead_node");
+  EXPECT_NE(log_of("dead_node").find("nodes=4"), std::string::npos) << log_of("dead_node");
+  EXPECT_NE(log_of("dead_node").find("nodes=3"), std::string::npos) << log_of("dead_node");
+  expect_near_losses("with_all", "dead_node");
+  node.start_again();
+}
+
+}  // namespace
+}  // namespace flanmoe::slurm
