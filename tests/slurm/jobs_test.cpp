@@ -290,6 +290,8 @@ TEST_F(Jobs, DeadNodeInACheckpointIsLeftBehind) {
     return false;
   };
   Node node("n3");
+  shell("scancel " + limited_);
+  ASSERT_TRUE(wait_until([] { return shell("sinfo --noheader --format=%T%D").output == "idle4"; }));
 
   const std::string job = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", "dead_node", run_of_8));
   ASSERT_TRUE(wait_until([&] { return steps_done("dead_node") >= 2; })) << outputs("dead_node");
@@ -306,6 +308,14 @@ TEST_F(Jobs, DeadNodeInACheckpointIsLeftBehind) {
   EXPECT_NE(log_of("dead_node").find("nodes=4"), std::string::npos) << log_of("dead_node");
   EXPECT_NE(log_of("dead_node").find("nodes=3"), std::string::npos) << log_of("dead_node");
   expect_near_losses("with_all", "dead_node");
+
+  // 8 rows fit 4 and 2 ranks, not the 3 that are left.
+  ASSERT_TRUE(wait_until([] { return shell("sinfo --noheader --format=%T%D | grep idle").output == "idle3"; }));
+  const std::string fits = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", "fits", {"--batch.rows=8"}));
+  ASSERT_TRUE(wait_for_end({fits})) << outputs("fits");
+  EXPECT_NE(log_of("fits").find("nodes=2 ranks=2"), std::string::npos) << outputs("fits");
+  EXPECT_NE(outputs("fits").find("the deck fits 2 of 3 nodes"), std::string::npos) << outputs("fits");
+  EXPECT_EQ(status("fits"), 0);
   node.start_again();
 }
 
