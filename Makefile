@@ -12,7 +12,7 @@ export OMPI_MCA_rmaps_base_oversubscribe := 1
 export OMPI_MCA_btl_vader_single_copy_mechanism := none
 sources = $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' 'tests/cuda_host/include/*')
 
-.PHONY: help deps configure build run test bench format format-check lint docs clean
+.PHONY: help deps configure build run test bench scaling format format-check lint docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -39,6 +39,14 @@ test: configure  ## build and run all tests
 bench: configure  ## measure operations and a training step against the machine's matrix-product peak
 	@cmake --build $(BUILD) --parallel $(JOBS) --target flanmoe-bench
 	@$(BUILD)/flanmoe-bench --json $(BUILD)/bench.json $(ARGS)
+
+scaling: build  ## time the decks of input/scaling on 1 and 2 ranks, and compare with what is predicted
+	@mkdir -p runs/scaling
+	@for deck in input/scaling/*.ini; do \
+	  name=$$(basename $$deck .ini); mkdir -p runs/scaling/$$name; \
+	  cp runs/scaling/machine_*.json runs/scaling/$$name/ 2>/dev/null; \
+	  $(BUILD)/flanmoe-scaling $$deck --output runs/scaling/$$name --calibrate $(ARGS) || exit 1; \
+	  cp runs/scaling/$$name/machine_*.json runs/scaling/; done
 
 format:  ## lay out the sources
 	@tools/setup style

@@ -329,7 +329,7 @@ void Streams::updates() {
 LinkRate measure_link(const Communicator& group, const Kernels& kernels) {
   std::vector<std::vector<double>> rows;
   std::vector<double> times;
-  for (const std::int64_t count : {1, 16, 256, 2048}) {
+  for (const std::int64_t count : {1, 16, 256, 2048, 16384}) {
     Bench bench(group, kernels);
     const std::int64_t ranks = group.size();
     const Tensor send = bench.tensor(DType::f32, count * ranks, 256);
@@ -337,11 +337,11 @@ LinkRate measure_link(const Communicator& group, const Kernels& kernels) {
     const std::vector<std::int64_t> to(std::size_t(ranks), count);
     double best = 1e30;
     for (int window = 0; window < 4; ++window) {
-      constexpr int kCalls = 10;
+      const int calls = count > 1000 ? 3 : 10;
       group.barrier();
       const double start = seconds_now();
-      for (int i = 0; i < kCalls; ++i) group.all_to_all_rows(receive, to, send, to);
-      best = std::min(best, group.all_reduce((seconds_now() - start) / kCalls, ReduceOp::max));
+      for (int i = 0; i < calls; ++i) group.all_to_all_rows(receive, to, send, to);
+      best = std::min(best, group.all_reduce((seconds_now() - start) / calls, ReduceOp::max));
     }
     rows.push_back({double(ranks - 1), double((ranks - 1) * count * 256 * 4)});
     times.push_back(best);
@@ -373,7 +373,6 @@ Machine calibrate(const Communicator& world) {
   machine.name = fmt::format("{}, {} ranks", host_name(), world.size());
   machine.threads_per_rank = omp_get_max_threads();
   machine.memory_bytes_per_node = memory_of_node();
-  machine.program_bytes_per_rank = world.all_reduce(double(resident_bytes()), ReduceOp::max);
   machine.bytes_per_second = memory_speed(world, kernels);
   for (std::size_t p = 0; p < kPrecisions; ++p) {
     measure_products(world, kernels, p, machine);
@@ -385,6 +384,8 @@ Machine calibrate(const Communicator& world) {
     streams.updates();
   }
   measure_links(world, kernels, machine);
+  // With the kernels that are made by now, as after the first steps of a training.
+  machine.program_bytes_per_rank = world.all_reduce(double(resident_bytes()), ReduceOp::max);
   return machine;
 }
 

@@ -101,6 +101,7 @@ void Estimate::sparse(double layers, double tokens, double copies, bool encoder)
   const Routing routing = routing_of(moe, encoder);
   const double passes = routing.expert_choice ? 2 : 1;  // tables of copies have a column per expert
   stream(Part::routing, Stream::router, layers * tokens * E * passes);
+  if (moe.jitter > 0) stream(Part::routing, Stream::dropout, 1.5 * layers * tokens * D_);  // a mask drawn three times
   if (compute_ == DType::bf16 || moe.jitter > 0) stream(Part::routing, Stream::residual, layers * tokens * D_ / 2);
   // 2. To the experts and back; among several ranks rows are put in order on arrival too.
   stream(Part::routing, Stream::permute, copies * D_ * (grid_.expert_size() > 1 ? 2 : 1));
