@@ -11,7 +11,7 @@
 namespace flanmoe {
 namespace {
 
-constexpr double kWidth = 760, kLeft = 70, kRight = 20, kTop = 46, kBottom = 44, kCurveHeight = 260, kRow = 22;
+constexpr double kWidth = 760, kLeft = 70, kRight = 20, kTop = 60, kBottom = 44, kCurveHeight = 260, kRow = 22;
 constexpr double kBarLeft = 190;
 constexpr std::array<const char*, 9> kColours = {"#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7",
                                                  "#56B4E9", "#F0E442", "#888888", "#222222"};
@@ -61,18 +61,22 @@ Scale scale_of(double low, double high, double from, double to) {
   return {low, high, from, to};
 }
 
-/// Names of curves or parts in a row below the title.
+/// Names of curves or parts below the title, in as many rows as there is room for.
 void draw_legend(Svg& svg, const std::vector<std::string>& names, bool filled) {
-  double x = kLeft;
+  double x = kLeft, y = 0;
   for (std::size_t i = 0; i < names.size(); ++i) {
-    if (filled) {
-      svg.rectangle({x, 27}, 12, 10, fill(i));
-    } else {
-      svg.line({x, 32}, {x + 22, 32}, stroke(i));
+    const double width = (filled ? 16 : 26) + 6.6 * double(names[i].size()) + 14;
+    if (x + width > kWidth && x > kLeft) {
+      x = kLeft;
+      y += 14;
     }
-    const double begin = x + (filled ? 16 : 26);
-    svg.text({begin, 36}, names[i], 11, "start");
-    x = begin + 6.6 * double(names[i].size()) + 14;
+    if (filled) {
+      svg.rectangle({x, y + 27}, 12, 10, fill(i));
+    } else {
+      svg.line({x, y + 32}, {x + 22, y + 32}, stroke(i));
+    }
+    svg.text({x + (filled ? 16 : 26), y + 36}, names[i], 11, "start");
+    x += width;
   }
 }
 
@@ -171,10 +175,10 @@ std::string shade_chart(const std::string& title, const std::vector<ShadeRow>& r
   std::size_t columns = 1;
   for (const ShadeRow& row : rows) columns = std::max(columns, row.values.size());
   const double cell = std::min(kRow, (kWidth - kBarLeft - kRight) / double(columns));
-  Svg svg(kWidth, kTop + kRow * double(rows.size()) + 10);
+  Svg svg(kWidth, kTop + kRow * double(rows.size()));
   svg.text({kLeft, 18}, title, 14, "start", "font-weight=\"bold\"");
   for (std::size_t r = 0; r < rows.size(); ++r) {
-    const double top = kTop + kRow * double(r) - 14;
+    const double top = kTop + kRow * double(r) - 28;
     svg.text({kBarLeft - 8, top + 15}, rows[r].name, 12, "end");
     for (std::size_t c = 0; c < rows[r].values.size(); ++c) {
       const double value = rows[r].values[c];

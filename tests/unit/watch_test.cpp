@@ -113,7 +113,7 @@ TEST_F(Watch, PageHasPlotsAndNothingFromTheNetwork) {
 TEST(Chart, CurvesKeepTheirRangeAndLeaveOutWhatIsNotFinite) {
   CurveChart chart{.title = "t", .x_label = "x", .y_label = "y", .curves = {}, .low_y = {}, .high_y = {}};
   chart.curves.push_back({"a", {{0, 1}, {1, std::nan("")}, {2, 3}}, false});
-  EXPECT_THAT(curve_chart(chart), HasSubstr("points=\"70.0,306.0 740.0,46.0 \""));
+  EXPECT_THAT(curve_chart(chart), HasSubstr("points=\"70.0,320.0 740.0,60.0 \""));
   chart.curves = {{"none", {}, false}};
   EXPECT_THAT(curve_chart(chart), HasSubstr("nothing to draw"));
 }
