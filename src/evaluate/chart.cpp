@@ -61,14 +61,18 @@ Scale scale_of(double low, double high, double from, double to) {
   return {low, high, from, to};
 }
 
-/// Names of curves or parts below the title, in as many rows as there is room for.
+/// Names of curves or parts below the title, in the two rows that there is room for.
 void draw_legend(Svg& svg, const std::vector<std::string>& names, bool filled) {
   double x = kLeft, y = 0;
   for (std::size_t i = 0; i < names.size(); ++i) {
     const double width = (filled ? 16 : 26) + 6.6 * double(names[i].size()) + 14;
     if (x + width > kWidth && x > kLeft) {
+      if (y > 0) {
+        svg.text({x, y + 36}, "...", 11, "start");
+        return;
+      }
       x = kLeft;
-      y += 14;
+      y = 14;
     }
     if (filled) {
       svg.rectangle({x, y + 27}, 12, 10, fill(i));
