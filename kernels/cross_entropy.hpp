@@ -13,15 +13,16 @@ struct CrossEntropyShape {
   double z_coefficient = 0.0;             // output z-loss: z * logsumexp^2
   double gradient_scale = 1.0;            // 1 / (global number of target tokens): multiplies both gradients
   std::int64_t chunk_rows = 256;          // tokens whose logits exist at one time
+  float beta = 1.0F;                      // what is left of dw: 1 adds to it, 0 never reads it
 };
 
 struct CrossEntropyKernels {
   /// For each token: nll_T = logsumexp - logit[target], z_T = z_coefficient*logsumexp^2, hit_T = 1 if the target is the
   /// (first) largest logit else 0; all T x 1, A. Logits and softmax in A (fp32).
   /// Gradients: dlogit = gradient_scale*((1 + 2*z_coefficient*logsumexp)*softmax - onehot) (paper facts 4.2);
-  /// dx_TD (C) = dlogit . w^T * logit_scale; dw (A) += x^T . dlogit * logit_scale. In bf16 runs dlogit is rounded to
-  /// bf16 before the two products. With dx absent no gradient is computed (evaluation); with dw absent only dx is.
-  /// x_TD: C. w: C. target_T: T x 1, i32.
+  /// dx_TD (C) = dlogit . w^T * logit_scale; dw (A) = x^T . dlogit * logit_scale + beta*dw. In bf16 runs dlogit is
+  /// rounded to bf16 before the two products. With dx absent no gradient is computed (evaluation); with dw absent only
+  /// dx is. x_TD: C. w: C. target_T: T x 1, i32.
   void (*forward_backward)(KernelContext&, const Tensor& nll_T, const Tensor& z_T, const Tensor& hit_T,
                            const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,
                            const Tensor& target_T, const CrossEntropyShape&);

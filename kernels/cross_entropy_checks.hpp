@@ -34,6 +34,7 @@ inline void check_cross_entropy(const Tensor& nll_T, const Tensor& z_T, const Te
                    vocabulary);
   }
   FLANMOE_EXPECT(shape.chunk_rows > 0, "chunks of {} rows", shape.chunk_rows);
+  FLANMOE_EXPECT(shape.beta == 0.0F || shape.beta == 1.0F, "beta is {}, not 0 or 1", shape.beta);
   if (dx_TD.absent()) return;
   FLANMOE_EXPECT(dx_TD.rows == x_TD.rows && dx_TD.cols == x_TD.cols && dx_TD.dtype == x_TD.dtype,
                  "dx {} x {} of {} for x {} x {}", dx_TD.rows, dx_TD.cols, name_of(dx_TD.dtype), x_TD.rows, x_TD.cols);

@@ -4,9 +4,10 @@
 // in A = f32 for f32 and bf16, f64 for f64. Each declaration says which operand is C and which is A.
 // Order of arguments: context, outputs, inputs, weights, sizes. Backward: gradients in the order of the forward's
 // inputs, then the incoming gradient, then what was saved.
-// Accumulation: parameter gradients and gradients of the residual stream are added to (+=); every other output is
-// written (=). Zero rows are legal everywhere. Operands never overlap unless the declaration allows it.
-// Determinism: results never depend on the number of threads.
+// Accumulation: parameter gradients and gradients of the residual stream are added to (+=), those of matrices with a
+// beta that says whether (0: written, whatever they held); every other output is written (=). Zero rows are legal
+// everywhere. Operands never overlap unless the declaration allows it. Determinism: results never depend on the number
+// of threads.
 #pragma once
 
 #include <string>

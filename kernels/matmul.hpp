@@ -23,10 +23,11 @@ struct MatmulKernels {
   void (*grouped)(KernelContext&, const Tensor& y_RN, const Tensor& x_RK, const Tensor& w_eKN, Transpose transpose_w,
                   std::span<const std::int64_t> first);
 
-  /// For every group g: dw[g] += x rows(g)^T . dy rows(g).  x, dy: C.  dw is given as one fp32 (A) matrix per group,
-  /// since gradients of experts need not be adjacent.
+  /// For every group g: dw[g] = x rows(g)^T . dy rows(g) + beta*dw[g].  x, dy: C.  dw is given as one fp32 (A) matrix
+  /// per group, since gradients of experts need not be adjacent. beta 0 or 1; 0 never reads dw, and an empty group's is
+  /// 0.
   void (*grouped_weight_gradient)(KernelContext&, std::span<const Tensor> dw_KN, const Tensor& x_RK,
-                                  const Tensor& dy_RN, std::span<const std::int64_t> first);
+                                  const Tensor& dy_RN, std::span<const std::int64_t> first, float beta);
 
   /// Bytes of scratch that any of these takes at most, whatever the sizes; on cpu it grows with the number of threads.
   std::size_t (*scratch_bytes)();

@@ -1,6 +1,7 @@
 // A small model with everything it needs, and random batches for it.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <random>
 #include <string>
@@ -177,9 +178,16 @@ struct TestModel {
     }
   }
 
-  void zero_gradients() {
+  /// As between two steps; what is not written by the next one shows.
+  void forget_gradients() {
+    store.forget_gradients();
     for (const Placement placement : {Placement::dense, Placement::expert}) {
-      kernels.elementwise.zero(context, store.gradient_flat(placement));
+      const Tensor flat = store.gradient_flat(placement);
+      if (flat.dtype == DType::f64) {
+        for (double& x : flat.flat<double>()) x = std::nan("");
+      } else {
+        for (float& x : flat.flat<float>()) x = std::nanf("");
+      }
     }
   }
 

@@ -68,8 +68,8 @@ struct Experts {
     k.matmul.grouped(context, dx_RD, dh_RF, w_in_eDF, Transpose::yes, first);
   }
   void backward_weights() {
-    k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, first);
-    k.matmul.grouped_weight_gradient(context, dw_in, x_RD, dh_RF, first);
+    k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, first, 0.0F);
+    k.matmul.grouped_weight_gradient(context, dw_in, x_RD, dh_RF, first, 0.0F);
   }
 
   const Kernels& k;

@@ -79,16 +79,17 @@ Product describe(const Tensor& y, const Tensor& a, bool transpose_a, const Tenso
           accumulate,  product_size(y, a, flag(transpose_a), b, flag(transpose_b))};
 }
 
-/// dx, and dw unless absent, of the rows of one chunk, from dlogit in C.
-void chunk_gradients(KernelContext& context, const Operands& o, const Tensor& dlogit, const Tensor& x,
-                     const Tensor& dx) {
+/// dx, and dw unless absent, of the rows of one chunk, from dlogit in C. The first chunk writes dw unless it is added
+/// to.
+void chunk_gradients(KernelContext& context, const Operands& o, const Tensor& dlogit, const Tensor& x, const Tensor& dx,
+                     bool add) {
   const double scale = o.shape.logit_scale;
   multiply(context, describe(dx, dlogit, false, o.w, !o.tied(), scale, false));
   if (o.dw.absent()) return;
   if (o.tied()) {
-    multiply(context, describe(o.dw, dlogit, true, x, false, scale, true));
+    multiply(context, describe(o.dw, dlogit, true, x, false, scale, add));
   } else {
-    multiply(context, describe(o.dw, x, true, dlogit, false, scale, true));
+    multiply(context, describe(o.dw, x, true, dlogit, false, scale, add));
   }
 }
 
@@ -109,7 +110,7 @@ void chunk(KernelContext& context, const Operands& o, const Tensor& logits, std:
     dlogit.dtype = DType::bf16;
     dlogit.stride *= 2;
   }
-  chunk_gradients(context, o, dlogit, x, o.dx_TD.slice_rows(first, rows));
+  chunk_gradients(context, o, dlogit, x, o.dx_TD.slice_rows(first, rows), first > 0 || o.shape.beta == 1.0F);
 }
 
 void forward_backward(KernelContext& context, const Tensor& nll_T, const Tensor& z_T, const Tensor& hit_T,
@@ -119,6 +120,9 @@ void forward_backward(KernelContext& context, const Tensor& nll_T, const Tensor&
   const Operands operands{nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape};
   const std::int64_t vocabulary = vocabulary_of(w, shape);
   const std::int64_t most = std::min(shape.chunk_rows, x_TD.rows);
+  if (x_TD.rows == 0 && operands.gradients() && !dw.absent() && shape.beta == 0.0F) {
+    for (std::int64_t i = 0; i < dw.rows; ++i) std::fill_n(dw.row<float>(i), dw.cols, 0.0F);
+  }
   ScratchScope scratch(context);
   float* memory = scratch.take<float>(most * logit_stride(vocabulary));
   for (std::int64_t first = 0; first < x_TD.rows; first += most) {

@@ -15,6 +15,9 @@ constexpr std::int64_t kSharedBytes = std::int64_t{8} << 20;  // for each of a a
 constexpr std::int64_t kTemporaryBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kStripsPacked = 4;
 constexpr std::int64_t kTaskRows = 512;  // most rows that one task multiplies by one packed b
+/// Rows of a tile that is written to y itself: each of them lies on other pages, and more pages than the processor has
+/// addresses at hand make the tile slow where memory comes in small pages.
+constexpr std::int64_t kRowsInPlace = 16;
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
@@ -91,6 +94,14 @@ struct Slice {
     return !product->transpose_a && a.dtype == dtype && a.stride == padded_depth &&
            reinterpret_cast<std::uintptr_t>(a.data) % 64 == 0 && padded_depth * element() % 64 == 0;
   }
+  /// A tile of so many rows, from column n, lies in y as in a buffer of its own, and is all that y is to hold.
+  bool tile_is_y(std::int64_t rows, std::int64_t n) const {
+    const Product& p = *product;
+    const bool only = p.y.dtype == DType::f32 && !p.accumulate && p.alpha == 1.0F && depth == p.size.inner;
+    return only && TileKernel::reads_blocks(dtype) && n == 0 && p.y.stride == padded_cols_at(n) &&
+           p.size.cols == p.y.stride && rows == padded_rows(rows) &&
+           reinterpret_cast<std::uintptr_t>(p.y.data) % 64 == 0;
+  }
 };
 
 /// One slice where a tile is deep enough for the product. Otherwise sums of slices are kept in y if it is fp32: then
@@ -156,6 +167,13 @@ void multiply_panel(const Slice& slice, const Panel& panel, const Workspace& min
       pack_a(mine.a, slice.dtype, slice.window_a(m, rows), padded_rows, slice.padded_depth);
       a = mine.a;
     }
+    if (slice.tile_is_y(rows, panel.n0)) {
+      for (std::int64_t r = 0; r < rows; r += kRowsInPlace) {
+        slice.kernel(std::min(kRowsInPlace, rows - r), panel.n0)(slice.product->y.row<float>(m + r),
+                                                                 static_cast<const char*>(a) + r * row_bytes, packed_b);
+      }
+      continue;
+    }
     slice.kernel(rows, panel.n0)(mine.c, a, packed_b);
     for (std::int64_t i = 0; i < rows; ++i) write_row(slice, mine.c + i * ld, m + i, panel.n0, panel.n1 - panel.n0);
   }
@@ -173,6 +191,7 @@ void make_kernels(const Slice& slice) {
 
 void fill_zero(const Product& p) {
   if (p.accumulate) return;
+#pragma omp parallel for
   for (std::int64_t i = 0; i < p.y.rows; ++i) {
     std::fill_n(static_cast<char*>(p.y.data) + i * p.y.stride * std::int64_t(size_of(p.y.dtype)),
                 p.y.cols * std::int64_t(size_of(p.y.dtype)), char{0});

@@ -41,14 +41,15 @@ void grouped(KernelContext& context, const Tensor& y_RN, const Tensor& x_RK, con
 }
 
 void grouped_weight_gradient(KernelContext& context, std::span<const Tensor> dw_KN, const Tensor& x_RK,
-                             const Tensor& dy_RN, std::span<const std::int64_t> first) {
+                             const Tensor& dy_RN, std::span<const std::int64_t> first, float beta) {
+  FLANMOE_EXPECT(beta == 0.0F || beta == 1.0F, "beta is {}, not 0 or 1", beta);
   const auto groups = std::int64_t(dw_KN.size());
   expect_groups(first, groups, x_RK.rows);
   multiply_in_turn(context, groups, [&](std::int64_t g) {
     const std::int64_t begin = first[std::size_t(g)];
     const std::int64_t count = first[std::size_t(g) + 1] - begin;
     return describe(dw_KN[std::size_t(g)], x_RK.slice_rows(begin, count), Transpose::yes,
-                    dy_RN.slice_rows(begin, count), Transpose::no, true);
+                    dy_RN.slice_rows(begin, count), Transpose::no, beta == 1.0F);
   });
 }
 

@@ -57,7 +57,9 @@ void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
     }
   }
   for (std::size_t i = 0; i < dw_sum.size(); ++i) {
-    dw.add(std::int64_t(i) / o.dw.cols, std::int64_t(i) % o.dw.cols, shape.logit_scale * dw_sum[i]);
+    const std::int64_t row = std::int64_t(i) / o.dw.cols, col = std::int64_t(i) % o.dw.cols;
+    const double before = shape.beta == 0.0F ? 0.0 : dw(row, col);
+    dw.set(row, col, before + shape.logit_scale * dw_sum[i]);
   }
 }
 

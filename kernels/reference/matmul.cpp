@@ -48,13 +48,13 @@ void grouped(KernelContext& /*context*/, const Tensor& y_RN, const Tensor& x_RK,
 }
 
 void grouped_weight_gradient(KernelContext& /*context*/, std::span<const Tensor> dw_KN, const Tensor& x_RK,
-                             const Tensor& dy_RN, std::span<const std::int64_t> first) {
+                             const Tensor& dy_RN, std::span<const std::int64_t> first, float beta) {
   expect_groups(first, std::int64_t(dw_KN.size()), x_RK.rows);
   for (std::size_t g = 0; g < dw_KN.size(); ++g) {
     const std::int64_t count = first[g + 1] - first[g];
     const Tensor x = x_RK.slice_rows(first[g], count);
     const Tensor dy = dy_RN.slice_rows(first[g], count);
-    multiply(dw_KN[g], x, Transpose::yes, dy, Transpose::no, 1,
+    multiply(dw_KN[g], x, Transpose::yes, dy, Transpose::no, double(beta),
              product_size(dw_KN[g], x, Transpose::yes, dy, Transpose::no));
   }
 }

@@ -203,13 +203,17 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
     const PartScope part(Part::logits);
     const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
     const double scale = 1.0 / double(std::max<std::int64_t>(1, batch.step_target_tokens));
+    CrossEntropyShape shape = s.cross_entropy_shape(scale);
+    shape.beta = c.beta(s.logits());
     s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T),
-                                             s.target_gradient(tokens), c.gradient(s.logits()), decoded_TD,
-                                             c.weight(s.logits()), target_T, s.cross_entropy_shape(scale));
+                                             s.target_gradient(tokens), s.store.gradient(s.logits(), 0), decoded_TD,
+                                             c.weight(s.logits()), target_T, shape);
     s.add_losses(statistics, tokens);
   }
 
   s.backward(c);
+  // What nothing contributed to is zero.
+  for (std::size_t p = 0; p < s.store.specs().size(); ++p) c.gradient(int(p));
 }
 
 std::vector<float> Model::evaluate(KernelContext& kernel, const PackedBatch& batch,

@@ -51,7 +51,8 @@ class Model {
   void lay(Arena& activations, Arena& scratch, const BatchLimits& limits, bool training);
 
   /// Forward and backward of one microbatch: gradients of (sum of target losses / step_target_tokens + auxiliary
-  /// losses) are added to the store's gradients; sums are added to `statistics`. Collective over the expert group:
+  /// losses) are written to the store's gradients, or added to those of earlier microbatches since
+  /// ParameterStore::forget_gradients(); sums are added to `statistics`. Collective over the expert group:
   /// every rank of it calls, with rows or without. Dropout, capacity and random numbers depend on batch.step and global
   /// rows only.
   void forward_backward(KernelContext&, const PackedBatch& batch, StepStatistics& statistics);

@@ -9,7 +9,7 @@ bool swish(const LayerContext& c) { return c.deck.model.activation == "gated_swi
 std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& work, int parameter) {
   work.gradients.clear();
   for (std::int64_t e = 0; e < c.store.local_experts(parameter); ++e) {
-    work.gradients.push_back(c.gradient(parameter, e));
+    work.gradients.push_back(c.store.gradient(parameter, e));
   }
   return work.gradients;
 }
@@ -18,7 +18,7 @@ std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& wor
 void add_gradients(const LayerContext& c, FeedForwardWork& work, int parameter, const Tensor& x, const Tensor& dy,
                    std::span<const std::int64_t> first) {
   if (!c.trains(parameter)) return;
-  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, parameter), x, dy, first);
+  c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, parameter), x, dy, first, c.beta(parameter));
 }
 
 void apply_dropout(const LayerContext& c, const Tensor& hidden_RF, const DropoutMask& mask) {
@@ -87,6 +87,7 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   if (c.deck.model.multiplicative_bias && !c.trains(weights.scale)) {
     c.k.column_scale.forward(c.context, dhidden_RF, dhidden_RF, c.weight(weights.scale), layer.first);
   } else if (c.deck.model.multiplicative_bias) {
+    c.gradient(weights.scale);  // added to
     c.k.column_scale.backward(c.context, dhidden_RF, gradients_of(c, work, weights.scale), dhidden_RF, hidden_RF,
                               c.weight(weights.scale), layer.first);
   }

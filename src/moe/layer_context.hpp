@@ -13,7 +13,7 @@ namespace flanmoe {
 struct LayerContext {
   KernelContext& context;
   const Kernels& k;
-  const ParameterStore& store;
+  ParameterStore& store;
   const Deck& deck;
   bool training = false;
   std::int64_t step = 0;
@@ -24,8 +24,19 @@ struct LayerContext {
   /// The norm of the model.
   const NormKernels& norm() const { return deck.model.norm == "layer" ? k.layer_norm : k.norm; }
   const Tensor& weight(int parameter) const { return store.weight(parameter); }
-  /// Absent when the parameter is frozen.
-  Tensor gradient(int parameter, std::int64_t expert = 0) const { return store.gradient(parameter, expert); }
+  // The first contribution of a step to a gradient is written, or added to zeros; later ones are added. Both of these
+  // count as a contribution to all experts of the parameter, which must follow.
+  /// The gradient, to be added to. Absent when the parameter is frozen.
+  Tensor gradient(int parameter, std::int64_t expert = 0) const {
+    if (trains(parameter) && store.first_contribution(parameter)) {
+      for (std::int64_t e = 0; e < store.local_experts(parameter); ++e) {
+        k.elementwise.zero(context, store.gradient(parameter, e));
+      }
+    }
+    return store.gradient(parameter, expert);
+  }
+  /// What a product that writes the gradient (of store.gradient()) leaves of it.
+  float beta(int parameter) const { return store.first_contribution(parameter) ? 0.0F : 1.0F; }
   bool trains(int parameter) const { return store.trained(parameter); }
 
   /// Random numbers of one place in the model in this step.
@@ -43,7 +54,8 @@ struct LayerContext {
 /// Adds x^T . dy to the gradient of a dense weight; frozen ones cost nothing.
 inline void add_weight_gradient(const LayerContext& c, int parameter, const Tensor& x, const Tensor& dy) {
   if (!c.trains(parameter)) return;
-  c.k.matmul.product(c.context, c.gradient(parameter), x, Transpose::yes, dy, Transpose::no, 1.0F);
+  c.k.matmul.product(c.context, c.store.gradient(parameter, 0), x, Transpose::yes, dy, Transpose::no,
+                     c.beta(parameter));
 }
 
 /// The first n rows of a buffer that was laid for the largest microbatch.

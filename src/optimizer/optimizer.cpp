@@ -60,7 +60,6 @@ struct Optimizer::State {
   void update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate, double scale) const;
   void publish(KernelContext& context, Placement placement) const;
   void publish_frozen(KernelContext& context, Placement placement) const;
-  void zero_gradients(KernelContext& context) const;
 };
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
@@ -161,7 +160,7 @@ void Optimizer::publish_weights(KernelContext& context) {
     state_->publish(context, placement);
     state_->publish_frozen(context, placement);
   }
-  state_->zero_gradients(context);
+  state_->store.forget_gradients();
 }
 
 Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step, double learning_rate) {
@@ -182,7 +181,7 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
     // 4. Every rank gets the new weights; the gradient buffers carry them.
     for (const Placement placement : kPlacements) s.publish(context, placement);
   }
-  s.zero_gradients(context);
+  s.store.forget_gradients();
   return result;
 }
 
@@ -268,10 +267,6 @@ void Optimizer::State::publish_frozen(KernelContext& context, Placement placemen
     const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
     replicas(placement).broadcast(std::span(static_cast<char*>(weight.data), weight.bytes()), unit.owner);
   }
-}
-
-void Optimizer::State::zero_gradients(KernelContext& context) const {
-  for (const Placement placement : kPlacements) kernels.elementwise.zero(context, store.gradient_flat(placement));
 }
 
 void Optimizer::visit_state(const std::function<void(const StateTensor&)>& f) const {

@@ -45,7 +45,7 @@ class Optimizer {
     double gradient_norm = 0;  // before clipping; every parameter counted once; does not depend on owners
     bool finite = true;        // false: nothing was updated
   };
-  /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, zeroes gradients.
+  /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, forgets gradients.
   StepResult step(KernelContext&, std::int64_t step, double learning_rate);
 
   /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order.

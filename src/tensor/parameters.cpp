@@ -14,6 +14,7 @@ namespace flanmoe {
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute)
     : specs_(std::move(specs)), coordinates_(coordinates), compute_(compute), weights_(specs_.size()) {
   unit_offset_.resize(specs_.size());
+  forget_gradients();
   for (std::size_t p = 0; p < specs_.size(); ++p) {
     if (specs_[p].placement == Placement::expert) {
       FLANMOE_EXPECT(specs_[p].experts % coordinates_.expert_size == 0, "{}: {} experts over {} ranks", specs_[p].name,
@@ -111,6 +112,14 @@ Tensor ParameterStore::gradient(int parameter, std::int64_t expert) const {
   t.cols = t.stride = spec.cols;
   return t;
 }
+
+bool ParameterStore::first_contribution(int parameter) {
+  const bool first = !contributed_[std::size_t(parameter)];
+  contributed_[std::size_t(parameter)] = true;
+  return first;
+}
+
+void ParameterStore::forget_gradients() { contributed_.assign(specs_.size(), false); }
 
 int ParameterStore::find(const std::string& name) const {
   const auto it = std::find_if(specs_.begin(), specs_.end(), [&](const auto& spec) { return spec.name == name; });

@@ -74,6 +74,10 @@ class ParameterStore {
   /// One gradient matrix (batch 1), accumulate type; absent when the parameter is frozen.
   Tensor gradient(int parameter, std::int64_t expert) const;
   bool has_gradients() const { return has_gradients_; }
+  /// Whether nothing was contributed to the gradient of a parameter since forget_gradients(): whoever asks contributes
+  /// now, and must write what later ones add to. So gradients need not be zeroed before a step.
+  bool first_contribution(int parameter);
+  void forget_gradients();
 
   /// The units that are trained, in the order of the flat gradient buffer.
   const std::vector<ParameterUnit>& units(Placement placement) const { return units_[int(placement)]; }
@@ -100,6 +104,7 @@ class ParameterStore {
   std::vector<std::vector<std::int64_t>> unit_offset_;  // [parameter][local expert]
   Tensor flat_[2];
   bool has_gradients_ = false;
+  std::vector<bool> contributed_;  // [parameter]
 };
 
 /// Fills one matrix with its initial values: a function of (seed, name, global expert, element) only.

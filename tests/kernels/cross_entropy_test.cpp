@@ -87,6 +87,27 @@ TEST(CrossEntropy, WithoutTheGradientOfTheWeightsTheOtherOneIsTheSame) {
   }
 }
 
+TEST(CrossEntropy, WithBetaZeroTheGradientOfTheWeightsIsWrittenWhateverItWas) {
+  for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+    for (const std::int64_t tokens : {0, 17}) {
+      for (const auto& device : devices) {
+        TestContext context(1 << 22);
+        CrossEntropyShape shape;
+        shape.transpose_w = transpose;
+        shape.chunk_rows = 7;
+        Problem added(DType::f32, tokens, 9, 33, shape, 3);
+        added.dw.fill(0);
+        added.run(device.kernels, context);
+        shape.beta = 0.0F;
+        Problem written(DType::f32, tokens, 9, 33, shape, 3);
+        written.dw.fill(std::nan(""));
+        written.run(device.kernels, context);
+        EXPECT_EQ(written.dw.values(), added.dw.values()) << device.device << ", " << tokens << " tokens";
+      }
+    }
+  }
+}
+
 void compare(DType type, std::int64_t tokens, std::int64_t width, std::int64_t vocabulary, CrossEntropyShape shape,
              std::int64_t padding) {
   TestContext context(1 << 22);

@@ -159,8 +159,8 @@ TEST(Matmul, CpuGroupedEqualsReferenceWithEmptyAndHotGroups) {
   }
 }
 
-void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts, std::int64_t depth,
-                             std::int64_t cols) {
+void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts, std::int64_t depth, std::int64_t cols,
+                             float beta, std::int64_t padding = 1) {
   TestContext context;
   const auto first = boundaries(counts);
   Buffer x(type, first.back(), depth, 3), dy(type, first.back(), cols, 3);
@@ -169,13 +169,14 @@ void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts
   std::vector<Buffer> got, expected;
   std::vector<Tensor> got_views, expected_views;
   for (std::size_t g = 0; g < counts.size(); ++g) {
-    got.emplace_back(DType::f32, depth, cols, std::int64_t(g) % 3).randomize(8 + g);
-    expected.emplace_back(DType::f32, depth, cols, std::int64_t(g) % 3).randomize(8 + g);
+    got.emplace_back(DType::f32, depth, cols, padding * (std::int64_t(g) % 3)).randomize(8 + g);
+    expected.emplace_back(DType::f32, depth, cols, padding * (std::int64_t(g) % 3)).randomize(8 + g);
+    if (beta == 0.0F) got.back().fill(std::nan(""));
     got_views.push_back(got.back());
     expected_views.push_back(expected.back());
   }
-  reference::matmul_kernels.grouped_weight_gradient(context, expected_views, x, dy, first);
-  cpu::matmul_kernels.grouped_weight_gradient(context, got_views, x, dy, first);
+  reference::matmul_kernels.grouped_weight_gradient(context, expected_views, x, dy, first, beta);
+  cpu::matmul_kernels.grouped_weight_gradient(context, got_views, x, dy, first, beta);
   for (std::size_t g = 0; g < counts.size(); ++g) {
     expect_close(got[g], expected[g], sum_rounding(counts[g]), fmt::format("group {} in {}", g, name_of(type)));
   }
@@ -183,10 +184,14 @@ void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts
 
 TEST(Matmul, CpuWeightGradientEqualsReferenceWithEmptyAndHotGroups) {
   for (const DType type : {DType::f32, DType::bf16}) {
-    compare_weight_gradient(type, {0, 1, 33, 0, 700, 2}, 70, 40);
-    compare_weight_gradient(type, {64, 31, 5}, 64, 300);
-    compare_weight_gradient(type, {0, 0}, 10, 20);
-    compare_weight_gradient(type, {4500}, 20, 30);
+    for (const float beta : {0.0F, 1.0F}) {
+      compare_weight_gradient(type, {0, 1, 33, 0, 700, 2}, 70, 40, beta);
+      compare_weight_gradient(type, {64, 31, 5}, 64, 300, beta);
+      compare_weight_gradient(type, {0, 0}, 10, 20, beta);
+      compare_weight_gradient(type, {4500}, 20, 30, beta);
+      compare_weight_gradient(type, {40, 0, 9}, 136, 128, beta, 0);  // tiles that lie in the gradient as they are
+      compare_weight_gradient(type, {5000, 30}, 64, 192, beta, 0);   // deeper than one of them
+    }
   }
 }
 
@@ -231,7 +236,7 @@ TEST(Matmul, ResultsDoNotDependOnTheNumberOfThreads) {
       for (int g = 0; g < 5; ++g) dw_views.push_back(dw.view().matrix(g));
       cpu::matmul_kernels.grouped(context, y, x, w, no, first);
       cpu::matmul_kernels.product(context, z, x, no, w.view().matrix(0), no, 0);
-      cpu::matmul_kernels.grouped_weight_gradient(context, dw_views, x, dy, first);
+      cpu::matmul_kernels.grouped_weight_gradient(context, dw_views, x, dy, first, 1);
       out.push_back(std::move(y));
       out.push_back(std::move(z));
       out.push_back(std::move(dw));
@@ -257,7 +262,7 @@ TEST(Matmul, GradientsOfAProductAgreeWithCentralDifferences) {
   k.grouped(context, dx, dy, w, yes, first);
   std::vector<Tensor> dw_views;
   for (int g = 0; g < 3; ++g) dw_views.push_back(dw.view().matrix(g));
-  k.grouped_weight_gradient(context, dw_views, x, dy, first);
+  k.grouped_weight_gradient(context, dw_views, x, dy, first, 1);
   expect_gradient(dx, loss, x, "dx");
   expect_gradient(dw, loss, w, "dw");
 }

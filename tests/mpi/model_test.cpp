@@ -45,7 +45,7 @@ void expect_true_gradients(const Deck& deck, const std::string& what) {
     double place = 0;
     for (double& factor : test.store.weight(int(p)).flat<double>()) factor += 1.2 * std::sin(place += 1.0);
   }
-  test.zero_gradients();
+  test.forget_gradients();
   test.loss(batch);
   std::vector<std::vector<double>> analytic;
   for (std::size_t p = 0; p < test.store.specs().size(); ++p) {
@@ -275,14 +275,14 @@ void expect_layout_independence(Deck deck) {
   const std::int64_t rows = 12 * deck.moe.group_rows;
   const PackedBatch batch = random_batch(deck, rows, 21);
   TestModel one(deck, self, 1, "reference", DType::f64, limits_of(deck, rows));
-  one.zero_gradients();
+  one.forget_gradients();
   StepStatistics expected;
   one.model->forward_backward(one.context, batch, expected);
   for (int degree = 1; degree <= world.size(); ++degree) {
     if (world.size() % degree != 0 || deck.moe.experts % degree != 0) continue;
     const std::int64_t mine = rows / world.size();
     TestModel test(deck, world, degree, "reference", DType::f64, limits_of(deck, mine));
-    test.zero_gradients();
+    test.forget_gradients();
     StepStatistics statistics;
     // Two microbatches where the rows allow it.
     const std::int64_t first_part = mine > deck.moe.group_rows ? deck.moe.group_rows : mine;
@@ -373,7 +373,7 @@ TEST(ModelLayout, ARankWithoutRowsTakesPart) {
   for (const Deck& deck : {tiny_deck(true), testing::tiny_palm(true)}) {
     const PackedBatch batch = random_batch(deck, 2, 8);
     TestModel test(deck, world, world.size(), "reference", DType::f64, limits_of(deck, 2));
-    test.zero_gradients();
+    test.forget_gradients();
     StepStatistics statistics;
     test.model->forward_backward(test.context, take_rows(batch, 0, world.rank() == 0 ? 2 : 0), statistics);
     const double targets = world.all_reduce(statistics.targets, ReduceOp::sum);
@@ -396,8 +396,8 @@ TEST_F(ModelDevices, CpuEqualsReferenceInFp32) {
     const PackedBatch batch = random_batch(deck, 6, 31);
     TestModel a(deck, self, 1, "reference", DType::f64, limits_of(deck, 6));
     TestModel b(deck, self, 1, "cpu", DType::f32, limits_of(deck, 6));
-    a.zero_gradients();
-    b.zero_gradients();
+    a.forget_gradients();
+    b.forget_gradients();
     const double want = a.loss(batch);
     EXPECT_NEAR(b.loss(batch), want, 1e-5 * want);
     for (std::size_t p = 0; p < a.store.specs().size(); ++p) {

@@ -140,7 +140,7 @@ void expect_parity(const std::string& name, const std::string& device, DType com
 
   TestModel trained(deck, self, 1, device, compute, testing::limits_of(deck, 2));
   load_weights(trained, fixture);
-  trained.zero_gradients();
+  trained.forget_gradients();
   EXPECT_NEAR(trained.loss(batch), loss, logits * loss);
   expect_gradients(trained, fixture, gradients);
 }

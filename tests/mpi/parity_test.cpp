@@ -124,7 +124,7 @@ struct Computed {
 };
 
 Computed compute(TestModel& test, const PackedBatch& batch) {
-  test.zero_gradients();
+  test.forget_gradients();
   Computed computed;
   test.model->forward_backward(test.context, batch, computed.statistics);
   const StepStatistics& sums = computed.statistics;
