@@ -2,6 +2,7 @@
 #include <glob.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <filesystem>
 #include <sstream>
@@ -57,6 +58,7 @@ void check_rows(const Deck& deck, int world_size, Problems& problems) {
         world_size, batch.rows / world_size, batch.rows % world_size, nearest_multiples(batch.rows, world_size));
     return;
   }
+  if (uses_leaves(deck, world_size)) return;  // every microbatch is a leaf
   const std::int64_t rank_rows = batch.rows / world_size;
   const std::int64_t microbatch_rows = batch.microbatch_rows == 0 ? rank_rows : batch.microbatch_rows;
   if (rank_rows % microbatch_rows != 0) {
@@ -73,12 +75,40 @@ void check_rows(const Deck& deck, int world_size, Problems& problems) {
         deck.moe.group_rows, microbatch_rows % deck.moe.group_rows);
 }
 
+/// Rows of the batch -> leaves -> router groups, whatever the number of ranks.
+void check_leaves(const Deck& deck, Problems& problems) {
+  const std::int64_t leaves = deck.reduction.leaves, rows = deck.batch.rows;
+  if (leaves == 0) return;
+  if (!std::has_single_bit(std::uint64_t(leaves))) {
+    add(problems, "reduction.leaves = {}: expected a power of two, {} or {}, or 0", leaves,
+        std::bit_floor(std::uint64_t(leaves)), std::bit_ceil(std::uint64_t(leaves)));
+    return;
+  }
+  if (rows % leaves != 0) {
+    add(problems, "batch.rows = {} does not divide into reduction.leaves = {}: {} % {} = {}; nearest is {}", rows,
+        leaves, rows, leaves, rows % leaves, nearest_multiples(rows, leaves));
+    return;
+  }
+  if (deck.batch.microbatch_rows != 0 && deck.batch.microbatch_rows != rows / leaves)
+    add(problems,
+        "batch.microbatch_rows = {} with reduction.leaves = {}: a microbatch is a leaf of {} rows / {} leaves = {} "
+        "rows; "
+        "expected {} or 0",
+        deck.batch.microbatch_rows, leaves, rows, leaves, rows / leaves, rows / leaves);
+  if (is_sparse(deck) && rows / leaves % deck.moe.group_rows != 0)
+    add(problems,
+        "moe.group_rows = {} does not divide the rows of a leaf: {} rows / {} leaves = {} rows, and {} % {} = {}",
+        deck.moe.group_rows, rows, leaves, rows / leaves, rows / leaves, deck.moe.group_rows,
+        rows / leaves % deck.moe.group_rows);
+}
+
 void check_layout(const Deck& deck, int world_size, Problems& problems) {
   const std::int64_t expert = deck.parallel.expert;
   if (is_sparse(deck) && deck.moe.experts % expert != 0)
     add(problems, "moe.experts = {} does not divide by parallel.expert = {}: {} % {} = {}; nearest is {}",
         deck.moe.experts, expert, deck.moe.experts, expert, deck.moe.experts % expert,
         nearest_multiples(deck.moe.experts, expert));
+  if (trains(deck)) check_leaves(deck, problems);
   if (world_size == 0) return;
   if (world_size % expert != 0)
     add(problems, "{} ranks do not divide by parallel.expert = {}: world = data x expert, and {} % {} = {}", world_size,

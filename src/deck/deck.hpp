@@ -32,6 +32,9 @@ struct BatchDeck {
   std::int64_t input_length = 256;   // encoder tokens of a row
   std::int64_t target_length = 64;   // decoder tokens of a row
 };
+struct ReductionDeck {
+  std::int64_t leaves = 0;  // equal parts of the global batch, summed along one tree; 0: none
+};
 struct ModelDeck {
   std::string family = "t5";      // t5 | palm
   std::string preset = "custom";  // see presets() in deck/presets.cpp
@@ -158,6 +161,7 @@ struct Deck {
   RunDeck run;
   ParallelDeck parallel;
   BatchDeck batch;
+  ReductionDeck reduction;
   ModelDeck model;
   MoeDeck moe;
   OptimizerDeck optimizer;
@@ -173,6 +177,11 @@ struct Deck {
 Deck parse_deck(const std::string& path, const std::vector<std::string>& overrides);
 /// The same of a text; `name` stands for the file in messages.
 Deck parse_deck_text(const std::string& name, const std::string& text, const std::vector<std::string>& overrides);
+
+/// Whether reduction.leaves shapes the sums over a world of so many ranks, which must divide the leaves.
+inline bool uses_leaves(const Deck& deck, std::int64_t ranks) {
+  return deck.reduction.leaves > 0 && deck.reduction.leaves % ranks == 0;
+}
 
 /// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by
 /// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the

@@ -91,6 +91,15 @@ void add_batch(std::vector<Parameter>& table) {
   rows.number("target_length", &S::target_length, at_least(4), "tokens", "Target tokens of a row.");
 }
 
+void add_reduction(std::vector<Parameter>& table) {
+  SectionRows rows(table, "reduction", &Deck::reduction);
+  rows.number(
+      "leaves", &ReductionDeck::leaves, at_least(0), "parts",
+      "Equal parts of the global batch, a power of two, each computed as one microbatch; their sums meet in one "
+      "fixed binary tree, so all rank counts that divide it train the same bits, with any parallel.expert; "
+      "others agree to rounding, as all do with 0.");
+}
+
 void add_model(std::vector<Parameter>& table) {
   SectionRows rows(table, "model", &Deck::model);
   using S = ModelDeck;
@@ -321,6 +330,7 @@ const std::vector<Parameter>& parameter_table() {
     add_run(rows);
     add_parallel(rows);
     add_batch(rows);
+    add_reduction(rows);
     add_model(rows);
     add_moe(rows);
     add_moe_policies(rows);
@@ -339,6 +349,7 @@ const std::vector<SectionNote>& section_notes() {
       {"run", "What is run, where and for how long."},
       {"parallel", "How the ranks are used: world = data x expert."},
       {"batch", "The global batch, which does not depend on the number of ranks."},
+      {"reduction", "In which order sums over the tokens of the batch are added up."},
       {"model", "The dense part of the model."},
       {"moe", "Sparse feed-forward layers."},
       {"optimizer", "The update of the weights."},

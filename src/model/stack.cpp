@@ -130,7 +130,7 @@ void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLi
       most = {std::max(most.copies, rows.copies), std::max(most.received, rows.received)};
       columns = std::max(columns, routing_of(deck_.moe, encoder).columns);
     }
-    work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), most, deck_.moe.experts / expert_ranks);
+    work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), most);
     dispatcher_->lay(arena, compute, most.received, model.width);
   }
   if (!training) return;

@@ -11,6 +11,7 @@ void DispatchRecord::lay(Arena& arena, std::int64_t ranks, std::int64_t local_ex
   send_rows.assign(std::size_t(ranks), 0);
   receive_rows.assign(std::size_t(ranks), 0);
   first.assign(std::size_t(local_experts) + 1, 0);
+  first_of_source.assign(std::size_t(local_experts * ranks) + 1, 0);
   arrival_R = arena.allocate(DType::i32, ranks > 1 ? received_limit : 0, 1);
 }
 
@@ -53,9 +54,12 @@ void Dispatcher::plan(DispatchRecord& record, const Tensor& count_E, std::int64_
         record.received, row_limit);
   }
   for (std::size_t e = 0; e < local_experts; ++e) {
-    std::int64_t rows = 0;
-    for (std::size_t r = 0; r < ranks; ++r) rows += receive_count_[r * local_experts + e];
-    record.first[e + 1] = record.first[e] + rows;
+    std::int64_t row = record.first[e];
+    for (std::size_t r = 0; r < ranks; ++r) {
+      row += receive_count_[r * local_experts + e];
+      record.first_of_source[e * ranks + r + 1] = row;
+    }
+    record.first[e + 1] = row;
   }
   if (local()) return;
   // Arrival order is (source rank, expert, row); expert order is (expert, source rank, row).

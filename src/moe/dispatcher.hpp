@@ -14,6 +14,7 @@ struct DispatchRecord {
   std::int64_t sent = 0, received = 0;                // rows
   std::vector<std::int64_t> send_rows, receive_rows;  // per rank of the expert group
   std::vector<std::int64_t> first;                    // local experts + 1: rows of each in expert order
+  std::vector<std::int64_t> first_of_source;          // local experts * ranks + 1: of each expert by source rank
   Tensor arrival_R;                                   // i32: expert-ordered row r arrived as row arrival[r]
 
   void lay(Arena& arena, std::int64_t ranks, std::int64_t local_experts, std::int64_t received);

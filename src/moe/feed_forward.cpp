@@ -1,5 +1,7 @@
 #include "moe/feed_forward.hpp"
 
+#include <array>
+
 namespace flanmoe {
 namespace {
 
@@ -9,7 +11,9 @@ bool swish(const LayerContext& c) { return c.deck.model.activation == "gated_swi
 std::span<const Tensor> gradients_of(const LayerContext& c, FeedForwardWork& work, int parameter) {
   work.gradients.clear();
   for (std::int64_t e = 0; e < c.store.local_experts(parameter); ++e) {
-    work.gradients.push_back(c.store.gradient(parameter, e));
+    for (std::int64_t s = 0; s < c.store.sources(parameter); ++s) {
+      work.gradients.push_back(c.store.gradient(parameter, e, s));
+    }
   }
   return work.gradients;
 }
@@ -19,6 +23,29 @@ void add_gradients(const LayerContext& c, FeedForwardWork& work, int parameter, 
                    std::span<const std::int64_t> first) {
   if (!c.trains(parameter)) return;
   c.k.matmul.grouped_weight_gradient(c.context, gradients_of(c, work, parameter), x, dy, first, c.beta(parameter));
+}
+
+/// Through the multiplicative bias: dhidden = dscaled * scale, in place; adds to the gradients of the scale.
+void scale_backward(const LayerContext& c, FeedForwardWork& work, const Tensor& dhidden_RF, const Tensor& hidden_RF,
+                    const FeedForward& layer) {
+  const int scale = layer.weights.scale;
+  if (!c.trains(scale)) {
+    c.k.column_scale.forward(c.context, dhidden_RF, dhidden_RF, c.weight(scale), layer.first);
+    return;
+  }
+  c.gradient(scale);  // added to
+  const auto gradients = gradients_of(c, work, scale);
+  if (layer.first_of_source.empty()) {
+    c.k.column_scale.backward(c.context, dhidden_RF, gradients, dhidden_RF, hidden_RF, c.weight(scale), layer.first);
+    return;
+  }
+  for (std::size_t g = 0; g < gradients.size(); ++g) {  // one expert's rows of one source
+    const std::int64_t begin = layer.first_of_source[g], count = layer.first_of_source[g + 1] - begin;
+    const Tensor part = dhidden_RF.slice_rows(begin, count);
+    c.k.column_scale.backward(c.context, part, gradients.subspan(g, 1), part, hidden_RF.slice_rows(begin, count),
+                              c.weight(scale).matrix(std::int64_t(g) / c.store.sources(scale)),
+                              std::array<std::int64_t, 2>{0, count});
+  }
 }
 
 void apply_dropout(const LayerContext& c, const Tensor& hidden_RF, const DropoutMask& mask) {
@@ -42,14 +69,14 @@ void FeedForwardActivations::lay(Arena& arena, const ModelDeck& model, DType com
   if (model.multiplicative_bias) scaled_RF = arena.allocate(compute, rows, hidden);
 }
 
-void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts,
-                          std::int64_t hidden) {
+void FeedForwardWork::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows,
+                          std::int64_t gradient_count, std::int64_t hidden) {
   dhidden_RF = arena.allocate(compute, rows, hidden);
   if (model.gated()) {
     dgate_RF = arena.allocate(compute, rows, hidden);
     dpart_RD = arena.allocate(compute, rows, model.width);
   }
-  gradients.reserve(std::size_t(experts));
+  gradients.reserve(std::size_t(gradient_count));
 }
 
 void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivations& saved, const Tensor& x_RD,
@@ -82,20 +109,14 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const FeedForwardTensors<int>& weights = layer.weights;
   const Tensor hidden_RF = rows(saved.hidden_RF);
   const Tensor dhidden_RF = rows(work.dhidden_RF);
-  add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.first);
+  add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.gradient_first());
   c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
-  if (c.deck.model.multiplicative_bias && !c.trains(weights.scale)) {
-    c.k.column_scale.forward(c.context, dhidden_RF, dhidden_RF, c.weight(weights.scale), layer.first);
-  } else if (c.deck.model.multiplicative_bias) {
-    c.gradient(weights.scale);  // added to
-    c.k.column_scale.backward(c.context, dhidden_RF, gradients_of(c, work, weights.scale), dhidden_RF, hidden_RF,
-                              c.weight(weights.scale), layer.first);
-  }
+  if (c.deck.model.multiplicative_bias) scale_backward(c, work, dhidden_RF, hidden_RF, layer);
   apply_dropout(c, dhidden_RF, layer.dropout);
   if (!gated(c)) {
     // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.
     c.k.activation.relu_backward(c.context, dhidden_RF, dhidden_RF, hidden_RF);
-    add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.first);
+    add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.gradient_first());
     c.k.matmul.grouped(c.context, dx_RD, dhidden_RF, c.weight(weights.up), Transpose::yes, layer.first);
     return;
   }
@@ -103,8 +124,8 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const Tensor dup_RF = dhidden_RF;
   const auto back = swish(c) ? c.k.activation.gated_swish_backward : c.k.activation.gated_gelu_backward;
   back(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
-  add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.first);
-  add_gradients(c, work, weights.up, x_RD, dup_RF, layer.first);
+  add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.gradient_first());
+  add_gradients(c, work, weights.up, x_RD, dup_RF, layer.gradient_first());
   const Tensor dpart_RD = rows(work.dpart_RD);
   c.k.matmul.grouped(c.context, dx_RD, dgate_RF, c.weight(weights.gate), Transpose::yes, layer.first);
   c.k.matmul.grouped(c.context, dpart_RD, dup_RF, c.weight(weights.up), Transpose::yes, layer.first);

@@ -21,9 +21,10 @@ struct FeedForwardActivations {
 /// Temporary memory of the backward, shared by all layers.
 struct FeedForwardWork {
   Tensor dhidden_RF, dgate_RF, dpart_RD;  // C
-  std::vector<Tensor> gradients;          // of one weight, per expert
+  std::vector<Tensor> gradients;          // of one weight, per expert and source
 
-  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t experts,
+  /// `gradients`: experts times sources.
+  void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t rows, std::int64_t gradients,
            std::int64_t hidden);
 };
 
@@ -34,6 +35,11 @@ struct FeedForward {
   std::span<const std::int64_t> first;
   DropoutMask dropout;
   Part part = Part::experts;
+  /// Rows of each expert and, inside it, of each source of its gradients (ParameterStore::sources); empty where there
+  /// is one: `first`.
+  std::span<const std::int64_t> first_of_source = {};
+
+  std::span<const std::int64_t> gradient_first() const { return first_of_source.empty() ? first : first_of_source; }
 };
 
 /// y_RD (C) = (act(x_RD . gate, x_RD . up) * scale) . down, per expert; scale with model.multiplicative_bias. x_RD: C.

@@ -30,7 +30,9 @@ struct LayerContext {
   Tensor gradient(int parameter, std::int64_t expert = 0) const {
     if (trains(parameter) && store.first_contribution(parameter)) {
       for (std::int64_t e = 0; e < store.local_experts(parameter); ++e) {
-        k.elementwise.zero(context, store.gradient(parameter, e));
+        for (std::int64_t s = 0; s < store.sources(parameter); ++s) {
+          k.elementwise.zero(context, store.gradient(parameter, e, s));
+        }
       }
     }
     return store.gradient(parameter, expert);

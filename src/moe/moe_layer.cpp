@@ -22,7 +22,9 @@ DropoutMask expert_mask(const LayerContext& c, MoeWork& work, std::span<const st
 FeedForward experts_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer, const DispatchRecord& dispatch) {
   const FeedForwardTensors<int>& weights = layer.weights.experts;
   return {weights, dispatch.first, expert_mask(c, work, dispatch.first, c.store.first_expert(weights.up), layer.site),
-          Part::experts};
+          Part::experts,
+          c.store.sources(weights.up) > 1 ? std::span<const std::int64_t>(dispatch.first_of_source)
+                                          : std::span<const std::int64_t>()};
 }
 
 /// The shared experts as one feed-forward, behind the others in the numbers of the masks.
@@ -59,9 +61,10 @@ void MoeActivations::lay(Arena& arena, const Deck& deck, const Routing& routing,
 }
 
 void MoeWork::lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
-                  std::int64_t groups, const RowLimits& limits, std::int64_t local_experts) {
+                  std::int64_t groups, const RowLimits& limits) {
   router.lay(arena, deck.moe, compute, tokens, groups, deck.model.width);
-  experts.lay(arena, deck.model, compute, limits.received, local_experts, deck.model.hidden);
+  // Sources are at most the ranks of the expert group, so that this is enough.
+  experts.lay(arena, deck.model, compute, limits.received, deck.moe.experts, deck.model.hidden);
   if (deck.moe.shared_experts > 0) {
     shared.lay(arena, deck.model, compute, tokens, 1, shared_hidden(deck));
     shared_TD = arena.allocate(compute, tokens, deck.model.width);

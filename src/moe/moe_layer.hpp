@@ -40,7 +40,7 @@ struct MoeWork {
   std::vector<std::int32_t> position_R;  // zeros
 
   void lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
-           std::int64_t groups, const RowLimits& limits, std::int64_t local_experts);
+           std::int64_t groups, const RowLimits& limits);
 };
 
 /// y_TD (C) = sparse feed-forward of x_TD (C). Collective over the expert group.

@@ -87,27 +87,33 @@ void ParameterStore::plan_gradients(Placement placement) {
   }
 }
 
-void ParameterStore::lay(Arena& weights, Arena* gradients) {
+void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums) {
   const DType accumulate = accumulate_dtype(compute_);
   for (std::size_t p = 0; p < specs_.size(); ++p) {
     const ParameterSpec& spec = specs_[p];
     weights_[p] =
         weights.allocate(spec.full_precision ? accumulate : compute_, spec.rows, spec.cols, local_experts(int(p)));
   }
+  sums_ = sums;
   has_gradients_ = gradients != nullptr;
   if (gradients == nullptr) return;
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     const auto& segments = segment_sizes(placement);
     const std::int64_t total = std::accumulate(segments.begin(), segments.end(), std::int64_t{0});
-    flat_[int(placement)] = gradients->allocate(accumulate, 1, total);
+    const std::int64_t buffers = sums.levels * (placement == Placement::expert ? sums.sources : 1);
+    flat_[int(placement)].clear();
+    for (std::int64_t b = 0; b < buffers; ++b) {
+      flat_[int(placement)].push_back(gradients->allocate(accumulate, 1, total));
+    }
   }
 }
 
-Tensor ParameterStore::gradient(int parameter, std::int64_t expert) const {
+Tensor ParameterStore::gradient(int parameter, std::int64_t expert, std::int64_t source) const {
   FLANMOE_EXPECT(has_gradients_, "this store was laid without gradients");
   const ParameterSpec& spec = specs_[std::size_t(parameter)];
   if (!spec.trained) return {};
-  Tensor t = flat_[int(spec.placement)].offset_by(unit_offset_[std::size_t(parameter)][std::size_t(expert)]);
+  const Tensor flat = gradient_flat(spec.placement, level_, source);
+  Tensor t = flat.offset_by(unit_offset_[std::size_t(parameter)][std::size_t(expert)]);
   t.rows = spec.rows;
   t.cols = t.stride = spec.cols;
   return t;
@@ -119,7 +125,11 @@ bool ParameterStore::first_contribution(int parameter) {
   return first;
 }
 
-void ParameterStore::forget_gradients() { contributed_.assign(specs_.size(), false); }
+void ParameterStore::begin_level(std::int64_t level) {
+  FLANMOE_EXPECT(level >= 0 && level < sums_.levels, "level {} of {} levels of gradients", level, sums_.levels);
+  level_ = level;
+  contributed_.assign(specs_.size(), false);
+}
 
 int ParameterStore::find(const std::string& name) const {
   const auto it = std::find_if(specs_.begin(), specs_.end(), [&](const auto& spec) { return spec.name == name; });

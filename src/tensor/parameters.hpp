@@ -49,6 +49,13 @@ struct ParameterUnit {
   std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement; unused when frozen
 };
 
+/// Buffers of gradients besides those that the optimizer reads. `levels`: sums of leaves that wait for their neighbours
+/// in the tree of a rank, 1 where microbatches are simply added up. `sources`: ranks of an expert group whose rows make
+/// sums of their own in the gradients of experts.
+struct GradientSums {
+  std::int64_t levels = 1, sources = 1;
+};
+
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
 ///
 /// Gradients of one placement form one flat buffer in which the units of owner 0 come first, then those of owner 1, ...
@@ -61,7 +68,7 @@ class ParameterStore {
 
   /// Lays weights and gradients into the arenas (call on measuring arenas first, then on committed ones).
   /// With `gradients` null only weights are laid (evaluation).
-  void lay(Arena& weights, Arena* gradients);
+  void lay(Arena& weights, Arena* gradients, GradientSums sums = {});
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const ShardCoordinates& coordinates() const { return coordinates_; }
@@ -71,13 +78,20 @@ class ParameterStore {
   /// Working weight, batch = local experts. dtype: compute type, or its accumulate type when full_precision.
   const Tensor& weight(int parameter) const { return weights_[std::size_t(parameter)]; }
   bool trained(int parameter) const { return specs_[std::size_t(parameter)].trained; }
-  /// One gradient matrix (batch 1), accumulate type; absent when the parameter is frozen.
-  Tensor gradient(int parameter, std::int64_t expert) const;
+  /// One gradient matrix (batch 1), accumulate type, at the level that was begun last; absent when the parameter is
+  /// frozen. `source` below sources(parameter).
+  Tensor gradient(int parameter, std::int64_t expert, std::int64_t source = 0) const;
+  std::int64_t sources(int parameter) const {
+    return specs_[std::size_t(parameter)].placement == Placement::expert ? sums_.sources : 1;
+  }
   bool has_gradients() const { return has_gradients_; }
   /// Whether nothing was contributed to the gradient of a parameter since forget_gradients(): whoever asks contributes
   /// now, and must write what later ones add to. So gradients need not be zeroed before a step.
   bool first_contribution(int parameter);
-  void forget_gradients();
+  void forget_gradients() { begin_level(0); }
+  /// From now on gradients are those of this level, to which nothing was contributed.
+  void begin_level(std::int64_t level);
+  const GradientSums& sums() const { return sums_; }
 
   /// The units that are trained, in the order of the flat gradient buffer.
   const std::vector<ParameterUnit>& units(Placement placement) const { return units_[int(placement)]; }
@@ -85,8 +99,12 @@ class ParameterStore {
   const std::vector<ParameterUnit>& frozen_units(Placement placement) const { return frozen_[int(placement)]; }
   /// Elements of each owner's segment, in rank order of the replica group; sums to gradient_flat(placement).size().
   const std::vector<std::int64_t>& segment_sizes(Placement placement) const { return segments_[int(placement)]; }
-  /// The whole flat gradient buffer (1 x n).
-  Tensor gradient_flat(Placement placement) const { return flat_[int(placement)]; }
+  /// The whole flat gradient buffer (1 x n) of a level and source.
+  Tensor gradient_flat(Placement placement, std::int64_t level = 0, std::int64_t source = 0) const {
+    if (!has_gradients_) return {};
+    const std::int64_t sources = placement == Placement::expert ? sums_.sources : 1;
+    return flat_[int(placement)][std::size_t(level * sources + source)];
+  }
   int replica_rank(Placement placement) const;
   int replica_size(Placement placement) const;
   int find(const std::string& name) const;  // index, or throws LogicError
@@ -102,7 +120,9 @@ class ParameterStore {
   std::vector<ParameterUnit> units_[2], frozen_[2];
   std::vector<std::int64_t> segments_[2];
   std::vector<std::vector<std::int64_t>> unit_offset_;  // [parameter][local expert]
-  Tensor flat_[2];
+  GradientSums sums_;
+  std::int64_t level_ = 0;
+  std::vector<Tensor> flat_[2];  // [level * sources + source]
   bool has_gradients_ = false;
   std::vector<bool> contributed_;  // [parameter]
 };

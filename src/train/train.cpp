@@ -57,6 +57,7 @@ class Loop {
   void load(const Start& start);
   std::vector<const Arena*> arenas() const;
   void announce() const;
+  void announce_sums() const;
   // The steps.
   Outcome steps_from(std::int64_t first);
   Trainer::StepOutcome one_step(Prefetcher& prefetcher, std::int64_t step);
@@ -209,6 +210,7 @@ void Loop::announce() const {
   if (const auto text = describe_frozen(trainer_->store().specs(), deck_.optimizer.freeze); !text.empty()) {
     log_info("{}", text);
   }
+  announce_sums();
   log_info("memory: {}program {:.1f} = {:.1f} MiB per rank", parts, most[1], most[0]);
   const WorkCounts row = full_row(deck_);
   log_info("work: {:.4g} GFLOP per token in full rows{}",
@@ -248,6 +250,26 @@ void Loop::load(const Start& start) {
     metrics_.emplace(paths_.metrics(), start.steps);
     events_.emplace(paths_.tensorboard(), paths_.metrics());
   });
+}
+
+void Loop::announce_sums() const {
+  const std::int64_t leaves = deck_.reduction.leaves;
+  if (leaves == 0) return;
+  if (!uses_leaves(deck_, world_.size())) {
+    log_warning("{} ranks do not divide reduction.leaves = {}: sums agree with those of other layouts to rounding only",
+                world_.size(), leaves);
+    return;
+  }
+  const int independent = rows_are_independent(trainer_->kernels(), compute_type(deck_.run)) ? 1 : 0;
+  if (world_.all_reduce(independent, ReduceOp::min) == 0) {
+    log_warning(
+        "a row of a matrix product depends on how many others there are on this machine: reduction.leaves = {} "
+        "does not make layouts agree to the bit",
+        leaves);
+    return;
+  }
+  log_info("sums: {} leaves of {} rows in one tree, the same bits on every number of ranks that divides them", leaves,
+           deck_.batch.rows / leaves);
 }
 
 Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
@@ -322,7 +344,7 @@ Outcome Loop::stopped_after(std::int64_t steps) const {
 }
 
 Outcome Loop::steps_from(std::int64_t first) {
-  const RankRows rows = RankRows::of(deck_.batch, grid_);
+  const RankRows rows = RankRows::of(deck_, grid_);
   Prefetcher prefetcher(source_, first, deck_.run.steps, rows.first, rows.rows, rows.microbatch, deck_.data.prefetch);
   reset_part_seconds();
   reported_at_ = seconds_now();

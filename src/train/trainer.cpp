@@ -45,18 +45,20 @@ double kept_copies(const StepStatistics& statistics) {
 
 DType compute_type(const RunDeck& run) { return run.precision == "bf16" ? DType::bf16 : DType::f32; }
 
-RankRows RankRows::of(const BatchDeck& batch, const ProcessGrid& grid) {
+RankRows RankRows::of(const Deck& deck, const ProcessGrid& grid) {
+  const BatchDeck& batch = deck.batch;
   const std::int64_t rows = batch.rows / grid.world_size();
-  return {.first = rows * grid.world_rank(),
-          .rows = rows,
-          .microbatch = batch.microbatch_rows == 0 ? rows : batch.microbatch_rows};
+  std::int64_t microbatch = batch.microbatch_rows == 0 ? rows : batch.microbatch_rows;
+  if (uses_leaves(deck, grid.world_size())) microbatch = batch.rows / deck.reduction.leaves;
+  return {.first = rows * grid.world_rank(), .rows = rows, .microbatch = microbatch};
 }
 
 Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
     : deck_(deck),
       communicators_(communicators),
       kernels_(kernels_for(deck.run.device)),
-      limits_(limits_of(deck.batch, RankRows::of(deck.batch, grid).microbatch)),
+      limits_(limits_of(deck.batch, RankRows::of(deck, grid).microbatch)),
+      sums_(leaf_sums(deck, grid)),
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
       optimizer_(deck.optimizer, store_, communicators, kernels_) {
@@ -64,7 +66,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
 }
 
 void Trainer::lay() {
-  store_.lay(weights_, &gradients_);
+  store_.lay(weights_, &gradients_, sums_.value_or(GradientSums{}));
   optimizer_.lay(optimizer_state_, scratch_);
   model_.lay(activations_, scratch_, limits_, /*training=*/true);
 }
@@ -128,15 +130,24 @@ void Trainer::expect_finite_loss(std::int64_t step, double nll_of_rank) const {
        step + 1, statistics_.nll, parts[rank], rank);
 }
 
-Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked) {
-  // 1. Gradients and sums of this rank.
+void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& work) {
+  std::optional<LeafSums> tree;
+  if (sums_) tree.emplace(context_, kernels_, store_);
   statistics_.reset();
-  WorkCounts work;
   for (const PackedBatch& batch : microbatches) {
+    if (tree) tree->begin_leaf(statistics_);
     model_.forward_backward(context_, batch, statistics_);
+    if (tree) tree->end_leaf(statistics_);
     work += count_work(deck_.model, batch);
   }
+  if (tree) tree->finish(statistics_);
   work.routed_copies = kept_copies(statistics_);
+}
+
+Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked) {
+  // 1. Gradients and sums of this rank.
+  WorkCounts work;
+  add_up(microbatches, work);
 
   // 2. Over all ranks; nothing is updated when the loss is not finite.
   const double nll_of_rank = statistics_.nll;

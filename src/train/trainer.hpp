@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "parallel/process_grid.hpp"
 #include "tensor/arena.hpp"
 #include "train/flops.hpp"
+#include "train/leaf_sums.hpp"
 #include "train/metrics.hpp"
 
 namespace flanmoe {
@@ -22,7 +24,7 @@ namespace flanmoe {
 /// Rows of the global batch that one rank works on.
 struct RankRows {
   std::int64_t first = 0, rows = 0, microbatch = 0;
-  static RankRows of(const BatchDeck& batch, const ProcessGrid& grid);
+  static RankRows of(const Deck& deck, const ProcessGrid& grid);
 };
 
 class Trainer {
@@ -59,6 +61,8 @@ class Trainer {
 
  private:
   void lay();
+  /// Gradients in level 0 of the store, sums in statistics_, of this rank's microbatches.
+  void add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& work);
   /// Sums over ranks of statistics_, work and the wish to stop, in one collective.
   bool sum_over_ranks(WorkCounts& work, bool stop_asked);
   void expect_finite_loss(std::int64_t step, double nll_of_rank) const;
@@ -67,6 +71,7 @@ class Trainer {
   const Communicators& communicators_;
   const Kernels& kernels_;
   BatchLimits limits_;
+  std::optional<GradientSums> sums_;  // where leaves shape the sums
   Arena weights_{"weights"}, gradients_{"gradients"}, activations_{"activations"}, scratch_{"scratch"},
       optimizer_state_{"optimizer state"};
   std::vector<Arena*> arenas_{&weights_, &gradients_, &activations_, &scratch_, &optimizer_state_};

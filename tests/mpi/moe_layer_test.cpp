@@ -159,7 +159,7 @@ class Rig {
       x_TD_ = memory_.allocate(compute, groups_.tokens(), kExperts);
       y_TD_ = memory_.allocate(compute, groups_.tokens(), kExperts);
       saved_.lay(memory_, deck_, layer_.routing, compute, tokens, groups, limits, ranks);
-      work_.lay(memory_, deck_, layer_.routing.columns, compute, tokens, groups, limits, kExperts / ranks);
+      work_.lay(memory_, deck_, layer_.routing.columns, compute, tokens, groups, limits);
       dispatcher_.lay(memory_, compute, limits.received, kExperts);
       if (real) break;
       const std::size_t bytes = k_.matmul.scratch_bytes() + k_.router.scratch_bytes(tokens, kExperts) + 4096;

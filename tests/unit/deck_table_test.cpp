@@ -110,6 +110,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "batch.microbatch_rows",
                                              "batch.input_length",
                                              "batch.target_length",
+                                             "reduction.leaves",
                                              "model.family",
                                              "model.preset",
                                              "model.vocabulary",

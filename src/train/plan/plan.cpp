@@ -168,8 +168,8 @@ std::string plan_report(const Deck& deck) {
 
   std::string text = describe_size(deck);
   text += fmt::format("layout: {} ranks = {} data x {} expert, {} rows of the batch each, {} at a time", ranks,
-                      ranks / expert, expert, RankRows::of(deck.batch, ProcessGrid(ranks, 0, expert)).rows,
-                      RankRows::of(deck.batch, ProcessGrid(ranks, 0, expert)).microbatch);
+                      ranks / expert, expert, RankRows::of(deck, ProcessGrid(ranks, 0, expert)).rows,
+                      RankRows::of(deck, ProcessGrid(ranks, 0, expert)).microbatch);
   text += machine ? fmt::format("; machine: {}, {} ranks per node\n", machine->name, machine->ranks_per_node) : "\n";
   const WorkCounts row = full_row(deck);
   text += fmt::format("training GFLOP per token: {:.4g}\n", training_flops(deck.model, deck.moe, row).total() /

@@ -199,7 +199,7 @@ void Estimate::communication(const ParameterStore& store, const StepTraffic& tra
 double StepTime::total() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
 
 WorkCounts full_work(const Deck& deck, const ProcessGrid& grid) {
-  const double rows = double(RankRows::of(deck.batch, grid).rows);
+  const double rows = double(RankRows::of(deck, grid).rows);
   auto numbers = full_row(deck).pack();
   for (double& number : numbers) number *= rows;
   return WorkCounts::unpack(numbers.data());
@@ -209,7 +209,7 @@ StepTime predict_time(const Deck& deck, const ProcessGrid& grid, const Parameter
                       const WorkCounts& work, const StepTraffic& traffic) {
   const ModelDeck& model = deck.model;
   const MoeDeck& moe = deck.moe;
-  const RankRows rows = RankRows::of(deck.batch, grid);
+  const RankRows rows = RankRows::of(deck, grid);
   Estimate estimate(deck, grid, machine, double(rows.rows) / double(rows.microbatch));
   const auto sparse_encoder = double(sparse_layers(moe, moe.encoder, model.encoder_layers));
   const auto sparse_decoder = double(sparse_layers(moe, moe.decoder, model.decoder_layers));

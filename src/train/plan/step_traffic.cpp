@@ -87,7 +87,7 @@ std::vector<std::int64_t> even_copies(const Deck& deck, bool encoder, std::int64
 
 StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const ParameterStore& store) {
   const Communicators ranks = Communicators::imagined(grid);
-  const RankRows rows = RankRows::of(deck.batch, grid);
+  const RankRows rows = RankRows::of(deck, grid);
   for (const bool encoder : {true, false}) route(deck, store, encoder, rows, ranks.expert);
 
   // Loss, gradients, norm, weights; see Trainer::step and Optimizer::step.

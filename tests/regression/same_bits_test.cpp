@@ -1,0 +1,86 @@
+// With reduction.leaves a run has the same bits on any layout whose ranks divide the leaves.
+#include <gtest/gtest.h>
+
+#include "base/error.hpp"
+#include "regression/program.hpp"
+
+namespace flanmoe::regression {
+namespace {
+
+struct Layout {
+  int ranks, expert;
+};
+
+/// Runs the deck on every layout and compares metrics, weights and optimizer state with those of the first.
+void expect_same_bits(const std::vector<Layout>& layouts, const Words& more, bool palm = false) {
+  const Workplace workplace;
+  const std::string shard = write_text(workplace);
+  std::string first;
+  for (const Layout layout : layouts) {
+    const std::string name = fmt::format("{}_ranks_{}_expert", layout.ranks, layout.expert);
+    SCOPED_TRACE(name);
+    const std::string dir = workplace.path(name);
+    const Words words = with({fmt::format("--parallel.expert={}", layout.expert), "--checkpoint.every=0"}, more);
+    const Ended ended = run(layout.ranks, palm ? smoke_palm(shard, dir, words) : smoke(shard, dir, words));
+    ASSERT_EQ(ended.exit_code, 0) << ended.output;
+    EXPECT_NE(ended.output.find("the same bits"), std::string::npos) << ended.output;
+    if (first.empty()) first = dir;
+    EXPECT_EQ(difference_of_metrics(first, dir), "");
+    EXPECT_EQ(difference_of_checkpoints(newest_of(first), newest_of(dir)), "");
+  }
+}
+
+TEST(SameBits, SwitchWithDropsAndDropoutInEightLeaves) {
+  expect_same_bits(
+      {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}},
+      {"--batch.rows=16", "--reduction.leaves=8", "--optimizer.name=adafactor", "--moe.capacity_factor=0.75",
+       "--moe.min_capacity=1", "--moe.expert_dropout=0.2", "--model.dropout=0.1"});
+}
+
+TEST(SameBits, DroplessGshardInBf16WithAdamw) {
+  expect_same_bits(
+      {{1, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}},
+      {"--reduction.leaves=4", "--run.precision=bf16", "--optimizer.name=adamw", "--optimizer.learning_rate=0.01",
+       "--model.preset=gshard", "--moe.capacity_factor=0", "--model.dropout=0.1"});
+}
+
+TEST(SameBits, EveryKindOfParameterOfASparseLayer) {
+  expect_same_bits(
+      {{1, 1}, {2, 2}, {4, 2}},
+      {"--reduction.leaves=4", "--run.steps=6", "--moe.every=2", "--model.preset=token_choice", "--moe.bias_rate=0.01",
+       "--moe.shared_experts=1", "--moe.extra_feed_forward=true", "--model.multiplicative_bias=true",
+       "--moe.min_capacity=1", "--moe.expert_dropout=0.1", "--moe.decoder=false", "--moe.balance_coefficient=0"});
+}
+
+TEST(SameBits, DecoderOnly) {
+  expect_same_bits({{1, 1}, {2, 1}, {4, 1}}, {"--reduction.leaves=4", "--run.steps=6", "--model.dropout=0.1"}, true);
+}
+
+TEST(SameBits, ARunMayGoOnWithAnotherLayout) {
+  const Workplace workplace;
+  const std::string shard = write_text(workplace);
+  const auto train = [&](const std::string& name, int ranks, int expert, int steps) {
+    const Ended ended =
+        run(ranks, smoke(shard, workplace.path(name),
+                         {"--reduction.leaves=4", fmt::format("--parallel.expert={}", expert),
+                          fmt::format("--run.steps={}", steps), "--checkpoint.every=2", "--model.dropout=0.1"}));
+    EXPECT_EQ(ended.exit_code, 0) << ended.output;
+  };
+  train("whole", 2, 2, 6);
+  train("parts", 4, 4, 2);
+  train("parts", 1, 1, 4);
+  train("parts", 4, 2, 6);
+  EXPECT_EQ(difference_of_metrics(workplace.path("whole"), workplace.path("parts")), "");
+  EXPECT_EQ(difference_of_checkpoints(newest_of(workplace.path("whole")), newest_of(workplace.path("parts"))), "");
+}
+
+TEST(SameBits, RanksThatDoNotDivideTheLeavesSaySo) {
+  const Workplace workplace;
+  const Ended ended =
+      run(3, smoke(write_text(workplace), workplace.path("run"), {"--reduction.leaves=4", "--run.steps=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.output;
+  EXPECT_NE(ended.output.find("3 ranks do not divide reduction.leaves = 4"), std::string::npos) << ended.output;
+}
+
+}  // namespace
+}  // namespace flanmoe::regression
