@@ -12,6 +12,7 @@
 #include "parallel/stop.hpp"
 #include "parallel/watchdog.hpp"
 #include "stage/arguments.hpp"
+#include "stage/selfcheck.hpp"
 #include "stage/stage.hpp"
 #include "stage/start.hpp"
 #include "train/watch.hpp"
@@ -59,6 +60,8 @@ int main(int argc, char** argv) {
     const Deck deck = agree_on_deck(arguments, world);
     const Watchdog watchdog{std::chrono::seconds(deck.run.watchdog_seconds)};
     set_threads(deck.run.threads, world);
+
+    if (arguments.action == Action::selfcheck) return selfcheck(deck, world) ? kDone : kError;
 
     // 4. Who does what.
     const ProcessGrid grid(world.size(), world.rank(), int(deck.parallel.expert));

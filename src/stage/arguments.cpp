@@ -17,6 +17,8 @@ constexpr const char* kUsage =
     "ranks\n"
     "flanmoe DECK [...] --check               say how big the model is and whether the deck is right, without running\n"
     "flanmoe DECK [...] --print               print the deck with every default, preset and override filled in\n"
+    "flanmoe selfcheck DECK [...]             train a few steps on every layout of the ranks that mpirun starts, and "
+    "compare\n"
     "flanmoe calibrate [FILE]                 measure this machine for the plan stage, with all ranks that mpirun "
     "starts\n"
     "flanmoe watch RUN                        show a run folder: loss, speed, time left, load of the experts; goes on "
@@ -65,7 +67,8 @@ Arguments parse_arguments(int argc, const char* const* argv) {
   Arguments arguments;
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "calibrate" || command == "watch") return parse_command(command, {argv + 2, argv + argc});
-  for (int i = 1; i < argc; ++i) {
+  if (command == "selfcheck") arguments.action = Action::selfcheck;
+  for (int i = command == "selfcheck" ? 2 : 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (const auto action = flag_of(argument)) {
       if (arguments.action != Action::run && arguments.action != *action) {
@@ -100,6 +103,7 @@ Launch launch_of_environment() {
 }
 
 bool needs_ranks(const Arguments& arguments) {
+  if (arguments.action == Action::selfcheck) return true;
   if (arguments.action != Action::run) return arguments.action == Action::calibrate;
   try {
     return parse_deck(arguments.deck, arguments.overrides).run.stage != "plan";

@@ -9,7 +9,7 @@
 
 namespace flanmoe {
 
-enum class Action { run, check, print, help, version, calibrate, watch };
+enum class Action { run, check, print, help, version, calibrate, watch, selfcheck };
 
 struct Arguments {
   Action action = Action::run;
@@ -29,7 +29,7 @@ struct Launch {
 };
 Launch launch_of_environment();
 
-/// Whether MPI must be started: for training, measuring and calibrating, not for questions and plans.
+/// Whether MPI must be started: for training, measuring, checking layouts and calibrating, not for questions and plans.
 bool needs_ranks(const Arguments& arguments);
 
 /// The text that answers --help, --version, --print, --check (the size of the model) and the plan stage. Writes

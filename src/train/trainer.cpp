@@ -5,6 +5,7 @@
 
 #include "base/timer.hpp"
 #include "model/freeze.hpp"
+#include "tensor/philox.hpp"
 
 namespace flanmoe {
 namespace {
@@ -100,6 +101,16 @@ CheckpointInfo Trainer::go_on_from(const std::string& checkpoint) {
   CheckpointInfo info = read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/false);
   optimizer_.publish_weights(context_);
   return info;
+}
+
+std::uint64_t Trainer::state_hash() const {
+  std::uint64_t sum = 0;
+  optimizer_.visit_state([&](const StateTensor& s) {
+    const ParameterSpec& spec = store_.specs()[std::size_t(s.parameter)];
+    const std::uint64_t bytes = hash_name({static_cast<const char*>(s.tensor.data), s.tensor.bytes()});
+    sum += hash_name(fmt::format("{} {} {} {}", spec.name, store_.first_expert(s.parameter) + s.expert, s.kind, bytes));
+  });
+  return communicators_.world.all_reduce(sum, ReduceOp::sum);
 }
 
 std::string Trainer::save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep) {

@@ -43,6 +43,8 @@ class Trainer {
   CheckpointInfo start_from_weights(const std::string& checkpoint);
   /// Weights and optimizer state of a checkpoint of this run.
   CheckpointInfo go_on_from(const std::string& checkpoint);
+  /// A number that masters and moments of all ranks give together, the same whoever owns them. Collective.
+  std::uint64_t state_hash() const;
   std::string save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep);
 
   struct StepOutcome {

@@ -76,7 +76,7 @@ TEST_F(Plan, CallsMessagesAndBytesOfAStepAreExact) {
       Trainer trainer(test.deck, grid, communicators);
       trainer.commit_memory();
       trainer.start_from_seed();
-      const RankRows rows = RankRows::of(test.deck.batch, grid);
+      const RankRows rows = RankRows::of(test.deck, grid);
       std::vector<PackedBatch> batches;
       for (std::int64_t row = rows.first; row < rows.first + rows.rows; row += rows.microbatch) {
         batches.push_back(testing::full_batch(test.deck, row, rows.microbatch));

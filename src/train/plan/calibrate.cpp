@@ -318,10 +318,7 @@ void Streams::updates() {
     k_.elementwise.convert(b.context, of(3, n), of(0, n));
   }),
       elements);
-  set(Stream::publish, b.seconds([&](std::int64_t n) {
-    k_.elementwise.convert(b.context, weights, of(3, n));
-    k_.elementwise.zero(b.context, of(3, n));
-  }),
+  set(Stream::publish, b.seconds([&](std::int64_t n) { k_.elementwise.convert(b.context, weights, of(3, n)); }),
       elements);
 }
 

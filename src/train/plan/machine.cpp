@@ -35,7 +35,7 @@ constexpr std::array<StreamBytes, std::size_t(Stream::count)> kStreams = {{{"nor
                                                                            {"adamw", 28, 0},
                                                                            {"factored", 24, 0},
                                                                            {"unfactored", 24, 0},
-                                                                           {"publish", 12, 1}}};
+                                                                           {"publish", 4, 1}}};
 
 double element_bytes(std::size_t stream, std::size_t precision) {
   return kStreams[stream].fixed + kStreams[stream].of_compute * (precision == 1 ? 2 : 4);

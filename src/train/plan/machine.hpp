@@ -24,7 +24,7 @@ enum class Stream : std::uint8_t {
   adamw,       // updated parameter
   factored,    // the same of Adafactor with factors
   unfactored,  // the same of Adafactor with a full second moment
-  publish,     // parameter of this rank: rounded to the working weight, gradient set to zero
+  publish,     // parameter of this rank: rounded to the working weight
   count
 };
 const char* name_of(Stream stream);
