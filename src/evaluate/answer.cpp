@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "data/text.hpp"
+#include "evaluate/stemmer.hpp"
+
 namespace flanmoe {
 namespace {
 
@@ -99,16 +102,23 @@ std::string letter_in(std::string_view text, bool triggered) {
   return triggered ? alone : last;
 }
 
-std::vector<std::string> words_of(std::string_view text) {
+/// Words as rouge_score takes them: runs of ASCII letters and digits in lower case, those of more than 3 characters
+/// stemmed. The Kelvin sign and the capital I with a dot have an ASCII letter in lower case, and no other characters
+/// do.
+std::vector<std::string> stems_of(std::string text) {
+  text = replace_all(replace_all(std::move(text), "\u212A", "k"), "\u0130", "i ");
   std::vector<std::string> words(1);
   for (const char c : lower_case(text)) {
-    if (is_alnum(c) || (static_cast<unsigned char>(c) & 0x80U) != 0) {
+    if (is_alnum(c)) {
       words.back() += c;
     } else if (!words.back().empty()) {
       words.emplace_back();
     }
   }
   if (words.back().empty()) words.pop_back();
+  for (std::string& word : words) {
+    if (word.size() > 3) word = porter_stem(word);
+  }
   return words;
 }
 
@@ -206,7 +216,7 @@ bool matches_any_answer(std::string_view answer, const std::vector<std::string>&
 }
 
 double rouge_l(std::string_view text, std::string_view reference) {
-  const auto a = words_of(text), b = words_of(reference);
+  const auto a = stems_of(std::string(text)), b = stems_of(std::string(reference));
   if (a.empty() || b.empty()) return 0;
   // Row by row: length[j] is that of the first i words of a and the first j of b.
   std::vector<std::size_t> length(b.size() + 1, 0);

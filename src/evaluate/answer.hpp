@@ -41,7 +41,8 @@ bool answers_match(std::string_view answer, std::string_view gold, AnswerKind ki
 bool matches_any_answer(std::string_view answer, const std::vector<std::string>& golds, AnswerKind kind);
 
 /// ROUGE-L of two texts: the F-measure of the longest common subsequence of their words. Words are runs of letters and
-/// digits, lower case, without stemming; bytes beyond ASCII count as letters. 0 when either has no words.
+/// digits of ASCII, lower case, stemmed (porter_stem) when longer than 3 characters: the value of the package
+/// rouge_score with use_stemmer, by which Super-NaturalInstructions is published. 0 when either has no words.
 double rouge_l(std::string_view text, std::string_view reference);
 
 /// Outer whitespace removed, inner runs of whitespace to one blank.

@@ -11,7 +11,9 @@
 namespace flanmoe {
 namespace {
 
-constexpr int file_version = 2;
+// Raise it when the same inputs would be measured otherwise: what an older program left is then neither taken nor gone
+// on with.
+constexpr int file_version = 3;
 
 const std::string& expect_tokenizer(const Deck& deck) {
   if (deck.data.tokenizer.empty()) usage_fail("data.tokenizer: an evaluation needs the SentencePiece model");
@@ -50,7 +52,7 @@ std::string EvaluationSession::fingerprint(const std::string& weights) const {
   deck.run.watchdog_seconds = defaults.watchdog_seconds;
   deck.run.log_every = defaults.log_every;
   deck.run.threads = defaults.threads;
-  std::string text = print_deck(deck) + weights + identity_of(deck_.data.tokenizer);
+  std::string text = fmt::format("{} ", file_version) + print_deck(deck) + weights + identity_of(deck_.data.tokenizer);
   for (const auto& shard : examples_.files()) text += identity_of(shard);
   return fmt::format("{:016x}", hash_name(text));
 }
