@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.hpp"
+#include "data/block_pool.hpp"
 #include "data/mixture.hpp"
 #include "data/packing.hpp"
 #include "data/patterns.hpp"
@@ -13,14 +14,11 @@
 namespace flanmoe {
 namespace {
 
-// Blocks of all shards together; small corpora fit whole.
-constexpr std::size_t kCacheBytes = std::size_t(192) << 20, kLeastCacheBytes = std::size_t(2) << 20;
-
 std::vector<ShardReader> open_shards(const Deck& deck, std::int64_t vocabulary) {
   const auto paths = expand_paths("data.train", deck.data.train);
-  const std::size_t cache = std::max(kLeastCacheBytes, kCacheBytes / paths.size());
+  const auto pool = std::make_shared<BlockPool>(kBlockBytes);
   std::vector<ShardReader> shards;
-  for (const std::string& path : paths) shards.emplace_back(path, cache);
+  for (const std::string& path : paths) shards.emplace_back(path, pool);
   const TokenizerIdentity& first = shards[0].tokenizer();
   for (const ShardReader& shard : shards) {
     const TokenizerIdentity& other = shard.tokenizer();

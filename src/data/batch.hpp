@@ -74,8 +74,10 @@ class Prefetcher {
              std::int64_t first_row, std::int64_t rows, std::int64_t microbatch_rows, std::int64_t depth);
   ~Prefetcher();
   std::vector<PackedBatch> next();
-  /// Seconds next() has waited in total.
-  double seconds_waited() const;
+  /// How often next() found its step not read yet, and had to wait.
+  std::int64_t waits() const;
+  /// Steps that are read and not yet taken.
+  std::int64_t ready() const;
 
  private:
   struct State;

@@ -3,14 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <span>
 #include <string>
 #include <type_traits>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/hdf5.hpp"
+#include "data/block_pool.hpp"
 #include "data/chunk_io.hpp"
 
 namespace flanmoe {
@@ -29,7 +31,13 @@ class AppendTable {
     if (std::int64_t(buffer_.size()) == dataset_.chunk()) flush();
   }
   void add(std::span<const T> values) {
-    for (const T& value : values) add(value);
+    while (!values.empty()) {
+      const auto room = std::size_t(dataset_.chunk()) - buffer_.size();
+      const auto now = values.first(std::min(room, values.size()));
+      buffer_.insert(buffer_.end(), now.begin(), now.end());
+      values = values.subspan(now.size());
+      if (now.size() == room) flush();
+    }
   }
   /// Writes what is left; nothing may be added behind a chunk that is not full.
   void flush() {
@@ -44,29 +52,38 @@ class AppendTable {
   std::vector<T> buffer_;
 };
 
-/// Reads elements on demand and keeps at most `cache_bytes` of blocks, least recently used out first.
+/// Reads elements on demand, by blocks of one chunk that `pool` keeps while it has room.
 /// `check(first, block)` sees every block once it is read and throws when a value is impossible.
 template <class T>
 class BlockTable {
  public:
   static_assert(std::is_trivially_copyable_v<T>);
+  /// Gives the shard's file, opened again where it was closed meanwhile.
+  using File = std::function<hid_t()>;
   using Check = std::function<void(std::int64_t first, std::span<const T> block)>;
 
   BlockTable() = default;
   /// `where` begins every error message ("shard PATH"). Throws when the extent is not `expected` elements.
   BlockTable(hid_t file, const std::string& where, const std::string& name, hid_t memory_type, std::int64_t expected,
-             std::size_t cache_bytes, Check check)
+             BlockPool& pool, File open_file, Check check)
       : what_(where + ": table '" + name + "'"),
+        name_(name),
         dataset_(ChunkedDataset::open(file, name, memory_type, what_)),
-        check_(std::move(check)) {
+        open_file_(std::move(open_file)),
+        check_(std::move(check)),
+        pool_(&pool),
+        id_(pool.new_table()) {
     if (size() != expected) fail("{} has {} elements, the header says {}", what_, size(), expected);
-    capacity_ = std::max<std::size_t>(2, cache_bytes / (std::size_t(dataset_.chunk()) * sizeof(T)));
   }
 
   std::int64_t size() const { return dataset_.size(); }
+  /// Until the next block is read: nothing of the file stays open.
+  void close() { dataset_.close(); }
   T at(std::int64_t i) {
     FLANMOE_EXPECT(i >= 0 && i < size(), "{}: element {} of {}", what_, i, size());
-    return block(i / dataset_.chunk())[std::size_t(i % dataset_.chunk())];
+    T value;
+    std::memcpy(&value, block(i / dataset_.chunk()) + std::size_t(i % dataset_.chunk()) * sizeof(T), sizeof(T));
+    return value;
   }
   void copy(std::int64_t first, std::span<T> out) {
     const auto count = std::int64_t(out.size());
@@ -75,56 +92,38 @@ class BlockTable {
     for (std::int64_t done = 0; done < count;) {
       const std::int64_t at = first + done, inside = at % dataset_.chunk();
       const std::int64_t n = std::min(count - done, dataset_.chunk() - inside);
-      const std::vector<T>& values = block(at / dataset_.chunk());
-      std::copy_n(values.begin() + inside, n, out.begin() + done);
+      const std::byte* values = block(at / dataset_.chunk()) + std::size_t(inside) * sizeof(T);
+      std::memcpy(out.data() + done, values, std::size_t(n) * sizeof(T));
       done += n;
     }
   }
 
  private:
-  struct Slot {
-    std::int64_t block = -1;
-    std::uint64_t used = 0;
-    std::vector<T> values;
-  };
-
-  const std::vector<T>& block(std::int64_t b) {
-    if (last_ < slots_.size() && slots_[last_].block == b) return slots_[last_].values;
-    auto found = where_.find(b);
-    if (found == where_.end()) found = where_.emplace(b, load(b)).first;
-    last_ = found->second;
-    slots_[last_].used = ++clock_;
-    return slots_[last_].values;
+  const std::byte* block(std::int64_t b) {
+    const std::byte* found = pool_->find(id_, b);
+    return found != nullptr ? found : load(b);
   }
 
-  /// Reads a block into a slot of its own or that of the block not used for longest.
-  std::size_t load(std::int64_t b) {
+  const std::byte* load(std::int64_t b) {
     const std::int64_t first = b * dataset_.chunk();
     std::vector<T> values(std::size_t(std::min(dataset_.chunk(), size() - first)));
     {
       const std::lock_guard lock(hdf5_mutex());
+      const hid_t file = open_file_();
+      if (!dataset_.is_open()) dataset_.open_again(file, name_);
       dataset_.read_chunk(b, values.data(), std::int64_t(values.size()));
     }
     if (check_) check_(first, values);
-    std::size_t slot = slots_.size();
-    if (slot < capacity_) {
-      slots_.emplace_back();
-    } else {
-      const auto older = [](const Slot& x, const Slot& y) { return x.used < y.used; };
-      slot = std::size_t(std::min_element(slots_.begin(), slots_.end(), older) - slots_.begin());
-      where_.erase(slots_[slot].block);
-    }
-    slots_[slot] = {b, 0, std::move(values)};
-    return slot;
+    const auto bytes = std::as_bytes(std::span(std::as_const(values)));
+    return pool_->keep(id_, b, {bytes.begin(), bytes.end()});
   }
 
-  std::string what_;
+  std::string what_, name_;
   ChunkedDataset dataset_;
-  std::size_t capacity_ = 2, last_ = 0;
-  std::uint64_t clock_ = 0;
+  File open_file_;
   Check check_;
-  std::vector<Slot> slots_;
-  std::unordered_map<std::int64_t, std::size_t> where_;
+  BlockPool* pool_ = nullptr;
+  std::uint64_t id_ = 0;
 };
 
 }  // namespace flanmoe

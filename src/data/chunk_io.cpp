@@ -15,6 +15,21 @@ std::uint32_t stored_checksum(const std::uint8_t* bytes) {
          std::uint32_t(bytes[3]) << 24;
 }
 
+/// A chunk with its checksum, and the second buffer through which HDF5 converts compounds: of each thread, not of each
+/// table, because a mixture may have thousands of shards.
+struct Scratch {
+  std::vector<std::uint8_t> buffer, background;
+};
+
+Scratch& scratch(std::size_t bytes) {
+  thread_local Scratch all;
+  if (all.buffer.size() < bytes) {
+    all.buffer.resize(bytes);
+    all.background.resize(bytes);
+  }
+  return all;
+}
+
 H5Property without_chunk_cache(const std::string& what) {
   H5Property access(H5Pcreate(H5P_DATASET_ACCESS), what);
   h5_check(H5Pset_chunk_cache(access.get(), 1, 0, 1.0), what);
@@ -45,9 +60,6 @@ void ChunkedDataset::describe(hid_t memory_type) {
   converts_ = H5Tequal(file_type_.get(), memory_type) <= 0;
   file_bytes_ = H5Tget_size(file_type_.get());
   memory_bytes_ = H5Tget_size(memory_type);
-  buffer_.resize(std::size_t(chunk_) * std::max(file_bytes_, memory_bytes_) + kChecksumBytes);
-  // HDF5 converts compounds through a second buffer.
-  if (converts_) background_.resize(buffer_.size());
 }
 
 ChunkedDataset ChunkedDataset::create(hid_t file, const std::string& name, hid_t file_type, hid_t memory_type,
@@ -94,23 +106,28 @@ ChunkedDataset ChunkedDataset::open(hid_t file, const std::string& name, hid_t m
   return out;
 }
 
+void ChunkedDataset::open_again(hid_t file, const std::string& name) {
+  dataset_ = H5Dataset(H5Dopen2(file, name.c_str(), without_chunk_cache(what_).get()), what_);
+}
+
 void ChunkedDataset::append_chunk(const void* elements, std::int64_t count) {
   FLANMOE_EXPECT(count > 0 && count <= chunk_ && size_ % chunk_ == 0, "{}: a chunk of {} behind {}", what_, count,
                  size_);
   const std::size_t bytes = std::size_t(chunk_) * file_bytes_;
-  std::fill(buffer_.begin(), buffer_.end(), std::uint8_t{0});
-  std::memcpy(buffer_.data(), elements, std::size_t(count) * memory_bytes_);
+  auto& [buffer, background] = scratch(std::size_t(chunk_) * std::max(file_bytes_, memory_bytes_) + kChecksumBytes);
+  std::fill(buffer.begin(), buffer.end(), std::uint8_t{0});
+  std::memcpy(buffer.data(), elements, std::size_t(count) * memory_bytes_);
   if (converts_) {
     h5_check(
-        H5Tconvert(memory_type_, file_type_.get(), std::size_t(count), buffer_.data(), background_.data(), H5P_DEFAULT),
+        H5Tconvert(memory_type_, file_type_.get(), std::size_t(count), buffer.data(), background.data(), H5P_DEFAULT),
         what_);
-    std::fill(buffer_.begin() + std::ptrdiff_t(std::size_t(count) * file_bytes_), buffer_.end(), std::uint8_t{0});
+    std::fill(buffer.begin() + std::ptrdiff_t(std::size_t(count) * file_bytes_), buffer.end(), std::uint8_t{0});
   }
-  const std::uint32_t checksum = fletcher32(std::span(buffer_).first(bytes));
-  for (std::size_t i = 0; i < kChecksumBytes; ++i) buffer_[bytes + i] = std::uint8_t(checksum >> (8 * i));
+  const std::uint32_t checksum = fletcher32(std::span(buffer).first(bytes));
+  for (std::size_t i = 0; i < kChecksumBytes; ++i) buffer[bytes + i] = std::uint8_t(checksum >> (8 * i));
   const hsize_t first = hsize_t(size_), extent = hsize_t(size_ + count);
   h5_check(H5Dset_extent(dataset_.get(), &extent), what_);
-  h5_check(H5Dwrite_chunk(dataset_.get(), H5P_DEFAULT, 0, &first, bytes + kChecksumBytes, buffer_.data()), what_);
+  h5_check(H5Dwrite_chunk(dataset_.get(), H5P_DEFAULT, 0, &first, bytes + kChecksumBytes, buffer.data()), what_);
   size_ += count;
 }
 
@@ -118,25 +135,26 @@ void ChunkedDataset::read_chunk(std::int64_t index, void* elements, std::int64_t
   const hsize_t first = hsize_t(index * chunk_);
   const std::size_t bytes = std::size_t(chunk_) * file_bytes_;
   const auto where = [&] { return fmt::format("{}, elements {} to {}", what_, first, first + hsize_t(count) - 1); };
+  auto& [buffer, background] = scratch(std::size_t(chunk_) * std::max(file_bytes_, memory_bytes_) + kChecksumBytes);
   hsize_t stored = 0;
   h5_check(H5Dget_chunk_storage_size(dataset_.get(), &first, &stored), where());
   if (stored != bytes + kChecksumBytes) {
     fail("{}: the chunk is damaged: it has {} bytes, expected {}", where(), stored, bytes + kChecksumBytes);
   }
   std::uint32_t skipped_filters = 0;
-  h5_check(H5Dread_chunk(dataset_.get(), H5P_DEFAULT, &first, &skipped_filters, buffer_.data()), where());
+  h5_check(H5Dread_chunk(dataset_.get(), H5P_DEFAULT, &first, &skipped_filters, buffer.data()), where());
   if (skipped_filters != 0) fail("{}: the chunk is damaged: it has no checksum", where());
-  const std::uint32_t expected = stored_checksum(buffer_.data() + bytes);
-  const std::uint32_t found = fletcher32(std::span(buffer_).first(bytes));
+  const std::uint32_t expected = stored_checksum(buffer.data() + bytes);
+  const std::uint32_t found = fletcher32(std::span(buffer).first(bytes));
   if (found != expected) {
     fail("{}: the chunk is damaged: its checksum is {:08x}, the file says {:08x}", where(), found, expected);
   }
   if (converts_) {
     h5_check(
-        H5Tconvert(file_type_.get(), memory_type_, std::size_t(count), buffer_.data(), background_.data(), H5P_DEFAULT),
+        H5Tconvert(file_type_.get(), memory_type_, std::size_t(count), buffer.data(), background.data(), H5P_DEFAULT),
         where());
   }
-  std::memcpy(elements, buffer_.data(), std::size_t(count) * memory_bytes_);
+  std::memcpy(elements, buffer.data(), std::size_t(count) * memory_bytes_);
 }
 
 }  // namespace flanmoe

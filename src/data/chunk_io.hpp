@@ -26,6 +26,11 @@ class ChunkedDataset {
   /// Opens one; `what` begins every error message. Throws when layout or filters are others.
   static ChunkedDataset open(hid_t file, const std::string& name, hid_t memory_type, const std::string& what);
 
+  bool is_open() const { return bool(dataset_); }
+  void close() { dataset_.reset(); }
+  /// After close(): the same dataset of the same file.
+  void open_again(hid_t file, const std::string& name);
+
   std::int64_t chunk() const { return chunk_; }
   std::int64_t size() const { return size_; }
   /// Appends `count` <= chunk elements as the next chunk; only the last chunk may be shorter than the others.
@@ -41,8 +46,6 @@ class ChunkedDataset {
   bool converts_ = false;                          // file and memory layouts differ
   std::size_t file_bytes_ = 0, memory_bytes_ = 0;  // of an element
   std::int64_t chunk_ = 1, size_ = 0;
-  std::vector<std::uint8_t> background_;
-  std::vector<std::uint8_t> buffer_;  // a chunk and its checksum
 
   void describe(hid_t memory_type);
 };

@@ -5,7 +5,6 @@
 #include <thread>
 
 #include "base/error.hpp"
-#include "base/timer.hpp"
 #include "data/batch.hpp"
 
 namespace flanmoe {
@@ -18,7 +17,7 @@ struct Prefetcher::State {
   std::deque<std::vector<PackedBatch>> ready;
   std::exception_ptr failure;
   bool stop = false, ended = false;
-  double seconds_waited = 0;
+  std::int64_t waits = 0;
   std::thread thread;
 
   std::vector<PackedBatch> read_step(std::int64_t step) const {
@@ -77,10 +76,9 @@ Prefetcher::~Prefetcher() {
 
 std::vector<PackedBatch> Prefetcher::next() {
   State& s = *state_;
-  const double begin = seconds_now();
   std::unique_lock lock(s.mutex);
+  if (s.ready.empty() && !s.ended) ++s.waits;
   s.changed.wait(lock, [&] { return !s.ready.empty() || s.ended; });
-  s.seconds_waited += seconds_now() - begin;
   // Batches read before the failure are still good.
   if (s.ready.empty()) {
     if (s.failure) std::rethrow_exception(s.failure);
@@ -92,9 +90,14 @@ std::vector<PackedBatch> Prefetcher::next() {
   return microbatches;
 }
 
-double Prefetcher::seconds_waited() const {
+std::int64_t Prefetcher::waits() const {
   const std::lock_guard lock(state_->mutex);
-  return state_->seconds_waited;
+  return state_->waits;
+}
+
+std::int64_t Prefetcher::ready() const {
+  const std::lock_guard lock(state_->mutex);
+  return std::int64_t(state_->ready.size());
 }
 
 }  // namespace flanmoe

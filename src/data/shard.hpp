@@ -62,14 +62,19 @@ class ShardWriter {
   std::unique_ptr<State> state_;
 };
 
+class BlockPool;  // data/block_pool.hpp
+/// What the readers of a training, or of an evaluation, keep in memory; small corpora fit whole.
+inline constexpr std::size_t kBlockBytes = std::size_t(32) << 20;
+
 /// Reads one shard. Opening reads the header and the small tables only; tokens are read on demand. Any damage (not
 /// HDF5, truncated, wrong version, inconsistent tables, a chunk whose checksum fails) throws Error naming the file and
 /// what is wrong.
-/// Memory is bounded by `cache_bytes` (blocks kept) whatever the size of the file. Used from one thread at a time; HDF5
-/// is called under hdf5_mutex().
+/// Blocks that were read stay in a pool, which several readers may share: memory is bounded whatever the size of the
+/// files. Used from one thread at a time, with all readers of the pool; HDF5 is called under hdf5_mutex().
 class ShardReader {
  public:
-  explicit ShardReader(const std::string& path, std::size_t cache_bytes = std::size_t(48) << 20);
+  /// Without a pool it makes one of kBlockBytes for itself.
+  explicit ShardReader(const std::string& path, std::shared_ptr<BlockPool> pool = nullptr);
   ~ShardReader();
   ShardReader(ShardReader&&) noexcept;
   ShardReader& operator=(ShardReader&&) noexcept;

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "data/block_table.hpp"
 #include "data/shard_format.hpp"
@@ -13,6 +14,9 @@ namespace {
 
 using namespace shard_format;
 
+// What HDF5 keeps of a file's own structures.
+constexpr std::size_t kLeastAddressBytes = std::size_t(64) << 10, kMostAddressBytes = std::size_t(2) << 20;
+
 H5File open_file(const std::string& path) {
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) fail("shard {}: cannot be opened: {}", path, std::strerror(errno));
@@ -21,10 +25,27 @@ H5File open_file(const std::string& path) {
   H5Eclear2(H5E_DEFAULT);
   if (is_hdf5 <= 0) fail("shard {}: is not an HDF5 file ({} bytes)", path, status.st_size);
   const H5Property access(H5Pcreate(H5P_FILE_ACCESS), path);
+  // HDF5 would keep up to 32 MiB of chunk addresses of a large file.
+  H5AC_cache_config_t cache{};
+  cache.version = H5AC__CURR_CACHE_CONFIG_VERSION;
+  h5_check(H5Pget_mdc_config(access.get(), &cache), path);
+  cache.set_initial_size = true;
+  cache.initial_size = cache.min_size = kLeastAddressBytes;
+  cache.max_size = kMostAddressBytes;
+  h5_check(H5Pset_mdc_config(access.get(), &cache), path);
   // Readers never write, and some parallel file systems have no locks.
   h5_check(H5Pset_file_locking(access.get(), false, true), path);
   return {H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()),
           fmt::format("shard {}: cannot be opened ({} bytes; truncated or damaged)", path, status.st_size)};
+}
+
+/// Changes when another file comes in its place.
+std::string identity_of_file(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) fail("shard {}: cannot be opened: {}", path, std::strerror(errno));
+  return fmt::format("{}:{} {} {}.{:09}", std::int64_t(status.st_dev), std::int64_t(status.st_ino),
+                     std::int64_t(status.st_size), std::int64_t(status.st_mtim.tv_sec),
+                     std::int64_t(status.st_mtim.tv_nsec));
 }
 
 std::vector<GroupRecord> read_groups(hid_t file, const std::string& where) {
@@ -93,8 +114,10 @@ bool inside(std::int64_t first, std::int64_t count, std::int64_t size) {
 
 }  // namespace
 
-struct ShardReader::State {
+struct ShardReader::State final : ClosableFile {
   std::string path, where;
+  std::shared_ptr<BlockPool> pool;
+  std::string identity;
   H5File file;
   Header header;
   std::vector<ShardGroup> groups;
@@ -106,9 +129,12 @@ struct ShardReader::State {
   BlockTable<std::uint8_t> answers;
   BlockTable<IndexRecord> index;
 
-  State(const std::string& shard_path, std::size_t cache_bytes);
-  ~State() {
+  State(const std::string& shard_path, std::shared_ptr<BlockPool> blocks);
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() override {
     const std::lock_guard lock(hdf5_mutex());
+    pool->files().forget(this);
     answers = {};
     choices = {};
     choice_tokens = {};
@@ -118,6 +144,24 @@ struct ShardReader::State {
     file.reset();
   }
 
+  /// The file, opened again where it was closed; under hdf5_mutex().
+  hid_t open() {
+    if (!file) {
+      file = open_file(path);
+      if (identity_of_file(path) != identity) fail("{}: was changed while it was being read", where);
+    }
+    pool->files().use(this);
+    return file.get();
+  }
+  void close() override {
+    answers.close();
+    choices.close();
+    choice_tokens.close();
+    index.close();
+    examples.close();
+    tokens.close();
+    file.reset();
+  }
   void check_examples(std::int64_t first, std::span<const ExampleRecord> block) const;
   void check_vocabulary(const char* table, std::int64_t first, std::span<const std::int32_t> block);
   std::int64_t example_of_token(std::int64_t position);
@@ -135,8 +179,13 @@ struct ShardReader::State {
   }
 };
 
-ShardReader::State::State(const std::string& shard_path, std::size_t cache_bytes)
-    : path(shard_path), where("shard " + shard_path), file(open_file(shard_path)) {
+ShardReader::State::State(const std::string& shard_path, std::shared_ptr<BlockPool> blocks)
+    : path(shard_path),
+      where("shard " + shard_path),
+      pool(std::move(blocks)),
+      identity(identity_of_file(path)),
+      file(open_file(path)) {
+  pool->files().use(this);
   header = read_header(file.get(), where);
   std::int64_t first = 0;
   for (const GroupRecord& g : header.groups) {
@@ -147,27 +196,30 @@ ShardReader::State::State(const std::string& shard_path, std::size_t cache_bytes
     first += g.examples;
   }
   const hid_t id = file.get();
-  const std::size_t quarter = cache_bytes / 4, little = cache_bytes / 32;
+  const auto open_again = [this] { return open(); };
   examples = {id,
               where,
               "examples",
               example_memory.get(),
               header.examples,
-              quarter,
+              *pool,
+              open_again,
               [this](std::int64_t at, std::span<const ExampleRecord> block) { check_examples(at, block); }};
   tokens = {id,
             where,
             "tokens",
             H5T_NATIVE_INT32,
             header.tokens,
-            cache_bytes / 2,
+            *pool,
+            open_again,
             [this](std::int64_t at, std::span<const std::int32_t> block) { check_vocabulary("tokens", at, block); }};
   index = {id,
            where,
            "index",
            index_memory.get(),
            header.examples,
-           quarter / 2,
+           *pool,
+           open_again,
            [this](std::int64_t at, std::span<const IndexRecord> block) {
              for (const IndexRecord& r : block) {
                if (!inside(r.example, 1, header.examples) || r.stream_first < 0) {
@@ -180,7 +232,8 @@ ShardReader::State::State(const std::string& shard_path, std::size_t cache_bytes
              "choices",
              choice_memory.get(),
              header.choices,
-             little,
+             *pool,
+             open_again,
              [this](std::int64_t at, std::span<const ChoiceRecord> block) {
                for (const ChoiceRecord& r : block) {
                  if (!inside(r.token_first, r.length, header.choice_tokens)) {
@@ -194,9 +247,10 @@ ShardReader::State::State(const std::string& shard_path, std::size_t cache_bytes
       "choice_tokens",
       H5T_NATIVE_INT32,
       header.choice_tokens,
-      little,
+      *pool,
+      open_again,
       [this](std::int64_t at, std::span<const std::int32_t> block) { check_vocabulary("choice_tokens", at, block); }};
-  answers = {id, where, "answers", H5T_NATIVE_UINT8, header.answer_bytes, little, nullptr};
+  answers = {id, where, "answers", H5T_NATIVE_UINT8, header.answer_bytes, *pool, open_again, nullptr};
 }
 
 void ShardReader::State::check_examples(std::int64_t first, std::span<const ExampleRecord> block) const {
@@ -244,9 +298,9 @@ void ShardReader::State::check_vocabulary(const char* table, std::int64_t first,
        vocabulary);
 }
 
-ShardReader::ShardReader(const std::string& path, std::size_t cache_bytes) {
+ShardReader::ShardReader(const std::string& path, std::shared_ptr<BlockPool> pool) {
   const std::lock_guard lock(hdf5_mutex());
-  state_ = std::make_unique<State>(path, cache_bytes);
+  state_ = std::make_unique<State>(path, pool ? std::move(pool) : std::make_shared<BlockPool>(kBlockBytes));
 }
 ShardReader::~ShardReader() = default;
 ShardReader::ShardReader(ShardReader&&) noexcept = default;

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -109,6 +110,9 @@ void ShardWriter::State::check_tokens(const TokenIds& ids, const char* what) con
   if (ids.size() > std::size_t(std::numeric_limits<std::int32_t>::max())) {
     refuse(fmt::format("{} has {} tokens", what, ids.size()));
   }
+  std::uint32_t most = 0;  // a negative id is a large one
+  for (const std::int32_t id : ids) most = std::max(most, std::uint32_t(id));
+  if (most < std::uint32_t(header.tokenizer.vocabulary)) return;
   for (const std::int32_t id : ids) {
     if (id < 0 || id >= header.tokenizer.vocabulary) {
       refuse(fmt::format("{} has token {}, outside [0, {})", what, id, header.tokenizer.vocabulary));

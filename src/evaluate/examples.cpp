@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/error.hpp"
+#include "data/block_pool.hpp"
 #include "data/patterns.hpp"
 #include "tensor/philox.hpp"
 
@@ -38,8 +39,9 @@ EvaluationExamples::EvaluationExamples(const Deck& deck)
   std::set<std::string> tasks, splits;
   std::map<std::string, std::pair<TaskInfo, std::string>> infos;  // of each task, and the file that says so
   const auto patterns = split_words(deck.evaluate.tasks);
+  const auto pool = std::make_shared<BlockPool>(kBlockBytes);
   for (const auto& file : files_) {
-    shards_.push_back(std::make_unique<ShardReader>(file));
+    shards_.push_back(std::make_unique<ShardReader>(file, pool));
     const ShardReader& shard = *shards_.back();
     if (shard.tokenizer().fingerprint != tokenizer().fingerprint) {
       usage_fail("evaluate.shards: {} was made with tokenizer {}, {} with {}", file, shard.tokenizer().fingerprint,

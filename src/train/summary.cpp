@@ -57,6 +57,14 @@ void log_prediction(const ordered_json& summary) {
   log_info("predicted against measured on rank 0: {}", text);
 }
 
+ordered_json data_wait_json(const SessionFacts& facts, double seconds) {
+  ordered_json wait;
+  wait["steps"] = facts.data_waits;
+  wait["seconds"] = seconds;
+  wait["share"] = facts.step_seconds > 0 ? seconds / facts.step_seconds : 0;
+  return wait;
+}
+
 }  // namespace
 
 void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
@@ -98,6 +106,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   for (std::size_t part = 0; part < kParts; ++part) {
     summary["last_session"]["part_seconds"][name_of(Part(part))] = parts[part] / world.size();
   }
+  summary["last_session"]["data_wait"] = data_wait_json(facts, parts[std::size_t(Part::data)] / world.size());
   const bool one = facts.steps < 2;  // then the first step is all there is
   for (std::size_t part = 0; part < kParts; ++part) {
     parts[part] = (parts[part] - (one ? 0 : first_parts[part])) / world.size() / double(one ? 1 : facts.steps - 1);

@@ -356,6 +356,7 @@ Outcome Loop::steps_from(std::int64_t first) {
   }
   for (std::int64_t step = first; step < deck_.run.steps; ++step) {
     const Trainer::StepOutcome outcome = one_step(prefetcher, step);
+    session_.data_waits = prefetcher.waits();
     report(outcome.record);
     const std::int64_t done = step + 1;
     const bool last = done == deck_.run.steps;

@@ -35,6 +35,11 @@ TEST_F(Training, LossFallsFarOnATaskThatCanBeLearnt) {
   EXPECT_EQ(summary["tokens"], metrics.back()["tokens_seen"]);
   EXPECT_GT(summary["share_of_roof"].get<double>(), 0.0);
   EXPECT_LT(summary["share_of_roof"].get<double>(), 1.0);
+  const auto& session = summary["last_session"];
+  EXPECT_LE(session["data_wait"]["steps"], 150);
+  EXPECT_EQ(session["data_wait"]["seconds"], session["part_seconds"]["data"]);
+  EXPECT_NEAR(session["data_wait"]["share"].get<double>(),
+              session["part_seconds"]["data"].get<double>() / session["seconds"].get<double>(), 1e-12);
 }
 
 TEST_F(Training, NextStageStartsFromTheWeightsOfTheLast) {

@@ -54,7 +54,28 @@ TEST_F(Prefetch, GivesTheMicrobatchesOfEveryStepInOrder) {
     }
   }
   EXPECT_THROW(ahead.next(), LogicError);
-  EXPECT_GE(ahead.seconds_waited(), 0);
+}
+
+TEST_F(Prefetch, StepsThatAreReadAreTakenWithoutWaiting) {
+  constexpr std::int64_t kSteps = 5, kAhead = 2;
+  Prefetcher ahead(source(), 0, kSteps, 0, 6, 6, kAhead);
+  for (std::int64_t step = 0; step < kSteps; ++step) {
+    while (ahead.ready() < std::min(kAhead, kSteps - step)) std::this_thread::yield();
+    ahead.next();
+  }
+  EXPECT_EQ(ahead.waits(), 0);
+}
+
+TEST_F(Prefetch, AStepThatIsNotReadYetIsCounted) {
+  const auto shards = source();
+  std::unique_lock held(hdf5_mutex());  // the reader stands before the first tokens
+  Prefetcher ahead(shards, 0, 2, 0, 6, 6, 2);
+  std::thread taker([&] { ahead.next(); });
+  while (ahead.waits() == 0) std::this_thread::yield();
+  EXPECT_EQ(ahead.ready(), 0);
+  held.unlock();
+  taker.join();
+  EXPECT_EQ(ahead.waits(), 1);
 }
 
 TEST_F(Prefetch, ErrorOfTheThreadIsThrownByNext) {

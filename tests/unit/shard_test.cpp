@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "data/block_pool.hpp"
 #include "data/chunk_io.hpp"
 #include "data_fixture.hpp"
 
@@ -87,11 +88,60 @@ TEST(Shard, SmallCacheReadsTheSameInAnyOrder) {
   const TemporaryFolder folder;
   const auto examples = mixed_examples(4000);
   write_shard(folder.file("a.h5"), examples);
-  const ShardReader shard(folder.file("a.h5"), 1);
+  const auto pool = std::make_shared<BlockPool>(1);
+  const ShardReader shard(folder.file("a.h5"), pool);
   for (std::int64_t k = 0; k < 6000; ++k) {
     const std::int64_t i = (k * 2741) % 4000;
     ASSERT_TRUE(same(shard.read(i), examples[std::size_t(i)])) << "example " << i;
   }
+}
+
+TEST(Shard, ReadersShareTheRoomOfTheirPool) {
+  const TemporaryFolder folder;
+  const auto examples = mixed_examples(3000);
+  constexpr std::size_t kRoom = 100'000;
+  const auto pool = std::make_shared<BlockPool>(kRoom);
+  std::vector<ShardReader> shards;
+  for (const char* name : {"a.h5", "b.h5", "c.h5"}) {
+    write_shard(folder.file(name), examples);
+    shards.emplace_back(folder.file(name), pool);
+  }
+  for (std::int64_t k = 0; k < 3000; ++k) {
+    const std::int64_t i = (k * 2741) % 3000;
+    ASSERT_TRUE(same(shards[std::size_t(k % 3)].read(i), examples[std::size_t(i)])) << "example " << i;
+    ASSERT_LE(pool->bytes(), kRoom);
+  }
+  EXPECT_GT(pool->bytes(), kRoom / 2);
+}
+
+TEST(Shard, FewFilesOfManyAreOpenAtATime) {
+  const TemporaryFolder folder;
+  const auto examples = mixed_examples(50);
+  const auto pool = std::make_shared<BlockPool>(1);  // every block is read anew
+  std::vector<ShardReader> shards;
+  const auto path = [&](int i) { return folder.file(std::to_string(i)); };
+  write_shard(path(0), examples);
+  constexpr int kShards = 100;
+  for (int i = 0; i < kShards; ++i) {
+    if (i > 0) std::filesystem::copy_file(path(0), path(i));
+    shards.emplace_back(path(i), pool);
+  }
+  const auto descriptors = [] {
+    const std::filesystem::directory_iterator open("/proc/self/fd");
+    return std::distance(begin(open), end(open));
+  };
+  for (int k = 0; k < 1000; ++k) {
+    const int i = k * 37 % kShards;
+    ASSERT_TRUE(same(shards[std::size_t(i)].read(k % 50), examples[std::size_t(k % 50)])) << i;
+    ASSERT_LE(pool->files().size(), OpenFiles::kMost);
+    ASSERT_LE(descriptors(), std::ptrdiff_t(OpenFiles::kMost) + 32);
+  }
+  // A file that was closed and is another one now is not taken for the same.
+  shards[0].read(0);
+  for (int i = 1; i < kShards; ++i) shards[std::size_t(i)].read(0);
+  std::filesystem::remove(path(0));
+  std::filesystem::copy_file(path(1), path(0));
+  EXPECT_THAT(error_of([&] { shards[0].read(1); }), HasSubstr("was changed while it was being read"));
 }
 
 TEST(Shard, GroupsListTheirMembersInOrderWithStreamPositions) {
