@@ -8,6 +8,7 @@
 
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
+#include "data/shard.hpp"
 #include "regression/program.hpp"
 
 namespace flanmoe::regression {
@@ -53,6 +54,25 @@ TEST_F(Refusal, LayoutThatDoesNotDivideIsRefusedWithTheArithmetic) {
 
 TEST_F(Refusal, RankCountThatSlurmDoesNotKnowIsRefusedWithTheUsualCause) {
   expect_refused(run(2, command(), {"SLURM_NTASKS=4"}), {"4 tasks", "2 ranks", "pmix"});
+}
+
+TEST_F(Refusal, ShardsOfAnotherTokenizerThanTheWeightsAre) {
+  const std::string trained = workplace_.path("trained"), other = workplace_.path("other.h5");
+  ASSERT_EQ(run(1, smoke(shard_, trained, {"--run.steps=1", "--checkpoint.every=1"})).exit_code, 0);
+  {
+    const ShardReader first(shard_);
+    TokenizerIdentity tokenizer = first.tokenizer();
+    tokenizer.fingerprint = "another";
+    ShardWriter writer(other, tokenizer);
+    for (std::int64_t i = 0; i < first.size(); ++i) writer.add(first.read(i));
+    writer.finish();
+  }
+  fs::rename(other, shard_);
+  expect_refused(run(1, command({"--run.stage=finetune", "--run.init_from=" + trained})),
+                 {"run.init_from", "was trained with tokenizer toy", "data.train is written with tokenizer another"});
+  const Ended going_on = run(1, smoke(shard_, trained, {"--run.steps=2"}));
+  EXPECT_EQ(going_on.exit_code, 2) << going_on.output;
+  EXPECT_NE(going_on.output.find("was trained with tokenizer toy"), std::string::npos) << going_on.output;
 }
 
 TEST_F(Refusal, InstructionTuningRefusesRawText) {
