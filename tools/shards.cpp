@@ -36,8 +36,8 @@ po::options_description describe(ConvertOptions& options, std::string& list) {
       "output", po::value(&options.output), "folder to write to")(
       "tokenizer", po::value(&options.tokenizer),
       "SentencePiece model; without it OUTPUT/tokenizer.model, which is trained on the sources where it is missing")(
-      "vocabulary", po::value(&options.vocabulary)->default_value(options.vocabulary),
-      "pieces of a trained tokenizer, with its 100 sentinels")(
+      "vocabulary", po::value(&options.vocabulary),
+      "pieces of a trained tokenizer, with its 100 sentinels (32000); a model that is there must have as many")(
       "templates", po::value(&options.templates)->default_value(options.templates), "folder of the template files")(
       "only", po::value(&options.only)->multitoken(), "make only sections that match these patterns")(
       "input-tokens", po::value(&limits.input_tokens)->default_value(limits.input_tokens),
@@ -70,7 +70,7 @@ void check(const ConvertOptions& options) {
     if (value < least) flanmoe::usage_fail("--{}: expected at least {}, found {}", name, least, value);
   };
   at_least("threads", options.threads, 1);
-  at_least("vocabulary", options.vocabulary, 1000);
+  if (options.vocabulary != 0) at_least("vocabulary", options.vocabulary, 1000);
   at_least("input-tokens", options.limits.input_tokens, 8);
   at_least("target-tokens", options.limits.target_tokens, 4);
   at_least("few-shot-tokens", options.limits.few_shot_tokens, 8);

@@ -38,11 +38,12 @@ bool Manifest::is_done(const std::string& step, const std::string& inputs) const
   return !missing && bytes == steps[step].value("bytes", std::uintmax_t(0));
 }
 
-void Manifest::record(const std::string& step, const std::string& inputs, const std::string& file,
-                      nlohmann::json facts) {
+void Manifest::record(const std::string& step, const std::string& inputs, const std::string& file, nlohmann::json facts,
+                      const std::string& owner) {
   const std::lock_guard lock(mutex_);
-  content_["steps"][step] = {
+  auto& recorded = content_["steps"][step] = {
       {"inputs", inputs}, {"file", file}, {"bytes", fs::file_size(folder_ + "/" + file)}, {"facts", std::move(facts)}};
+  if (!owner.empty()) recorded["owner"] = owner;
   write();
 }
 
@@ -64,6 +65,27 @@ void Manifest::keep_only(const std::map<std::string, std::string>& file_of_step)
   }
   content_["steps"] = std::move(kept);
   write();
+}
+
+std::vector<std::string> Manifest::own(const std::string& owner, const std::set<std::string>& steps,
+                                       const Stale& stale) {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> removed;
+  nlohmann::json kept = nlohmann::json::object();
+  for (auto& [step, record] : content_["steps"].items()) {
+    const bool named = steps.contains(step);
+    if (named) record["owner"] = owner;
+    if (!named && record.value("owner", "") == owner && stale(step, record.at("facts"))) {
+      removed.push_back(record.value("file", ""));
+      std::error_code ignored;
+      fs::remove(folder_ + "/" + removed.back(), ignored);
+    } else {
+      kept[step] = std::move(record);
+    }
+  }
+  content_["steps"] = std::move(kept);
+  write();
+  return removed;
 }
 
 void Manifest::set(const std::string& key, nlohmann::json value) {

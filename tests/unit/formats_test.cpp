@@ -135,6 +135,16 @@ TEST(Formats, NaturalInstructionsBringDefinitionAndExemplars) {
   EXPECT_EQ(content.records[1].definition, "Do it.");
 }
 
+TEST(Formats, EmptyOutputsCountOnlyWhereThereAreNoOthers) {
+  const auto all =
+      records("natural_instructions",
+              R"({"Definition": ["d"], "Categories": [], "Source": [], "Positive Examples": [], "Instances": [
+    {"input": "i", "output": ["", " ", "a", "b"]}, {"input": "i", "output": ["", " "]}]})");
+  ASSERT_THAT(all, SizeIs(2));
+  EXPECT_THAT(all[0].answers, ElementsAre("a", "b"));
+  EXPECT_THAT(all[1].answers, ElementsAre(""));
+}
+
 TEST(Formats, BareNaNOutsideOfTextsIsNoError) {
   std::string text = kTask;
   text.replace(text.find("[\"s\"]"), 5, "[\"NaN\"], \"URL\": [NaN, -Infinity]");
@@ -286,6 +296,15 @@ TEST(Formats, AMalformedRecordIsNamedByFileAndLine) {
        "[\n{\"input\": \"i\", \"output\": []}]}",
        "file:3: expected \"output\" to hold a text"},
       {"natural_instructions", "{\"Definition\": \"d\"}", "file: expected \"Definition\" to be a list of texts"},
+      {"natural_instructions",
+       "{\"Definition\": [\"d\"], \"Categories\": [], \"Source\": [], \"Positive Examples\": [],\n\"Instances\": "
+       "[\n{\"input\": \"i\", \"output\": [\"a\", \"b\\u0000c\"]}]}",
+       "file:3: expected answers without zero bytes, found \"b?c\""},
+      {"flat", R"({"inputs":"a","targets":"b\u0000","task_name":"t","template_type":"z"})",
+       "file:1: expected answers without zero bytes"},
+      {"multiple_choice", R"({"query":"q","choices":["a","b\u0000"],"gold":0})",
+       "file:1: expected answers without zero bytes"},
+      {"bbh", R"({"examples":[{"input":"i","target":"\u0000"}]})", "file:1: expected answers without zero bytes"},
       {"strategyqa",
        "[\n{\"qid\": \"1\", \"question\": \"q\", \"answer\": true, \"facts\": []},\n{\"qid\": \"1\", \"question\": "
        "\"q\", \"answer\": \"yes\", \"facts\": []}]",

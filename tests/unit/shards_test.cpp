@@ -62,6 +62,9 @@ TEST(Plans, WrongOnesAreNamedByLine) {
       {good + "shots = 3\n", "need a benchmark"},
       {good + "benchmark = bbh\n", "the benchmark [a] needs variants"},
       {good + "shots = many\n", "p.ini:5: expected shots to be a number"},
+      {good + "inverted_share = 0\n", "p.ini:5: expected inverted_share to be above 0 and at most 1, found \"0\""},
+      {good + "inverted_share = 30%\n", "p.ini:5: expected inverted_share"},
+      {good + "benchmark = bbh\nvariants = cot\ninverted_share = 0.3\n", "[a] is a benchmark"},
   };
   for (const auto& [text, message] : table) {
     EXPECT_THAT(error_of([&] { parse_plan(text, "p.ini"); }), HasSubstr(message)) << text;
@@ -251,6 +254,83 @@ TEST_F(Conversions, ATokenizerIsTrainedWhereNoneIsNamed) {
   const auto first = outputs();
   convert(options_);
   EXPECT_EQ(outputs(), first);
+  // A size is not passed over because a model is there, trained or named.
+  options_.vocabulary = 300;
+  EXPECT_THAT(failure(), HasSubstr("--vocabulary: expected 290, the pieces of " + folder_.file("out/tokenizer.model")));
+  EXPECT_EQ(outputs(), first);
+  options_.tokenizer = small_model();
+  EXPECT_THAT(failure(), HasSubstr("--vocabulary: expected 290, the pieces of " + small_model()));
+  options_.vocabulary = 0;
+  options_.tokenizer.clear();
+  convert(options_);
+  EXPECT_EQ(outputs(), first);
+}
+
+TEST_F(Conversions, WhatAPlanNoLongerMakesIsRemovedAndNothingElse) {
+  const auto names = [&] {
+    std::set<std::string> all;
+    for (const auto& [name, time] : outputs()) all.insert(name);
+    return all;
+  };
+  write("plan.ini",
+        "[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\n[again]\nformat = cot_tsv\nfiles = "
+        "*_train.tsv\ntemplates = t\n");
+  convert(options_);
+  const std::string first = options_.plan;
+  write("other.ini", "[theirs]\nformat = cot_tsv\nfiles = a_train.tsv\ntemplates = t\n");
+  options_.plan = folder_.file("other.ini");
+  convert(options_);
+  EXPECT_THAT(names(), ElementsAre("again/a.h5", "again/b.h5", "cot/a.h5", "cot/b.h5", "theirs/theirs.h5"));
+  // A section that has gone, whatever --only selects; other plans keep their shards.
+  options_.plan = first;
+  write("plan.ini",
+        "[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\n[more]\nformat = cot_tsv\nfiles = "
+        "a_train.tsv\ntemplates = t\n");
+  options_.only = {"more"};
+  convert(options_);
+  EXPECT_THAT(names(), ElementsAre("cot/a.h5", "cot/b.h5", "more/more.h5", "theirs/theirs.h5"));
+  EXPECT_ANY_THROW(facts("again/a"));
+  options_.only.clear();
+  // What was made of a released file that has gone stays; a file that is there but no longer taken does not.
+  fs::rename(folder_.file("data/b_train.tsv"), folder_.file("data/b_train.away"));
+  convert(options_);
+  EXPECT_TRUE(names().contains("cot/b.h5"));
+  fs::rename(folder_.file("data/b_train.away"), folder_.file("data/b_train.tsv"));
+  write("plan.ini", "[cot]\nformat = cot_tsv\nfiles = *_train.tsv\ntemplates = t\nexclude = b\n");
+  convert(options_);
+  EXPECT_THAT(names(), ElementsAre("cot/a.h5", "theirs/theirs.h5"));
+  EXPECT_EQ(facts("theirs/theirs")["variants"]["zero_shot"], 30);
+}
+
+TEST_F(Conversions, InvertedVariantsAskTheirShareOfTheRecords) {
+  write("templates/t.txt",
+        "category = c\nseparator = \\n\\n\n[one]\nchain_of_thought = yes\ninput = {question}\ntarget = "
+        "{rationale}\n[back]\n"
+        "inverted = yes\ninput = {rationale}\ntarget = {question}\n");
+  const std::string plan = "[cot]\nformat = cot_tsv\nfiles = a_train.tsv\ntemplates = t\nvariants = cot cot_inverted\n";
+  write("plan.ini", plan);
+  convert(options_);
+  EXPECT_EQ(facts("cot/cot")["variants"]["cot_inverted"], 30);
+  write("plan.ini", plan + "inverted_share = 0.3\n");
+  convert(options_);
+  EXPECT_EQ(facts("cot/cot")["variants"]["cot"], 30);
+  EXPECT_EQ(facts("cot/cot")["variants"]["cot_inverted"], 9);
+}
+
+TEST_F(Conversions, EmptyOutputsOfATaskAreCounted) {
+  write("data/task.json",
+        R"({"Definition": ["d"], "Categories": [], "Source": [], "Positive Examples": [], "Instances": [
+{"input": "question one", "output": ["", "red"]}, {"input": "question two", "output": [""]}]})");
+  write(
+      "plan.ini",
+      "[n]\nformat = natural_instructions\nfiles = task.json\ntemplates = t\nvariants = zero_shot\n"
+      "[e]\nformat = natural_instructions\nfiles = task.json\ntemplates = t\nvariants = zero_shot\nbenchmark = niv2\n");
+  convert(options_);
+  for (const char* step : {"n/n", "e/e"}) {
+    EXPECT_EQ(facts(step)["examples"], 1) << step;
+    EXPECT_EQ(facts(step)["empty"], 1) << step;
+  }
+  EXPECT_EQ(ShardReader(folder_.file("out/e/e.h5")).read(0).answer, "red");
 }
 
 TEST(Collection, CountsTasksAndWhatIsPresent) {

@@ -85,6 +85,7 @@ class Conversion {
     find_jobs();
     make_tokenizer();
     const std::size_t done = run_jobs();
+    remove_stale();
     print_table();
     if (done < jobs_.size()) log_info("{} of {} files were up to date", jobs_.size() - done, jobs_.size());
   }
@@ -93,6 +94,7 @@ class Conversion {
   void select_sources() {
     std::vector<std::string> names;
     for (const Source& source : plan_.sources) names.push_back(source.name);
+    sections_.insert(names.begin(), names.end());
     require_matches("--only", options_.only, names);
     if (options_.only.empty()) return;
     std::erase_if(plan_.sources, [&](const Source& source) { return !matches_any(options_.only, source.name); });
@@ -126,6 +128,7 @@ class Conversion {
     std::string state =
         fmt::format("{} {} {} {} {} {} {} {} {}", kRecipe, state_of(file.path), source.format, source.exemplar_format,
                     source.task, source.split, source.category, source.benchmark, source.shots);
+    if (source.inverted_share != 1) state += fmt::format(" inverted {}", source.inverted_share);
     for (const std::string& name : source.variants) state.append(" ").append(name);
     for (const std::string& pattern : source.exclude) state.append(" -").append(pattern);
     if (!source.templates.empty()) {
@@ -170,6 +173,12 @@ class Conversion {
       if (!fs::exists(model)) train(model);
     }
     tokenizer_ = std::make_unique<Tokenizer>(model);
+    if (options_.vocabulary != 0 && options_.vocabulary != tokenizer_->vocabulary()) {
+      usage_fail("--vocabulary: expected {}, the pieces of {}, found {}; for another size {}", tokenizer_->vocabulary(),
+                 model, options_.vocabulary,
+                 options_.tokenizer.empty() ? "choose another --output, or remove that file and what was made with it"
+                                            : "name another --tokenizer, or none to train one");
+    }
     fingerprint_ = tokenizer_->identity().fingerprint;
     log_info("tokenizer {}: {} pieces, fingerprint {}", model, tokenizer_->vocabulary(), fingerprint_);
   }
@@ -205,10 +214,11 @@ class Conversion {
                  }});
     }
     if (sentences.empty()) usage_fail("--tokenizer: there is no training text to train one on; name a model");
-    log_info("training a tokenizer of {} pieces on {} lines", options_.vocabulary, sentences.size());
+    const std::int32_t vocabulary = options_.vocabulary == 0 ? kVocabulary : options_.vocabulary;
+    log_info("training a tokenizer of {} pieces on {} lines", vocabulary, sentences.size());
     std::size_t at = 0;
     TokenizerTraining training;
-    training.vocabulary = options_.vocabulary;
+    training.vocabulary = vocabulary;
     train_tokenizer(
         [&](std::string& sentence) {
           if (at == sentences.size()) return false;
@@ -247,12 +257,34 @@ class Conversion {
       empty_[job.step] = std::move(facts);
       return;
     }
-    manifest_.record(job.step, job.inputs, job.output, std::move(facts));
+    facts["released_file"] = job.file.path;
+    manifest_.record(job.step, job.inputs, job.output, std::move(facts), owner());
+  }
+
+  /// Whose steps these are: several plans may write to one folder.
+  std::string owner() const { return fs::weakly_canonical(options_.plan).string(); }
+
+  /// Shards of sections that the plan no longer has, and of files that it no longer takes or that give nothing any
+  /// more. What was made of a file that has gone stays.
+  void remove_stale() {
+    std::set<std::string> steps;
+    for (const Job& job : jobs_) {
+      if (!empty_.contains(job.step)) steps.insert(job.step);
+    }
+    const auto stale = [&](const std::string& step, const nlohmann::json& facts) {
+      const std::string section = step.substr(0, step.find('/'));
+      if (!sections_.contains(section) || empty_.contains(step)) return true;
+      if (!options_.only.empty() && !matches_any(options_.only, section)) return false;
+      return fs::exists(facts.value("released_file", ""));
+    };
+    for (const std::string& file : manifest_.own(owner(), steps, stale)) {
+      log_info("removed: {}/{}, which {} no longer makes", options_.output, file, options_.plan);
+    }
   }
 
   void print_table() const {
-    log_info("{:24} {:>6} {:>10} {:>12} {:>8} {:>8} {:>8} {:>8}", "source", "files", "examples", "tokens", "skipped",
-             "held out", "cut", "no shots");
+    log_info("{:24} {:>6} {:>10} {:>12} {:>8} {:>8} {:>8} {:>8} {:>8}", "source", "files", "examples", "tokens",
+             "skipped", "held out", "cut", "no shots", "empty");
     for (const Source& source : plan_.sources) {
       std::int64_t files = 0;
       std::map<std::string, std::int64_t> sum;
@@ -262,13 +294,13 @@ class Conversion {
         const auto none = empty_.find(job.step);
         const auto facts = none == empty_.end() ? manifest_.facts(job.step) : none->second;
         ++files;
-        for (const char* key : {"examples", "tokens", "skipped", "contaminated", "cut", "without_exemplars"})
+        for (const char* key : {"examples", "tokens", "skipped", "contaminated", "cut", "without_exemplars", "empty"})
           sum[key] += facts.value(key, std::int64_t(0));
         if (first.empty()) first = facts.value("first_skipped", std::string());
       }
       if (files == 0) continue;
-      log_info("{:24} {:>6} {:>10} {:>12} {:>8} {:>8} {:>8} {:>8}", source.name, files, sum["examples"], sum["tokens"],
-               sum["skipped"], sum["contaminated"], sum["cut"], sum["without_exemplars"]);
+      log_info("{:24} {:>6} {:>10} {:>12} {:>8} {:>8} {:>8} {:>8} {:>8}", source.name, files, sum["examples"],
+               sum["tokens"], sum["skipped"], sum["contaminated"], sum["cut"], sum["without_exemplars"], sum["empty"]);
       if (!first.empty()) log_info("  skipped first: {}", first);
     }
   }
@@ -279,6 +311,7 @@ class Conversion {
   HeldOutList held_out_;
   HeldOutQuestions questions_;
   std::string held_out_state_, fingerprint_;
+  std::set<std::string> sections_;  // of the whole plan
   std::vector<Job> jobs_;
   std::vector<const Source*> missing_;
   std::unique_ptr<Tokenizer> tokenizer_;

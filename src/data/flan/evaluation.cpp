@@ -24,7 +24,8 @@ class Maker {
       Record record = released;
       if (record.definition.empty()) record.definition = parts_.exemplars.facts.definition;
       Example example = example_of(record, chosen, exemplars);
-      if (example.input.empty()) {
+      const bool has_answer = record.gold >= 0 || !record.answers.front().empty();
+      if (example.input.empty() || !has_answer) {
         ++counts_.empty;
         continue;
       }

@@ -22,8 +22,8 @@ namespace fs = std::filesystem;
 
 const std::vector<std::string>& source_keys() {
   static const std::vector<std::string> keys = {
-      "format",    "files",   "task",      "templates", "variants",        "split",   "category", "dataset",
-      "only_from", "exclude", "benchmark", "exemplars", "exemplar_format", "prompts", "shots"};
+      "format",    "files",   "task",           "templates", "variants",  "split",           "category", "dataset",
+      "only_from", "exclude", "inverted_share", "benchmark", "exemplars", "exemplar_format", "prompts",  "shots"};
   return keys;
 }
 
@@ -34,6 +34,15 @@ std::int64_t parse_count(const std::string& value, const std::string& where) {
     usage_fail("{}: expected shots to be a number from 0 to 1000, found \"{}\"", where, value);
   }
   return count;
+}
+
+double parse_share(const std::string& value, const std::string& where) {
+  double share = -1;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), share);
+  if (error != std::errc() || end != value.data() + value.size() || !(share > 0 && share <= 1)) {
+    usage_fail("{}: expected inverted_share to be above 0 and at most 1, found \"{}\"", where, value);
+  }
+  return share;
 }
 
 void set_key(Source& source, const SectionEntry& entry, const std::string& where) {
@@ -49,6 +58,8 @@ void set_key(Source& source, const SectionEntry& entry, const std::string& where
     source.exclude = split_words(value);
   } else if (key == "exemplar_format") {
     source.exemplar_format = formats::find_format(value, where).name;
+  } else if (key == "inverted_share") {
+    source.inverted_share = parse_share(value, where);
   } else if (key == "shots") {
     source.shots = parse_count(value, where);
   } else if (std::string* text = key == "task"        ? &source.task
@@ -91,6 +102,9 @@ void complete(Source& source) {
   const bool evaluates = !source.benchmark.empty();
   if (!evaluates && (source.shots > 0 || !source.exemplars.empty() || !source.prompts.empty())) {
     usage_fail("{}: shots, exemplars and prompts of [{}] need a benchmark", where, source.name);
+  }
+  if (evaluates && source.inverted_share != 1) {
+    usage_fail("{}: inverted_share is of training data and [{}] is a benchmark", where, source.name);
   }
   if (evaluates && ready) usage_fail("{}: [{}] is a benchmark and needs a format with questions", where, source.name);
   if (evaluates && source.variants.empty()) usage_fail("{}: the benchmark [{}] needs variants", where, source.name);

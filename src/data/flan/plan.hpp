@@ -19,6 +19,7 @@ struct Source {
   std::string split = "train", category;
   std::string dataset;               // names in the list of the FLAN collection, separated by blanks
   std::string only_from;             // file of names, one a line: other files are left alone
+  double inverted_share = 1;         // of the records, that the inverted variants ask
   std::vector<std::string> exclude;  // patterns of what the * matched: these files are left alone
   // Evaluation
   std::string benchmark;

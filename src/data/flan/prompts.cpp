@@ -1,6 +1,7 @@
 #include "data/flan/prompts.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/error.hpp"
@@ -203,13 +204,14 @@ std::optional<Example> PromptMaker::example_of(const Template& chosen, const Ite
   return example;
 }
 
-void PromptMaker::make(const Variant& variant, const std::function<void(Example&&)>& add) {
+void PromptMaker::make(const Variant& variant, const std::function<void(Example&&)>& add, double share) {
   const auto templates = templates_for(variant);
   const bool explained = variant.kind == Kind::explained;
   if (templates.empty() || (explained && content_.facts.demonstrations.empty())) return;
   std::vector<std::size_t> order(content_.records.size());
   std::iota(order.begin(), order.end(), 0);
   Random(fmt::format("{}/{}", task_, variant.name), 1).shuffle(order);
+  order.resize(std::size_t(std::ceil(share * double(order.size()))));
   for (std::size_t i = 0; i < order.size(); ++i) {
     const Record& record = content_.records[order[i]];
     if (!variant.options && record.choices.empty()) continue;

@@ -37,7 +37,7 @@ struct PromptCounts {
   std::map<std::string, std::int64_t> examples;  // per variant
   std::int64_t cut = 0;                          // inputs or targets over the limit
   std::int64_t without_exemplars = 0;            // few-shot prompts for which no exemplar was drawn, or none fits
-  std::int64_t empty = 0;                        // no token on one side
+  std::int64_t empty = 0;                        // no token on one side, or nothing to compare with
 };
 
 /// The fields of a record for templates. `style` lists the choices in {choices}; without one that field is empty.
@@ -54,9 +54,9 @@ class PromptMaker {
  public:
   PromptMaker(const TemplateFile& templates, const formats::FileContent& content, const std::string& task,
               const Tokenizer& tokenizer, const PromptLimits& limits);
-  /// Every record once in a variant, in shuffled order, through the templates in rotation. A variant that the
-  /// templates or the records do not support gives no examples.
-  void make(const Variant& variant, const std::function<void(Example&&)>& add);
+  /// Every record, or the first `share` of them, once in a variant, in shuffled order, through the templates in
+  /// rotation. A variant that the templates or the records do not support gives no examples.
+  void make(const Variant& variant, const std::function<void(Example&&)>& add, double share = 1);
   const PromptCounts& counts() const { return counts_; }
 
  private:

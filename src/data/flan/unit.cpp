@@ -147,7 +147,8 @@ class Unit {
     for (const Variant& variant : variants()) {
       const auto& wanted = source_.variants;
       const bool made = wanted.empty() || std::find(wanted.begin(), wanted.end(), variant.name) != wanted.end();
-      if (made) maker.make(variant, keep);
+      const bool inverted = variant.kind == Variant::Kind::inverted;
+      if (made) maker.make(variant, keep, inverted ? source_.inverted_share : 1);
     }
     counts_ = maker.counts();
   }

@@ -57,6 +57,7 @@ void add_exemplar(const std::string& block, const std::string& where, const Sink
   }
   separate_choices(record);
   record.gold = choice_of(record, record.answers[0]);
+  check_answers(record, where);
   sink.record(std::move(record));
 }
 
@@ -75,6 +76,7 @@ void read_bbh(Input& input, BadRecords& bad, const Sink& sink) {
       record.answers = {text_member(examples[i], "target", where)};
       separate_choices(record);
       record.gold = choice_of(record, record.answers[0]);
+      check_answers(record, where);
       records.push_back(std::move(record));
     });
   }

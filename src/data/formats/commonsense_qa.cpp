@@ -27,6 +27,7 @@ void read_commonsense_qa(Input& input, BadRecords& bad, const Sink& sink) {
       if (record.gold < 0)
         fail("{}: expected \"answerKey\" to be a label of a choice, found \"{}\"", where, shown(right));
       record.answers = {record.choices[std::size_t(record.gold)]};
+      check_answers(record, where);
       sink.record(std::move(record));
     });
   }

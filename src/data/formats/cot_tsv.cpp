@@ -29,6 +29,7 @@ void read_cot_tsv(Input& input, BadRecords& bad, const Sink& sink) {
         record.choices.clear();
         record.labels.clear();
       }
+      check_answers(record, input.where());
       sink.record(std::move(record));
     });
   }

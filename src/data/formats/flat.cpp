@@ -39,6 +39,7 @@ void read_flat(Input& input, BadRecords& bad, const Sink& sink) {
       record.task = name_member(json, "task_name", input.where());
       record.variant = variant_of(name_member(json, "template_type", input.where()));
       if (json.contains("task_source")) record.category = name_member(json, "task_source", input.where());
+      check_answers(record, input.where());
       sink.record(std::move(record));
     });
   }

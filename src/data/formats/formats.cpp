@@ -29,6 +29,16 @@ void add_choice(Record& record, std::string_view line) {
 
 }  // namespace
 
+void check_answers(const Record& record, const std::string& where) {
+  for (const auto* texts : {&record.answers, &record.choices}) {
+    for (const std::string& text : *texts) {
+      if (text.find('\0') != std::string::npos) {
+        fail("{}: expected answers without zero bytes, found \"{}\"", where, shown(text));
+      }
+    }
+  }
+}
+
 void separate_choices(Record& record) {
   const std::string& whole = record.question_as_written;
   record.question = whole;

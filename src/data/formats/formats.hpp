@@ -78,6 +78,8 @@ struct FileContent {
 };
 FileContent read_all(const Format& format, Input& input, BadRecords& bad);
 
+/// Throws Error at `where` when an answer or a choice has a zero byte, which a shard cannot hold.
+void check_answers(const Record& record, const std::string& where);
 /// Finds the list under "Options:" or "Choices:" at the end of `question_as_written`: sets question, choices and
 /// labels. Without such a list the question is the whole text.
 void separate_choices(Record& record);

@@ -28,6 +28,7 @@ void read_mmlu(Input& input, BadRecords& bad, const Sink& sink) {
       record.labels = {"A", "B", "C", "D"};
       record.gold = letter[0] - 'A';
       record.answers = {letter};
+      check_answers(record, where);
       sink.record(std::move(record));
     });
   }

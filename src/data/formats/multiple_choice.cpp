@@ -89,6 +89,7 @@ void read_multiple_choice(Input& input, BadRecords& bad, const Sink& sink) {
       record.labels.resize(record.choices.size());
       record.gold = gold_of(json, record.choices.size(), where);
       record.answers = {record.choices[std::size_t(record.gold)]};
+      check_answers(record, where);
       sink.record(std::move(record));
     });
   }
