@@ -278,6 +278,18 @@ TEST_F(Jobs, SweepRunsEveryCombinationInItsFolder) {
   }
 }
 
+TEST_F(Jobs, ScalingStudyRunsEveryLayoutAndComparesThem) {
+  const std::string job = submit(
+      "scaling",
+      {FLANMOE_SMOKE_DECK, "--output", path("scaling"), "--ranks=1,2", "--study=strong", "--steps=2", "--time=5"},
+      {"--run.threads=1"});
+
+  ASSERT_TRUE(wait_for_end({job})) << job;
+  EXPECT_EQ(field_of(job, "JobState"), "COMPLETED");
+  EXPECT_EQ(count_lines(path("scaling") + "/scaling.csv"), 1 + 3) << "1, 2 x 1 and 1 x 2 ranks";
+  EXPECT_NE(text_of(path("scaling") + "/2x1_rows12.log").find("2 ranks (2 data x 1 expert)"), std::string::npos);
+}
+
 TEST_F(Jobs, DeadNodeInACheckpointIsLeftBehind) {
   const Words run_of_8 = {"--run.steps=8", "--checkpoint.every=1"};
   const Ended undisturbed = run(2, stage("pretrain", "with_all", run_of_8));
