@@ -166,7 +166,7 @@ constexpr std::size_t block_reduce_bytes(int threads) {
 /// first one in the lower half). All lanes of the warp.
 #if FLANMOE_CUDA_EMULATED
 inline void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                        std::source_location where = std::source_location::current()) {
+                        emulation::Where where = emulation::Where::current()) {
   emulation::mma_bf16(c, a, b, where);
 }
 #else

@@ -34,9 +34,9 @@ std::string onednn_library() {
 // The FLANMOE_BUILD_* strings come from CMakeLists.txt.
 std::string version_text() {
   return fmt::format(
-      "flanmoe   {}\ncompiler  {}\nbuild     {}\nMPI       {}\nHDF5      {}\noneDNN    {}\nCUDA      not built\n",
+      "flanmoe   {}\ncompiler  {}\nbuild     {}\nMPI       {}\nHDF5      {}\noneDNN    {}\nCUDA      {}\n",
       FLANMOE_BUILD_VERSION, FLANMOE_BUILD_COMPILER, FLANMOE_BUILD_TYPE, mpi_library(), hdf5_library(),
-      onednn_library());
+      onednn_library(), FLANMOE_BUILD_CUDA);
 }
 
 }  // namespace flanmoe

@@ -94,7 +94,7 @@ struct Thread {
   StackBounds stack;
   State state = State::ready;
   uint3 index{};
-  std::source_location where;
+  Where where;
   // At a barrier.
   Vote vote = Vote::none;
   int predicate = 0, result = 0;
@@ -106,9 +106,9 @@ struct Thread {
   std::vector<std::vector<Copy>> copies;
 };
 
-std::string place(const std::source_location& where) {
-  const std::string file = where.file_name();
-  return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), where.line());
+std::string place(const Where& where) {
+  const std::string file = where.file;
+  return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), where.line);
 }
 
 class Block {
@@ -213,8 +213,7 @@ void Block::open_barrier() {
       fault(fmt::format("a barrier that {} of {} threads never reach; one of them ended", ended_, threads_.size()),
             first->where);
     }
-    if (t.where.line() != first->where.line() || t.where.column() != first->where.column() ||
-        std::strcmp(t.where.file_name(), first->where.file_name()) != 0) {
+    if (t.where.line != first->where.line || std::strcmp(t.where.file, first->where.file) != 0) {
       fault(fmt::format("threads of a block wait at different barriers, {} and", place(first->where)), t.where);
     }
   }
@@ -339,7 +338,7 @@ std::string describe_shared(const void* at) {
   return fmt::format("shared memory touched outside of the block's {} bytes", shared.bytes());
 }
 
-void fault(const std::string& what, std::source_location where) {
+void fault(const std::string& what, Where where) {
   throw Fault(fmt::format("{} at {} ({}); seed {}", what, place(where), running_thread(), seed()));
 }
 
@@ -365,7 +364,7 @@ void run_grid(dim3 grid, dim3 block_size, std::size_t shared_bytes, const std::f
   }
 }
 
-int barrier(Vote vote, int predicate, std::source_location where) {
+int barrier(Vote vote, int predicate, Where where) {
   Thread& t = block.current();
   t.state = State::at_barrier;
   t.where = where;
@@ -378,8 +377,7 @@ int barrier(Vote vote, int predicate, std::source_location where) {
 int lane() { return int(block.current_index() % kLanes); }
 unsigned char* shared_memory() { return shared.at(); }
 
-void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(const WarpOperands&),
-                     std::source_location where) {
+void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(const WarpOperands&), Where where) {
   Thread& own = block.current();
   if ((mask >> unsigned(lane()) & 1U) == 0) {
     fault(fmt::format("lane {} takes part in a warp operation whose mask {:#x} leaves it out", lane(), mask), where);
@@ -397,7 +395,7 @@ void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(c
     if (t->state == State::ended)
       fault(fmt::format("mask {:#x} names lane {}, whose thread has ended", mask, l), where);
     if (t->state == State::at_warp) {
-      if (t->mask != mask || t->where.line() != where.line() || t->where.column() != where.column()) {
+      if (t->mask != mask || t->where.line != where.line) {
         fault(fmt::format("lane {} waits at {} with mask {:#x}, lane {} comes with mask {:#x}", l, place(t->where),
                           t->mask, lane(), mask),
               where);
@@ -421,7 +419,7 @@ void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(c
   }
 }
 
-unsigned ballot(unsigned mask, int predicate, std::source_location where) {
+unsigned ballot(unsigned mask, int predicate, Where where) {
   unsigned out = 0;
   warp_collective(
       mask, &predicate, &out,
@@ -438,7 +436,7 @@ unsigned ballot(unsigned mask, int predicate, std::source_location where) {
   return out;
 }
 
-unsigned match(unsigned mask, std::uint64_t value, std::source_location where) {
+unsigned match(unsigned mask, std::uint64_t value, Where where) {
   unsigned out = 0;
   warp_collective(
       mask, &value, &out,
@@ -459,7 +457,7 @@ unsigned match(unsigned mask, std::uint64_t value, std::source_location where) {
   return out;
 }
 
-void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], std::source_location where) {
+void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Where where) {
   struct In {
     std::array<std::uint32_t, 4> a;
     std::array<std::uint32_t, 2> b;

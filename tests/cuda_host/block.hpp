@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <source_location>
 #include <string>
 #include <vector>
 
@@ -30,6 +29,15 @@ inline constexpr int kMostSharedBytes = 163 * 1024;
 inline constexpr int kMostThreads = 1024;
 inline constexpr int kLanes = 32;
 
+/// A line of a source, by default the one that calls. (std::source_location is not in clang 14.)
+struct Where {
+  const char* file = "";
+  unsigned line = 0;
+  static constexpr Where current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
 /// What a kernel did that no kernel may do. Thrown where the host waits for the stream.
 class Fault : public LogicError {
  public:
@@ -51,7 +59,7 @@ std::string describe_shared(const void* at);
 
 // ---- called by running threads ----
 enum class Vote { none, count, any, all };
-int barrier(Vote vote, int predicate, std::source_location where);
+int barrier(Vote vote, int predicate, Where where);
 int lane();
 unsigned char* shared_memory();
 
@@ -62,22 +70,21 @@ struct WarpOperands {
   std::array<void*, kLanes> out;
 };
 /// Waits for all lanes of the mask, which must come to the same place with the same mask; the last one runs `combine`.
-void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(const WarpOperands&),
-                     std::source_location where);
-[[noreturn]] void fault(const std::string& what, std::source_location where);
+void warp_collective(unsigned mask, const void* in, void* out, void (*combine)(const WarpOperands&), Where where);
+[[noreturn]] void fault(const std::string& what, Where where);
 
-inline void warp_barrier(unsigned mask, std::source_location where) {
+inline void warp_barrier(unsigned mask, Where where) {
   warp_collective(
       mask, nullptr, nullptr, [](const WarpOperands&) {}, where);
 }
 
 template <class T>
-T shuffle(unsigned mask, T value, int from, std::source_location where) {
+T shuffle(unsigned mask, T value, int from, Where where) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "CUDA shuffles words of 4 or 8 bytes");
   struct In {
     T value;
     int from;
-    const std::source_location* where;
+    const Where* where;
   };
   const In in{value, from, &where};
   T out;
@@ -97,11 +104,11 @@ T shuffle(unsigned mask, T value, int from, std::source_location where) {
       where);
   return out;
 }
-unsigned ballot(unsigned mask, int predicate, std::source_location where);
-unsigned match(unsigned mask, std::uint64_t value, std::source_location where);
+unsigned ballot(unsigned mask, int predicate, Where where);
+unsigned match(unsigned mask, std::uint64_t value, Where where);
 
 /// D = A . B + C of one warp, m16n8k16 in bf16 with fp32 sums: the fragments of PTX's mma.
-void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], std::source_location where);
+void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Where where);
 
 /// Copies that have begun: they happen as late as they may, when the thread waits for them.
 void copy_begin(void* to, const void* from, std::size_t bytes);

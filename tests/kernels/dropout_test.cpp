@@ -12,8 +12,9 @@ using test::TestContext;
 
 /// Tokens in rows of `row_length`; the mask is shared inside a row when `shared`.
 struct Problem {
-  Problem(DType c, std::int64_t T, std::int64_t D, float rate, std::int64_t row_length, bool shared, int columns = 1)
-      : x(c, T, D, 3), y(c, T, D, 3), residual(accumulate_dtype(c), T, D, 1) {
+  Problem(DType c, std::int64_t T, std::int64_t D, float rate, std::int64_t row_length, bool shared, int columns = 1,
+          std::int64_t padding = 3)
+      : x(c, T, D, padding), y(c, T, D, padding), residual(accumulate_dtype(c), T, D, padding) {
     x.randomize(1);
     residual.randomize(2);
     for (std::int64_t t = 0; t < T; ++t) {
@@ -84,13 +85,14 @@ TEST(Dropout, KeepsTheRightFraction) {
 
 TEST(Dropout, FastEqualsReferenceOnOddSizes) {
   for (const DType c : {DType::f32, DType::bf16}) {
-    for (const auto& [T, D] : {std::pair{0, 5}, {1, 1}, {7, 3}, {130, 67}, {3, 1024}, {5, 2051}}) {
+    for (const auto& [T, D, padding] :
+         {std::tuple{0, 5, 3}, {1, 1, 3}, {7, 3, 3}, {130, 67, 3}, {3, 1024, 8}, {5, 2051, 3}, {9, 48, 0}}) {
       for (const int columns : {1, 5, 64}) {
-        Problem expected(c, T, D, 0.3F, 4, false, columns);
+        Problem expected(c, T, D, 0.3F, 4, false, columns, padding);
         reference::dropout_kernels.apply(expected.context, expected.y, expected.x, expected.mask);
         reference::dropout_kernels.add(expected.context, expected.residual, expected.x, expected.mask);
         for (const auto& device : test::fast_devices_of(cpu::dropout_kernels, test::cuda_dropout)) {
-          Problem actual(c, T, D, 0.3F, 4, false, columns);
+          Problem actual(c, T, D, 0.3F, 4, false, columns, padding);
           device.kernels.apply(actual.context, actual.y, actual.x, actual.mask);
           EXPECT_TRUE(same_bits(actual.y, expected.y)) << device.device << " " << T << " x " << D;
           device.kernels.add(actual.context, actual.residual, actual.x, actual.mask);

@@ -50,13 +50,14 @@ TEST(Elementwise, ConvertFromDoubleToBf16RoundsOnce) {
 TEST(Elementwise, FastEqualsReferenceOnOddSizes) {
   for (const DType from : kFloating) {
     for (const DType to : kFloating) {
-      for (const auto& [B, T, D] : {std::tuple{1, 0, 5}, {1, 1, 1}, {2, 7, 33}, {1, 3, 20001}}) {
+      for (const auto& [B, T, D, padding] :
+           {std::tuple{1, 0, 5, 1}, {1, 1, 1, 1}, {2, 7, 33, 1}, {1, 3, 20001, 1}, {2, 5, 40, 8}, {1, 6, 40, 0}}) {
         TestContext context;
-        Buffer x(from, T, D, 4, B), r(to, T, D, 1, B);
+        Buffer x(from, T, D, padding * 4, B), r(to, T, D, padding, B);
         x.randomize(1, 50);
         reference::elementwise_kernels.convert(context, r, x);
         for (const auto& device : test::fast_devices_of(cpu::elementwise_kernels, test::cuda_elementwise)) {
-          Buffer c(to, T, D, 1, B), scaled(to, T, D, 1, B);
+          Buffer c(to, T, D, padding, B), scaled(to, T, D, padding, B);
           device.kernels.convert(context, c, x);
           EXPECT_TRUE(same_bits(r, c)) << device.device << " " << name_of(from) << " to " << name_of(to);
           scaled.copy_from(r);
@@ -74,11 +75,11 @@ TEST(Elementwise, FastEqualsReferenceOnOddSizes) {
 TEST(Elementwise, AddSumsInFp32AndRoundsOnce) {
   for (const auto& [to, from] :
        {std::pair{DType::f32, DType::f32}, {DType::f32, DType::bf16}, {DType::bf16, DType::bf16}}) {
-    for (const std::int64_t padding : {0, 3}) {
+    for (const auto& [D, padding] : {std::pair<std::int64_t, std::int64_t>{67, 0}, {67, 3}, {72, 0}, {72, 8}}) {
       for (const auto& device :
            test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels, test::cuda_elementwise)) {
         TestContext context;
-        Buffer x(from, 13, 67, padding), y(to, 13, 67, padding);
+        Buffer x(from, 13, D, padding), y(to, 13, D, padding);
         x.randomize(1);
         y.randomize(2);
         std::vector<double> expected = y.values();

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <source_location>
 #include <type_traits>
 
 #include "block.hpp"
@@ -49,19 +48,20 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 // ---- inside a kernel ----------------------------------------------------------------------------------------------
 inline constexpr int warpSize = 32;
 
-inline void __syncthreads(std::source_location where = std::source_location::current()) {
+inline void __syncthreads(flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   flanmoe::emulation::barrier(flanmoe::emulation::Vote::none, 0, where);
 }
-inline int __syncthreads_count(int p, std::source_location where = std::source_location::current()) {
+inline int __syncthreads_count(int p, flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::barrier(flanmoe::emulation::Vote::count, p, where);
 }
-inline int __syncthreads_or(int p, std::source_location where = std::source_location::current()) {
+inline int __syncthreads_or(int p, flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::barrier(flanmoe::emulation::Vote::any, p, where);
 }
-inline int __syncthreads_and(int p, std::source_location where = std::source_location::current()) {
+inline int __syncthreads_and(int p, flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::barrier(flanmoe::emulation::Vote::all, p, where);
 }
-inline void __syncwarp(unsigned mask = 0xffffffffU, std::source_location where = std::source_location::current()) {
+inline void __syncwarp(unsigned mask = 0xffffffffU,
+                       flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   flanmoe::emulation::warp_barrier(mask, where);
 }
 inline void __threadfence() {}
@@ -69,42 +69,44 @@ inline void __threadfence_block() {}
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
-              std::source_location where = std::source_location::current()) {
+              flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   const int own = flanmoe::emulation::lane();
   return flanmoe::emulation::shuffle(mask, value, (own & ~(width - 1)) + (lane & (width - 1)), where);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 std::source_location where = std::source_location::current()) {
+                 flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   const int own = flanmoe::emulation::lane();
   const int from = own - int(delta);
   return flanmoe::emulation::shuffle(mask, value, from < (own & ~(width - 1)) ? own : from, where);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   std::source_location where = std::source_location::current()) {
+                   flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   const int own = flanmoe::emulation::lane();
   const int from = own + int(delta);
   return flanmoe::emulation::shuffle(mask, value, from > (own | (width - 1)) ? own : from, where);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
-                  std::source_location where = std::source_location::current()) {
+                  flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   const int own = flanmoe::emulation::lane();
   const int from = own ^ bits;
   return flanmoe::emulation::shuffle(mask, value, from > (own | (width - 1)) ? own : from, where);
 }
-inline unsigned __ballot_sync(unsigned mask, int p, std::source_location where = std::source_location::current()) {
+inline unsigned __ballot_sync(unsigned mask, int p,
+                              flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::ballot(mask, p, where);
 }
-inline int __any_sync(unsigned mask, int p, std::source_location where = std::source_location::current()) {
+inline int __any_sync(unsigned mask, int p, flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::ballot(mask, p, where) != 0 ? 1 : 0;
 }
-inline int __all_sync(unsigned mask, int p, std::source_location where = std::source_location::current()) {
+inline int __all_sync(unsigned mask, int p, flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::ballot(mask, p, where) == mask ? 1 : 0;
 }
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value, std::source_location where = std::source_location::current()) {
+unsigned __match_any_sync(unsigned mask, T value,
+                          flanmoe::emulation::Where where = flanmoe::emulation::Where::current()) {
   return flanmoe::emulation::match(mask, std::uint64_t(value), where);
 }
 
