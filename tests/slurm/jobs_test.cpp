@@ -94,6 +94,42 @@ class Jobs : public testing::Test {
     }
   }
 
+  /// Kills a node of a job while a checkpoint is written, and waits until the requeued job has ended on the others.
+  static void lose_a_node(const std::string& name, const std::string& job) {
+    const auto checkpoint_under_way = [&] {
+      std::error_code gone;
+      for (const auto& entry : fs::directory_iterator(path(name) + "/checkpoints", gone)) {
+        if (!entry.path().filename().string().starts_with("step-")) return true;
+      }
+      return false;
+    };
+    Node node("n3");
+    ASSERT_TRUE(wait_until([&] { return steps_done(name) >= 2; })) << outputs(name);
+    node.look(job);
+    ASSERT_EQ(node.ranks(), 1U);
+    const bool in_checkpoint = wait_until(checkpoint_under_way, 10);
+    node.kill_all();
+    node.report_down();
+
+    EXPECT_TRUE(in_checkpoint);
+    EXPECT_LT(steps_done(name), 8) << "it was over before the node was killed";
+    EXPECT_TRUE(wait_for_end({job})) << outputs(name);
+    node.start_again();
+  }
+  /// An undisturbed run on 2 ranks, and one that begins on 4 nodes and loses one.
+  static void run_twice(const std::string& name, const Words& more) {
+    const Words run_of_8 = with({"--run.steps=8", "--checkpoint.every=1", "--model.dropout=0.1"}, more);
+    const Ended undisturbed = run(2, stage("pretrain", name + "_undisturbed", run_of_8));
+    ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.output;
+    shell("scancel " + limited_);
+    ASSERT_TRUE(wait_until([] { return shell("sinfo --noheader --format=%T%D").output == "idle4"; }));
+    const std::string job = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", name, run_of_8));
+    lose_a_node(name, job);
+    EXPECT_EQ(field_of(job, "JobState"), "COMPLETED") << outputs(name);
+    EXPECT_NE(log_of(name).find("nodes=4 ranks=4"), std::string::npos) << log_of(name);
+    EXPECT_EQ(times(log_of(name), " done"), 1) << log_of(name);  // srun ended with 0 when the node died, too
+  }
+
   static inline std::unique_ptr<Workplace> workplace_;
   static inline std::string limited_;  // a job that meets its time limit
 };
@@ -290,45 +326,19 @@ TEST_F(Jobs, ScalingStudyRunsEveryLayoutAndComparesThem) {
   EXPECT_NE(text_of(path("scaling") + "/2x1_rows12.log").find("2 ranks (2 data x 1 expert)"), std::string::npos);
 }
 
-TEST_F(Jobs, DeadNodeInACheckpointIsLeftBehind) {
-  const Words run_of_8 = {"--run.steps=8", "--checkpoint.every=1"};
-  const Ended undisturbed = run(2, stage("pretrain", "with_all", run_of_8));
-  ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.output;
-  const auto checkpoint_under_way = [&] {
-    std::error_code gone;
-    for (const auto& entry : fs::directory_iterator(path("dead_node") + "/checkpoints", gone)) {
-      if (!entry.path().filename().string().starts_with("step-")) return true;
-    }
-    return false;
-  };
-  Node node("n3");
-  shell("scancel " + limited_);
-  ASSERT_TRUE(wait_until([] { return shell("sinfo --noheader --format=%T%D").output == "idle4"; }));
+TEST_F(Jobs, DeadNodeInACheckpointAndThreeGoOnWithTheSameLosses) {
+  run_twice("three", {});
 
-  const std::string job = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", "dead_node", run_of_8));
-  ASSERT_TRUE(wait_until([&] { return steps_done("dead_node") >= 2; })) << outputs("dead_node");
-  node.look(job);
-  ASSERT_EQ(node.ranks(), 1U);
-  const bool in_checkpoint = wait_until(checkpoint_under_way, 10);
-  node.kill_all();
-  node.report_down();
+  EXPECT_NE(log_of("three").find("nodes=3 ranks=3"), std::string::npos) << log_of("three");
+  expect_near_losses("three_undisturbed", "three");
+}
 
-  EXPECT_TRUE(in_checkpoint);
-  EXPECT_LT(steps_done("dead_node"), 8) << "it was over before the node was killed";
-  ASSERT_TRUE(wait_for_end({job})) << outputs("dead_node");
-  EXPECT_EQ(field_of(job, "JobState"), "COMPLETED") << outputs("dead_node");
-  EXPECT_NE(log_of("dead_node").find("nodes=4"), std::string::npos) << log_of("dead_node");
-  EXPECT_NE(log_of("dead_node").find("nodes=3"), std::string::npos) << log_of("dead_node");
-  expect_near_losses("with_all", "dead_node");
+TEST_F(Jobs, DeadNodeInACheckpointAndTwoGoOnWhereTheDeckDoesNotFitThree) {
+  run_twice("two", {"--batch.rows=8"});
 
-  // 8 rows fit 4 and 2 ranks, not the 3 that are left.
-  ASSERT_TRUE(wait_until([] { return shell("sinfo --noheader --format=%T%D | grep idle").output == "idle3"; }));
-  const std::string fits = submit("submit", {"--nodes=2-4", "--time=5"}, stage("pretrain", "fits", {"--batch.rows=8"}));
-  ASSERT_TRUE(wait_for_end({fits})) << outputs("fits");
-  EXPECT_NE(log_of("fits").find("nodes=2 ranks=2"), std::string::npos) << outputs("fits");
-  EXPECT_NE(outputs("fits").find("the deck fits 2 of 3 nodes"), std::string::npos) << outputs("fits");
-  EXPECT_EQ(status("fits"), 0);
-  node.start_again();
+  EXPECT_NE(log_of("two").find("nodes=2 ranks=2"), std::string::npos) << log_of("two");
+  EXPECT_NE(outputs("two").find("the deck fits 2 of 3 nodes"), std::string::npos) << outputs("two");
+  expect_near_losses("two_undisturbed", "two");
 }
 
 }  // namespace

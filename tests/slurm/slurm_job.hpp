@@ -59,7 +59,7 @@ inline std::string text_of(const std::string& path) {
 
 /// True as soon as the condition holds; false when it does not within so many seconds.
 template <class Condition>
-bool wait_until(Condition condition, int seconds = 60) {
+bool wait_until(Condition condition, int seconds = 120) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;
@@ -74,7 +74,7 @@ inline std::string state_in_queue(const std::string& job) {
 }
 
 /// Waits until all of these jobs are over.
-inline bool wait_for_end(const Words& all, int seconds = 60) {
+inline bool wait_for_end(const Words& all, int seconds = 120) {
   for (const std::string& job : all) {
     const bool over = wait_until(
         [&] {
