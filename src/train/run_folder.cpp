@@ -27,24 +27,11 @@ namespace {
 
 // Changing these between two starts of one run leaves its training as it is (layout: within the rounding of sums);
 // run.steps only with a schedule that does not look at it.
-constexpr std::array<std::string_view, 17> kFreeKeys = {"run.steps",
-                                                        "run.dir",
-                                                        "run.device",
-                                                        "run.threads",
-                                                        "run.watchdog_seconds",
-                                                        "run.log_every",
-                                                        "data.tokenizer",
-                                                        "run.stop_after_minutes",
-                                                        "run.stop_before_minutes",
-                                                        "parallel.expert",
-                                                        "batch.microbatch_rows",
-                                                        "reduction.leaves",
-                                                        "data.prefetch",
-                                                        "moe.capacity_factor_eval",
-                                                        "moe.buffer_factor",
-                                                        "checkpoint.every",
-                                                        "checkpoint.keep",
-                                                        "checkpoint.final"};
+constexpr auto kFreeKeys = std::to_array<std::string_view>(
+    {"run.steps", "run.dir", "run.device", "run.threads", "run.watchdog_seconds", "run.log_every", "data.tokenizer",
+     "run.stop_after_minutes", "run.stop_before_minutes", "parallel.expert", "batch.microbatch_rows",
+     "reduction.leaves", "data.prefetch", "moe.capacity_factor_eval", "moe.buffer_factor", "checkpoint.every",
+     "checkpoint.keep", "checkpoint.final"});
 
 bool is_free(const std::string& key) {
   return key.starts_with("evaluate.") || key.starts_with("plan.") ||
