@@ -1,150 +1,126 @@
-// A model that was trained on the items of every kind of benchmark gets all of them right, through the whole path:
-// shards, training, decoding and ranking, extraction, score, benchmark.
+// A model that was trained on 50 items of each benchmark gets all of them right, through the whole path: the files of
+// the release, the plan of the benchmarks and its prompts, shards, training, decoding and ranking, extraction, scores.
 #include <gtest/gtest.h>
 
 #include <array>
 #include <fstream>
+#include <map>
 
-#include "base/error.hpp"
 #include "base/hdf5.hpp"
-#include "data/tokenizer.hpp"
+#include "data/flan/convert.hpp"
 #include "regression/program.hpp"
-#include "tensor/philox.hpp"
+#include "regression/released.hpp"
 
 namespace flanmoe::regression {
 namespace {
 
-constexpr int kItems = 9;  // of each kind
-constexpr std::array kLetters = {"A", "B", "C", "D"};
-constexpr std::array kWords = {"stone", "river", "window", "table", "garden", "letter", "winter", "mountain"};
-
-std::int64_t draw(int bound, int item, std::uint32_t place) {
-  return std::int64_t(RandomKey{.seed = 4}.below(std::uint64_t(bound), std::uint64_t(item), place));
-}
-
-/// One item as text; the tokens are made when it is written.
-struct Item {
-  const char* benchmark;
-  const char* task;
-  const char* variant;
-  std::string input, target, answer;
-  std::vector<std::string> choices;
-};
-
-std::vector<Item> items() {
-  std::vector<Item> all;
-  for (int i = 0; i < kItems; ++i) {
-    const std::string letter = kLetters[std::size_t(draw(4, i, 0))], word = kWords[std::size_t(draw(8, i, 1))];
-    const std::vector<std::string> letters(kLetters.begin(), kLetters.end());
-    const std::int64_t a = draw(90, i, 2), b = draw(90, i, 3);
-    const std::string verdict = draw(2, i, 4) == 0 ? "yes" : "no";
-    all.push_back(
-        {"mmlu", "astronomy", "few_shot", fmt::format("which letter is {} ?", 100 + i), letter, letter, letters});
-    all.push_back({"bbh",
-                   "date_understanding",
-                   "cot_few_shot",
-                   fmt::format("what is case {} ?", 200 + i),
-                   fmt::format("it is the {}. So the answer is ({}).", word, letter),
-                   fmt::format("({})", letter),
-                   {}});
-    all.push_back({"reasoning",
-                   "gsm8k",
-                   "cot_few_shot",
-                   fmt::format("add for {} .", 300 + i),
-                   fmt::format("{} + {} = {}. The answer is {}.", a, b, a + b, a + b),
-                   std::to_string(a + b),
-                   {}});
-    all.push_back({"reasoning",
-                   "strategyqa",
-                   "cot_few_shot",
-                   fmt::format("is it so {} ?", 400 + i),
-                   fmt::format("it is the {}. So the answer is {}.", word, verdict),
-                   verdict,
-                   {}});
-    all.push_back({"qa",
-                   "arc_easy",
-                   "zero_shot",
-                   fmt::format("which thing is {} ?", 500 + i),
-                   word,
-                   word,
-                   {"stone", "river", "window", "table", "garden", "letter", "winter", "mountain"}});
-    all.push_back({"niv2",
-                   "task001_tell",
-                   "few_shot",
-                   fmt::format("tell of {} .", 600 + i),
-                   fmt::format("the {} is {} .", word, kWords[std::size_t(draw(8, i, 5))]),
-                   "",
-                   {}});
-  }
-  return all;
-}
-
-void write_items(const std::string& shard, const std::string& model) {
-  std::vector<std::string> sentences;
-  for (int copy = 0; copy < 60; ++copy) {
-    for (const Item& item : items()) sentences.push_back(fmt::format("{} {} {}", item.input, item.target, copy));
-  }
-  std::size_t at = 0;
-  const auto next = [&](std::string& sentence) {
-    if (at == sentences.size()) return false;
-    sentence = sentences[at++];
-    return true;
-  };
-  train_tokenizer(next, {.vocabulary = 290}, model);
-  const Tokenizer tokenizer(model);
-  ShardWriter writer(shard, tokenizer.identity());
-  for (const Item& item : items()) {
-    writer.describe_task(item.task, published_task(item.benchmark, item.task).value());
-    Example e;
-    e.task = item.task;
-    e.variant = item.variant;
-    e.split = "train";
-    e.input = tokenizer.encode(item.input);
-    e.target = tokenizer.encode(item.target);
-    e.answer = item.answer;
-    for (std::size_t c = 0; c < item.choices.size(); ++c) {
-      e.choices.push_back(tokenizer.encode(item.choices[c]));
-      e.choice_bytes.push_back(std::int32_t(item.choices[c].size()));
-      if (item.choices[c] == item.answer) e.gold = std::int32_t(c);
+/// Runs the plan of the benchmarks as it is in input/ on the made-up files. Prompts are cut, so that a model this small
+/// can read them in a short time: that leaves few exemplars, or none.
+flan::ConvertOptions make_shards(const Workplace& workplace) {
+  const std::string input = std::string(FLANMOE_SOURCE_DIR) + "/input";
+  const ReleasedFiles files(workplace.path("data"));
+  // The tokenizer's text: benchmarks are no training text, so it is written beside them.
+  std::ofstream text(workplace.path("data") + "/words.txt");
+  for (int copy = 0; copy < 40; ++copy) {
+    for (int i = 0; i < kItems; ++i) {
+      const MadeUp m = MadeUp::of(i);
+      text << fmt::format(
+          "Which one is {0}? A. stone B. river C. window D. garden Answer: B\n\nQ: How many has {0}? A: It has {1} + "
+          "{2} = "
+          "{3}. The answer is {3}.\n\nQ: Yes or no: Is {0} so? It is known. So the answer is yes. no\n\n"
+          "There is {0}. How many are there? Here is {0}. How many apples? Easy, Hard, (A) (B) (C) (D) Let's think "
+          "step by step. "
+          "{4}\n\nTell of it. {0} the river is old and the stone is new OPTIONS: - Options: A word. {5}\n\n",
+          m.name, m.a, m.b, m.a + m.b, m.a * 10, copy);
     }
-    writer.add(e);
   }
-  writer.finish();
+  text.close();
+  flan::ConvertOptions options;
+  options.data = workplace.path("data");
+  options.output = workplace.path("shards");
+  options.templates = input + "/templates";
+  options.vocabulary = 400;
+  std::ofstream(workplace.path("text.ini")) << "[text]\nformat = text\nfiles = words.txt\n";
+  options.plan = workplace.path("text.ini");
+  flan::convert(options);  // trains the tokenizer
+  options.vocabulary = 0;
+  options.plan = input + "/shards/benchmarks.ini";
+  options.threads = 2;
+  const auto make = [&](const std::vector<std::string>& sections, std::int64_t tokens) {
+    options.only = sections;
+    options.limits.input_tokens = tokens;
+    options.limits.few_shot_tokens = tokens - 1;
+    flan::convert(options);
+  };
+  make({"mmlu*", "bbh"}, 60);
+  make({"gsm8k", "svamp", "asdiv", "strategyqa", "arc_*", "boolq", "niv2"}, 40);
+  return options;
 }
 
 TEST(Memorised, EveryBenchmarkIsRightOnItemsThatWereTrainedOn) {
   silence_hdf5();
   const Workplace workplace;
-  const std::string shard = workplace.path("items.h5"), model = workplace.path("tokenizer.model");
-  write_items(shard, model);
-  const Ended ended = run(2, smoke(shard, workplace.path("run"),
+  const auto made = make_shards(workplace);
+  std::string shards;
+  for (const char* section : {"mmlu", "mmlu_cot", "bbh", "gsm8k", "svamp", "asdiv", "strategyqa", "arc_easy",
+                              "arc_challenge", "boolq", "niv2"}) {
+    shards += fmt::format("{}{}/{}/*.h5", shards.empty() ? "" : " ", made.output, section);
+  }
+  const Ended ended = run(2, smoke(shards, workplace.path("run"),
                                    {"--run.stage=finetune",
-                                    "--run.steps=400",
+                                    "--run.steps=1200",
+                                    "--data.weights=bbh_*=1.5 mmlu_*=1.5 gsm8k=2 boolq=2 strategyqa=2",
                                     "--checkpoint.every=0",
+                                    "--checkpoint.keep=1",
                                     "--parallel.expert=2",
                                     "--optimizer.name=adamw",
                                     "--optimizer.schedule=linear",
                                     "--optimizer.learning_rate=0.003",
+                                    "--optimizer.final_fraction=0",
                                     "--optimizer.warmup_steps=20",
-                                    "--model.vocabulary=320",
+                                    "--model.vocabulary=400",
                                     "--model.width=64",
                                     "--model.hidden=128",
                                     "--model.heads=4",
                                     "--model.init_scale=1",
                                     "--moe.capacity_factor=0",
                                     "--moe.capacity_factor_eval=0",
-                                    "--batch.target_length=48",
-                                    "--evaluate.every=400",
-                                    "--evaluate.shards=" + shard,
-                                    "--evaluate.split=train",
-                                    "--data.tokenizer=" + model,
-                                    "--evaluate.max_new_tokens=40"}));
+                                    "--batch.rows=16",
+                                    "--batch.input_length=120",
+                                    "--batch.target_length=60",
+                                    "--data.split=test",
+                                    "--data.tokenizer=" + made.output + "/tokenizer.model"}));
   ASSERT_EQ(ended.exit_code, 0) << ended.output;
-  std::ifstream file(workplace.path("run") + "/evaluations/step-00000400.json");
+  const std::string run_dir = workplace.path("run");
+  const Ended measured = run(2, {run_dir + "/deck.resolved", "--run.stage=evaluate", "--run.init_from=" + run_dir,
+                                 "--run.dir=" + run_dir + "/benchmarks", "--evaluate.shards=" + shards,
+                                 "--evaluate.batch_rows=64", "--evaluate.max_new_tokens=40"});
+  ASSERT_EQ(measured.exit_code, 0) << measured.output;
+  std::ifstream file(run_dir + "/benchmarks/evaluation.json");
   const auto evaluation = nlohmann::json::parse(file);
-  ASSERT_EQ(evaluation.at("tasks").size(), 6U);
-  for (const auto& task : evaluation.at("tasks")) EXPECT_EQ(task.at("score"), 1.0) << task.dump(1);
-  ASSERT_EQ(evaluation.at("benchmarks").size(), 5U);
+  std::map<std::string, std::string> seen;
+  for (const auto& task : evaluation.at("tasks")) {
+    const std::string name = task.at("task").get<std::string>() + " " + task.at("variant").get<std::string>();
+    seen[name] = task.at("score_rule").get<std::string>();
+    EXPECT_EQ(task.at("n"), kItems) << name;
+    EXPECT_EQ(task.at("score"), 1.0) << task.dump(1);
+    EXPECT_EQ(task.at("exact_match"), 1.0) << task.dump(1);  // by generation too, where ranking counts
+  }
+  const std::map<std::string, std::string> expected = {{"mmlu_astronomy few_shot", "acc"},
+                                                       {"mmlu_astronomy cot_few_shot", "exact_match"},
+                                                       {"bbh_date_understanding few_shot", "exact_match"},
+                                                       {"bbh_date_understanding cot_few_shot", "exact_match"},
+                                                       {"gsm8k cot_few_shot", "exact_match"},
+                                                       {"svamp cot_few_shot", "exact_match"},
+                                                       {"asdiv cot_few_shot", "exact_match"},
+                                                       {"strategyqa cot_few_shot", "exact_match"},
+                                                       {"arc_easy zero_shot", "acc"},
+                                                       {"arc_challenge zero_shot", "acc"},
+                                                       {"boolq zero_shot", "acc"},
+                                                       {"niv2_task001_tell zero_shot", "rouge_l"},
+                                                       {"niv2_task001_tell few_shot", "rouge_l"}};
+  EXPECT_EQ(seen, expected);
+  ASSERT_EQ(evaluation.at("benchmarks").size(), 8U);  // in each variant
   for (const auto& benchmark : evaluation.at("benchmarks")) EXPECT_NEAR(benchmark.at("normalized_score"), 100, 1e-9);
 }
 
