@@ -117,6 +117,7 @@ void forward_backward(KernelContext& context, const Tensor& nll_T, const Tensor&
                       const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,
                       const Tensor& target_T, const CrossEntropyShape& shape) {
   check_cross_entropy(nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape);
+  expect_targets(target_T, vocabulary_of(w, shape));
   const Operands operands{nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape};
   const std::int64_t vocabulary = vocabulary_of(w, shape);
   const std::int64_t most = std::min(shape.chunk_rows, x_TD.rows);

@@ -67,6 +67,7 @@ void forward_backward(KernelContext& /*context*/, const Tensor& nll_T, const Ten
                       const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,
                       const Tensor& target_T, const CrossEntropyShape& shape) {
   check_cross_entropy(nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape);
+  expect_targets(target_T, vocabulary_of(w, shape));
   with_type(x_TD.dtype, [&]<class C>(C) {
     forward_backward_in<C, Accumulate<C>>({nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T}, shape);
   });

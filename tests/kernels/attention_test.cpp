@@ -4,13 +4,14 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
 namespace flanmoe::test {
 namespace {
 
-const auto devices = devices_of(reference::attention_kernels, cpu::attention_kernels);
+const auto devices = devices_of(reference::attention_kernels, cpu::attention_kernels, cuda_attention);
 constexpr std::uint64_t kOut = 9;
 
 /// Lists of segments that stay alive.
@@ -100,15 +101,17 @@ Buffer rows_of(const Buffer& x, const std::vector<std::int32_t>& begin, const st
   return out;
 }
 
-void compare(DType type, const Layout& layout, AttentionShape shape, bool with_bias, std::int64_t padding,
+/// One device against what the reference gave.
+void compare(const Implementation<AttentionKernels>& device, const Problem& expected, std::int64_t padding,
              KernelContext& context) {
-  Problem expected(type, layout, shape, with_bias, padding), got(type, layout, shape, with_bias, padding);
-  expected.forward(reference::attention_kernels, context);
-  expected.backward(reference::attention_kernels, context);
-  got.forward(cpu::attention_kernels, context);
-  const auto what = fmt::format("{} {} ({}) heads of {}, causal {}, prefix {}, bias {}, {} queries, {} keys",
-                                name_of(type), shape.heads, shape.kv_heads, shape.head_dim, shape.causal,
-                                !layout.prefix.empty(), with_bias, layout.queries(), layout.keys());
+  const Layout& layout = expected.layout;
+  const AttentionShape& shape = expected.shape;
+  const DType type = expected.q.view().dtype;
+  Problem got(type, layout, shape, expected.biased, padding);
+  got.forward(device.kernels, context);
+  const auto what = fmt::format("{}: {} {} ({}) heads of {}, causal {}, prefix {}, bias {}, {} queries, {} keys",
+                                device.device, name_of(type), shape.heads, shape.kv_heads, shape.head_dim, shape.causal,
+                                !layout.prefix.empty(), expected.biased, layout.queries(), layout.keys());
   // In bf16 probabilities and dscore are rounded before they are multiplied.
   const double extra = type == DType::bf16 ? 2 * roundoff(DType::bf16) : 1e-5;
   const auto queries = [&](const Buffer& x) { return rows_of(x, layout.q0, layout.q); };
@@ -118,11 +121,21 @@ void compare(DType type, const Layout& layout, AttentionShape shape, bool with_b
   // The backward is compared on the same saved values, so that it alone is judged.
   got.out.copy_from(expected.out);
   got.logsumexp.copy_from(expected.logsumexp);
-  got.backward(cpu::attention_kernels, context);
+  got.backward(device.kernels, context);
   expect_close(queries(got.dq), queries(expected.dq), extra, what + " dq");
   expect_close(keys(got.dk), keys(expected.dk), extra, what + " dk");
   expect_close(keys(got.dv), keys(expected.dv), extra, what + " dv");
-  if (with_bias) expect_close(got.dbias, expected.dbias, extra, what + " dbias");
+  if (expected.biased) expect_close(got.dbias, expected.dbias, extra, what + " dbias");
+}
+
+void compare(DType type, const Layout& layout, AttentionShape shape, bool with_bias, std::int64_t padding,
+             KernelContext& context) {
+  Problem expected(type, layout, shape, with_bias, padding);
+  expected.forward(reference::attention_kernels, context);
+  expected.backward(reference::attention_kernels, context);
+  for (const auto& device : fast_devices_of(cpu::attention_kernels, cuda_attention)) {
+    compare(device, expected, padding, context);
+  }
 }
 
 TEST(Attention, OneQueryOverTwoKeysIsAsByHand) {
@@ -164,7 +177,7 @@ TEST(Attention, OneQueryOverTwoKeysIsAsByHand) {
   }
 }
 
-TEST(Attention, CpuEqualsReferenceOnOddSizes) {
+TEST(Attention, FastEqualsReferenceOnOddSizes) {
   TestContext context;
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const bool causal : {false, true}) {
@@ -183,7 +196,7 @@ TEST(Attention, CpuEqualsReferenceOnOddSizes) {
   }
 }
 
-TEST(Attention, CpuEqualsReferenceOverSeveralBlocksOfQueriesAndKeys) {
+TEST(Attention, FastEqualsReferenceOverSeveralBlocksOfQueriesAndKeys) {
   TestContext context;
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const bool causal : {false, true}) {
@@ -256,7 +269,7 @@ TEST(Attention, SharedKeysAndAPrefixAreAsByHand) {
   }
 }
 
-TEST(Attention, CpuEqualsReferenceWithFewerKeyHeadsAndPrefixes) {
+TEST(Attention, FastEqualsReferenceWithFewerKeyHeadsAndPrefixes) {
   TestContext context;
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const int kv_heads : {1, 2, 3}) {

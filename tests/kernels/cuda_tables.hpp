@@ -3,6 +3,7 @@
 
 #include "kernels/activation.hpp"
 #include "kernels/column_scale.hpp"
+#include "kernels/cuda/tables.hpp"
 #include "kernels/dropout.hpp"
 #include "kernels/elementwise.hpp"
 #include "kernels/embedding.hpp"
@@ -58,5 +59,31 @@ inline const OptimizerKernels cuda_optimizer{on_device<&cuda::optimizer_kernels,
                                              on_device<&cuda::optimizer_kernels, &OptimizerKernels::balance>,
                                              on_device<&cuda::optimizer_kernels, &OptimizerKernels::sum_of_squares>,
                                              cuda::optimizer_kernels.scratch_bytes};
+
+inline const RouterKernels cuda_router{on_device<&cuda::router_kernels, &RouterKernels::jitter>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::softmax>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::top_k>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::spread>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::weigh>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::admit>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::count>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::assign>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::expert_choice>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::row_map>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::backward>,
+                                       cuda::router_kernels.scratch_bytes};
+
+inline const MatmulKernels cuda_matmul{on_device<&cuda::matmul_kernels, &MatmulKernels::product>,
+                                       on_device<&cuda::matmul_kernels, &MatmulKernels::grouped>,
+                                       on_device<&cuda::matmul_kernels, &MatmulKernels::grouped_weight_gradient>,
+                                       cuda::matmul_kernels.scratch_bytes};
+
+inline const CrossEntropyKernels cuda_cross_entropy{
+    on_device<&cuda::cross_entropy_kernels, &CrossEntropyKernels::forward_backward>,
+    cuda::cross_entropy_kernels.scratch_bytes};
+
+inline const AttentionKernels cuda_attention{on_device<&cuda::attention_kernels, &AttentionKernels::forward>,
+                                             on_device<&cuda::attention_kernels, &AttentionKernels::backward>,
+                                             cuda::attention_kernels.scratch_bytes};
 
 }  // namespace flanmoe::test

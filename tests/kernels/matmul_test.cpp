@@ -3,13 +3,15 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/thread_test.hpp"
 
 namespace flanmoe::test {
 namespace {
 
-const auto devices = devices_of(reference::matmul_kernels, cpu::matmul_kernels);
+const auto devices = devices_of(reference::matmul_kernels, cpu::matmul_kernels, cuda_matmul);
+const auto fast_devices = fast_devices_of(cpu::matmul_kernels, cuda_matmul);
 constexpr Transpose no = Transpose::no;
 constexpr Transpose yes = Transpose::yes;
 
@@ -26,7 +28,7 @@ std::vector<std::int64_t> boundaries(const std::vector<std::int64_t>& counts) {
 TEST(Matmul, ProductOfSmallMatricesIsAsByHand) {
   for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
     for (const auto& device : devices) {
-      if (type == DType::f64 && device.device == "cpu") continue;
+      if (type == DType::f64 && device.device != "reference") continue;
       TestContext context;
       Buffer a(type, 2, 3), b(type, 3, 2), at(type, 3, 2), bt(type, 2, 3);
       a.assign({1, 2, 3, 4, 5, 6});
@@ -52,26 +54,27 @@ struct Case {
   std::int64_t rows, inner, cols;
 };
 
-/// One product on cpu against the reference, with padded strides.
+/// One product on every device against the reference, with padded strides.
 void compare_product(DType in, DType out, Case c, Transpose ta, Transpose tb, float beta, std::int64_t padding) {
   TestContext context;
   Buffer a = ta == yes ? Buffer(in, c.inner, c.rows, padding) : Buffer(in, c.rows, c.inner, padding);
   Buffer b = tb == yes ? Buffer(in, c.cols, c.inner, padding) : Buffer(in, c.inner, c.cols, padding);
   a.randomize(1);
   b.randomize(2);
-  Buffer y(out, c.rows, c.cols, padding), expected(out, c.rows, c.cols, padding);
-  if (beta != 0) {
-    y.randomize(3);
-    expected.randomize(3);
-  }
+  Buffer expected(out, c.rows, c.cols, padding);
+  if (beta != 0) expected.randomize(3);
   reference::matmul_kernels.product(context, expected, a, ta, b, tb, beta);
-  cpu::matmul_kernels.product(context, y, a, ta, b, tb, beta);
-  expect_close(y, expected, sum_rounding(c.inner),
-               fmt::format("{} -> {}, {} x {} x {}, transposed {} {}, beta {}, padding {}", name_of(in), name_of(out),
-                           c.rows, c.inner, c.cols, int(ta), int(tb), beta, padding));
+  for (const auto& device : fast_devices) {
+    Buffer y(out, c.rows, c.cols, padding);
+    if (beta != 0) y.randomize(3);
+    device.kernels.product(context, y, a, ta, b, tb, beta);
+    expect_close(y, expected, sum_rounding(c.inner),
+                 fmt::format("{}: {} -> {}, {} x {} x {}, transposed {} {}, beta {}, padding {}", device.device,
+                             name_of(in), name_of(out), c.rows, c.inner, c.cols, int(ta), int(tb), beta, padding));
+  }
 }
 
-TEST(Matmul, CpuProductEqualsReferenceOnOddSizes) {
+TEST(Matmul, ProductEqualsReferenceOnOddSizes) {
   for (const Case c : {Case{1, 1, 1}, Case{1, 64, 300}, Case{5, 7, 3}, Case{67, 71, 129}, Case{130, 33, 65},
                        Case{64, 128, 256}, Case{33, 200, 321}, Case{72, 8, 64}, Case{8, 24, 72}, Case{56, 40, 192}}) {
     for (const Transpose ta : {no, yes}) {
@@ -88,7 +91,7 @@ TEST(Matmul, CpuProductEqualsReferenceOnOddSizes) {
   compare_product(DType::f32, DType::bf16, {67, 71, 129}, no, no, 0, 5);
 }
 
-TEST(Matmul, CpuProductEqualsReferenceForDepthsThatNeedSeveralSlices) {
+TEST(Matmul, ProductEqualsReferenceForDepthsThatNeedSeveralSlices) {
   for (const Transpose ta : {no, yes}) {
     compare_product(DType::f32, DType::f32, {35, 4500, 40}, ta, no, 1, 0);
     compare_product(DType::bf16, DType::f32, {35, 9001, 40}, ta, no, 0, 0);
@@ -96,7 +99,7 @@ TEST(Matmul, CpuProductEqualsReferenceForDepthsThatNeedSeveralSlices) {
   }
 }
 
-TEST(Matmul, CpuProductEqualsReferenceWhenOperandsExceedTheSharedMemory) {
+TEST(Matmul, ProductEqualsReferenceWhenOperandsExceedTheSharedMemory) {
   // 8 MiB hold 1024 columns of 2048 fp32: both sides need a second panel.
   compare_product(DType::f32, DType::f32, {30, 2048, 1100}, no, no, 0, 0);
   compare_product(DType::f32, DType::f32, {1100, 2048, 20}, yes, no, 0, 0);
@@ -137,17 +140,20 @@ void compare_grouped(DType type, const std::vector<std::int64_t>& counts, std::i
   TestContext context;
   const auto first = boundaries(counts);
   const auto groups = std::int64_t(counts.size());
-  Buffer x(type, first.back(), depth, padding), y(type, first.back(), cols, padding),
-      expected(type, first.back(), cols, padding);
+  Buffer x(type, first.back(), depth, padding), expected(type, first.back(), cols, padding);
   Buffer w = transpose == yes ? Buffer(type, cols, depth, 0, groups) : Buffer(type, depth, cols, 0, groups);
   x.randomize(4);
   w.randomize(5);
   reference::matmul_kernels.grouped(context, expected, x, w, transpose, first);
-  cpu::matmul_kernels.grouped(context, y, x, w, transpose, first);
-  expect_close(y, expected, sum_rounding(depth), fmt::format("grouped {} {}", name_of(type), int(transpose)));
+  for (const auto& device : fast_devices) {
+    Buffer y(type, first.back(), cols, padding);
+    device.kernels.grouped(context, y, x, w, transpose, first);
+    expect_close(y, expected, sum_rounding(depth),
+                 fmt::format("{}: grouped {} {}", device.device, name_of(type), int(transpose)));
+  }
 }
 
-TEST(Matmul, CpuGroupedEqualsReferenceWithEmptyAndHotGroups) {
+TEST(Matmul, GroupedEqualsReferenceWithEmptyAndHotGroups) {
   const std::vector<std::int64_t> counts = {0, 1, 17, 0, 400, 64, 5, 0};
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const Transpose transpose : {no, yes}) {
@@ -166,23 +172,28 @@ void compare_weight_gradient(DType type, const std::vector<std::int64_t>& counts
   Buffer x(type, first.back(), depth, 3), dy(type, first.back(), cols, 3);
   x.randomize(6);
   dy.randomize(7);
-  std::vector<Buffer> got, expected;
-  std::vector<Tensor> got_views, expected_views;
-  for (std::size_t g = 0; g < counts.size(); ++g) {
-    got.emplace_back(DType::f32, depth, cols, padding * (std::int64_t(g) % 3)).randomize(8 + g);
-    expected.emplace_back(DType::f32, depth, cols, padding * (std::int64_t(g) % 3)).randomize(8 + g);
-    if (beta == 0.0F) got.back().fill(std::nan(""));
-    got_views.push_back(got.back());
-    expected_views.push_back(expected.back());
-  }
-  reference::matmul_kernels.grouped_weight_gradient(context, expected_views, x, dy, first, beta);
-  cpu::matmul_kernels.grouped_weight_gradient(context, got_views, x, dy, first, beta);
-  for (std::size_t g = 0; g < counts.size(); ++g) {
-    expect_close(got[g], expected[g], sum_rounding(counts[g]), fmt::format("group {} in {}", g, name_of(type)));
+  const auto run = [&](const MatmulKernels& kernels, bool reference) {
+    std::vector<Buffer> dw;
+    std::vector<Tensor> views;
+    for (std::size_t g = 0; g < counts.size(); ++g) {
+      dw.emplace_back(DType::f32, depth, cols, padding * (std::int64_t(g) % 3)).randomize(8 + g);
+      if (beta == 0.0F && !reference) dw.back().fill(std::nan(""));
+      views.push_back(dw.back());
+    }
+    kernels.grouped_weight_gradient(context, views, x, dy, first, beta);
+    return dw;
+  };
+  const std::vector<Buffer> expected = run(reference::matmul_kernels, true);
+  for (const auto& device : fast_devices) {
+    const std::vector<Buffer> got = run(device.kernels, false);
+    for (std::size_t g = 0; g < counts.size(); ++g) {
+      expect_close(got[g], expected[g], sum_rounding(counts[g]),
+                   fmt::format("{}: group {} in {}", device.device, g, name_of(type)));
+    }
   }
 }
 
-TEST(Matmul, CpuWeightGradientEqualsReferenceWithEmptyAndHotGroups) {
+TEST(Matmul, WeightGradientEqualsReferenceWithEmptyAndHotGroups) {
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const float beta : {0.0F, 1.0F}) {
       compare_weight_gradient(type, {0, 1, 33, 0, 700, 2}, 70, 40, beta);

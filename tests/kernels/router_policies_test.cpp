@@ -111,7 +111,7 @@ TEST(Router, RandomPolicyAdmitsAsOftenAsTheWeightSaysAndAnywhereTheSame) {
     device.kernels.admit(half.context, half.kept, half.weight, later);
     for (std::int64_t t = 0; t < T / 2; ++t) ASSERT_EQ(half.kept.get(2 * t + 1), x.kept.get(T + 2 * t + 1)) << t;
   }
-  EXPECT_EQ(kept[0], kept[1]);
+  for (const auto& other : kept) EXPECT_EQ(other, kept[0]);
 }
 
 TEST(Router, ChoicesThatAreNotAdmittedClaimNothing) {
@@ -206,25 +206,27 @@ TEST(ExpertChoice, BackwardIsTheGradientOfWeightsAndZLoss) {
   test::expect_gradient(x.dlogits, loss, x.logits, "dlogits");
 }
 
-TEST(ExpertChoice, CpuEqualsReferenceOnOddSizes) {
+TEST(ExpertChoice, FastEqualsReferenceOnOddSizes) {
   for (const auto& [T, E] : {std::pair{1, 1}, {3, 2}, {37, 8}, {129, 67}, {500, 16}}) {
     const std::vector<std::int64_t> first = {0, T / 3, T / 3, T};
-    Problem r(DType::f32, T, E, E, first), c(DType::f32, T, E, E, first);
-    for (Problem* x : {&r, &c}) {
-      // Few different logits, so that there are many ties; expert 0 is wanted by nobody, but has to take its share.
-      for (std::int64_t i = 0; i < T * E; ++i) x->logits.set(i, i % E == 0 ? -40.0 : double((i * 7919) % 5));
-      x->top_k(reference::router_kernels, false);
-    }
-    for (const std::vector<std::int64_t>& capacity : {std::vector<std::int64_t>{1, 1, 1}, {3, 2, 7}, {T, T, T / 2}}) {
-      std::vector<std::int64_t> slots = capacity;
-      r.expert_choice(reference::router_kernels, slots);
-      c.expert_choice(cpu::router_kernels, slots);
-      EXPECT_TRUE(same_bits(c.kept, r.kept));
-      EXPECT_TRUE(same_bits(c.chosen, r.chosen));
-      EXPECT_TRUE(same_bits(c.choice, r.choice));
-      EXPECT_TRUE(same_bits(c.slot, r.slot));
-      EXPECT_TRUE(same_bits(c.token, r.token));
-      EXPECT_EQ(c.rows, r.rows);
+    for (const auto& device : test::fast_devices_of(cpu::router_kernels, test::cuda_router)) {
+      Problem r(DType::f32, T, E, E, first), c(DType::f32, T, E, E, first);
+      for (Problem* x : {&r, &c}) {
+        // Few different logits, so that there are many ties; expert 0 is wanted by nobody, but has to take its share.
+        for (std::int64_t i = 0; i < T * E; ++i) x->logits.set(i, i % E == 0 ? -40.0 : double((i * 7919) % 5));
+        x->top_k(reference::router_kernels, false);
+      }
+      for (const std::vector<std::int64_t>& capacity :
+           {std::vector<std::int64_t>{1, 1, 1}, {3, 2, 7}, {T, T, T / 2}, {0, 1, 0}}) {
+        r.expert_choice(reference::router_kernels, capacity);
+        c.expert_choice(device.kernels, capacity);
+        EXPECT_TRUE(same_bits(c.kept, r.kept)) << device.device;
+        EXPECT_TRUE(same_bits(c.chosen, r.chosen)) << device.device;
+        EXPECT_TRUE(same_bits(c.choice, r.choice)) << device.device;
+        EXPECT_TRUE(same_bits(c.slot, r.slot)) << device.device;
+        EXPECT_TRUE(same_bits(c.token, r.token)) << device.device;
+        EXPECT_EQ(c.rows, r.rows) << device.device;
+      }
     }
   }
 }
@@ -267,7 +269,9 @@ TEST(Jitter, MultipliesByFactorsThatDependOnThePlaceOnly) {
     EXPECT_EQ(z.values(), y.values()) << device.device;
     results.push_back(y.values());
   }
-  for (std::size_t i = 0; i < results[0].size(); ++i) ASSERT_NEAR(results[0][i], results[1][i], 1e-6);
+  for (const auto& other : results) {
+    for (std::size_t i = 0; i < results[0].size(); ++i) ASSERT_NEAR(results[0][i], other[i], 1e-6);
+  }
 }
 
 }  // namespace

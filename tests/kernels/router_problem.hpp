@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "kernels/cuda_tables.hpp"
 #include "kernels/kernel_test.hpp"
 #include "kernels/router.hpp"
 
@@ -77,8 +78,8 @@ struct RouterProblem {
 };
 
 inline std::vector<Implementation<RouterKernels>> router_devices() {
-  const auto both = devices_of(reference::router_kernels, cpu::router_kernels);
-  return {both.begin(), both.end()};
+  const auto all = devices_of(reference::router_kernels, cpu::router_kernels, cuda_router);
+  return {all.begin(), all.end()};
 }
 
 }  // namespace flanmoe::test

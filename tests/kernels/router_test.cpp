@@ -204,42 +204,52 @@ TEST(Router, BackwardIsTheGradientOfTheForward) {
   }
 }
 
-TEST(Router, CpuEqualsReferenceOnOddSizes) {
-  for (const auto& [T, E, k] : {std::tuple{1, 1, 1}, {3, 2, 2}, {37, 8, 2}, {129, 67, 3}, {65, 64, 1}, {70, 300, 4}}) {
-    for (const bool renormalize : {false, true}) {
-      const std::vector<std::int64_t> first = {0, T / 3, T / 3, T};
-      Problem r(DType::f32, T, E, k, first), c(DType::f32, T, E, k, first);
-      // One very hot expert, and one that nobody wants.
-      for (Problem* x : {&r, &c}) {
-        for (std::int64_t t = 0; t < T && E > 2; ++t) {
-          x->logits.set(t * E + 1, 3.0 + double(t % 7));
-          x->logits.set(t * E, -50.0);
-        }
-      }
-      r.top_k(reference::router_kernels, renormalize);
-      c.top_k(cpu::router_kernels, renormalize);
-      // The reference adds E terms in a row, one fp32 rounding each.
-      const double extra = 5e-7 + double(E) * 0x1p-25;
-      test::expect_close(c.p, r.p, extra, "p");
-      test::expect_close(c.log_z, r.log_z, extra, "log_z");
-      test::expect_close(c.weight, r.weight, extra, "weight");
-      EXPECT_TRUE(same_bits(c.choice, r.choice));
-      c.p.copy_from(r.p);
-      for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
-        for (const std::int64_t slots : {std::int64_t{3}, test::kDropless}) {
-          r.assign(reference::router_kernels, slots, priority);
-          c.assign(cpu::router_kernels, slots, priority);
-          EXPECT_TRUE(same_bits(c.kept, r.kept));
-          EXPECT_TRUE(same_bits(c.chosen, r.chosen));
-          EXPECT_TRUE(same_bits(c.slot, r.slot));
-          EXPECT_TRUE(same_bits(c.token, r.token));
-          EXPECT_TRUE(same_bits(c.count, r.count));
-          EXPECT_EQ(c.rows, r.rows);
-        }
-      }
-      r.backward(reference::router_kernels, 0.01, renormalize);
-      c.backward(cpu::router_kernels, 0.01, renormalize);
-      test::expect_close(c.dlogits, r.dlogits, 4 * extra, "dlogits");
+void compare_with_reference(const test::Implementation<RouterKernels>& device, std::int64_t T, std::int64_t E,
+                            std::int64_t k, bool renormalize) {
+  const std::vector<std::int64_t> first = {0, T / 3, T / 3, T};
+  Problem r(DType::f32, T, E, k, first), c(DType::f32, T, E, k, first);
+  // One very hot expert, and one that nobody wants.
+  for (Problem* x : {&r, &c}) {
+    for (std::int64_t t = 0; t < T && E > 2; ++t) {
+      x->logits.set(t * E + 1, 3.0 + double(t % 7));
+      x->logits.set(t * E, -50.0);
+    }
+  }
+  r.top_k(reference::router_kernels, renormalize);
+  c.top_k(device.kernels, renormalize);
+  // The reference adds E terms in a row, one fp32 rounding each.
+  const double extra = 5e-7 + double(E) * 0x1p-25;
+  test::expect_close(c.p, r.p, extra, device.device + " p");
+  test::expect_close(c.log_z, r.log_z, extra, device.device + " log_z");
+  test::expect_close(c.weight, r.weight, extra, device.device + " weight");
+  EXPECT_TRUE(same_bits(c.choice, r.choice)) << device.device;
+  c.p.copy_from(r.p);
+  for (const auto priority : {SlotPriority::token_order, SlotPriority::probability}) {
+    for (const std::int64_t slots : {std::int64_t{3}, test::kDropless}) {
+      r.assign(reference::router_kernels, slots, priority);
+      c.assign(device.kernels, slots, priority);
+      EXPECT_TRUE(same_bits(c.kept, r.kept)) << device.device;
+      EXPECT_TRUE(same_bits(c.chosen, r.chosen)) << device.device;
+      EXPECT_TRUE(same_bits(c.slot, r.slot)) << device.device;
+      EXPECT_TRUE(same_bits(c.token, r.token)) << device.device;
+      EXPECT_TRUE(same_bits(c.count, r.count)) << device.device;
+      EXPECT_EQ(c.rows, r.rows) << device.device;
+    }
+  }
+  Buffer counted(DType::i32, 3, E), expected(DType::i32, 3, E);
+  reference::router_kernels.count(r.context, expected, r.choice, (k + 1) / 2, first);
+  device.kernels.count(c.context, counted, c.choice, (k + 1) / 2, first);
+  EXPECT_TRUE(same_bits(counted, expected)) << device.device;
+  r.backward(reference::router_kernels, 0.01, renormalize);
+  c.backward(device.kernels, 0.01, renormalize);
+  test::expect_close(c.dlogits, r.dlogits, 4 * extra, device.device + " dlogits");
+}
+
+TEST(Router, FastEqualsReferenceOnOddSizes) {
+  for (const auto& device : test::fast_devices_of(cpu::router_kernels, test::cuda_router)) {
+    for (const auto& [T, E, k] :
+         {std::tuple{1, 1, 1}, {3, 2, 2}, {37, 8, 2}, {129, 67, 3}, {65, 64, 1}, {70, 300, 4}, {900, 5, 3}}) {
+      for (const bool renormalize : {false, true}) compare_with_reference(device, T, E, k, renormalize);
     }
   }
 }

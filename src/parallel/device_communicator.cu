@@ -1,0 +1,158 @@
+#include <nccl.h>
+
+#include <cstring>
+#include <exception>
+#include <numeric>
+
+#include "kernels/cuda/device.cuh"
+#include "parallel/device_communicator.hpp"
+
+namespace flanmoe {
+namespace {
+
+using cuda::kThreads;
+
+constexpr int kLevels = 12;  // of the tree of ranks
+
+/// out[i] = the sum of rows[r * stride + i] over ranks in the tree of tree.hpp: neighbours first, an odd one out moves
+/// up. Level l holds the sum of 2^l ranks that waits for its neighbour. Added in fp32.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_in_tree(T* out, const T* rows, int ranks, std::int64_t stride, std::int64_t count) {
+  const std::int64_t step = std::int64_t(gridDim.x) * kThreads;
+  for (std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
+    float waiting[kLevels] = {};
+    for (int r = 0; r < ranks; ++r) {
+      float x = cuda::load_as_float(rows[r * stride + i]);
+      bool placed = false;
+#pragma unroll
+      for (int level = 0; level < kLevels; ++level) {
+        if (placed) continue;
+        if (((r >> level) & 1) != 0) {
+          x = waiting[level] + x;
+        } else {
+          waiting[level] = x;
+          placed = true;
+        }
+      }
+    }
+    float sum = 0;
+    bool any = false;
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+      if (((ranks >> level) & 1) == 0) continue;
+      sum = any ? waiting[level] + sum : waiting[level];
+      any = true;
+    }
+    out[i] = cuda::round_to<T>(sum);
+  }
+}
+
+char* bytes_at(const Tensor& x, std::int64_t element) {
+  return static_cast<char*>(x.data) + element * std::int64_t(size_of(x.dtype));
+}
+std::size_t bytes_of(const Tensor& x, std::int64_t elements) { return std::size_t(elements) * size_of(x.dtype); }
+
+void expect_counts(const Tensor& x, std::span<const std::int64_t> counts, int size, std::int64_t room,
+                   const char* what) {
+  const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+  FLANMOE_EXPECT(x.contiguous() && std::int64_t(counts.size()) == size && total <= room,
+                 "{}: {} counts for {} ranks, {} in all, room for {}", what, counts.size(), size, total, room);
+}
+
+}  // namespace
+
+DeviceCommunicator::DeviceCommunicator(const Communicator& host)
+    : name_(host.name()), rank_(host.rank()), size_(host.size()) {
+  ncclUniqueId id{};
+  if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
+  host.broadcast(std::span<char>(id.internal, sizeof id.internal), 0);
+  check(ncclCommInitRank(&comm_, size_, id, rank_), "ncclCommInitRank");
+}
+
+DeviceCommunicator::~DeviceCommunicator() {
+  // Destroying is collective; while an exception ends this rank the others may never come.
+  if (comm_ == nullptr) return;
+  (void)(std::uncaught_exceptions() == 0 ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
+}
+
+void DeviceCommunicator::check(int code, const char* call) const {
+  if (code != ncclSuccess) {
+    fail("{} on communicator {}, rank {} of {}: {}", call, name_, rank_, size_, ncclGetErrorString(ncclResult_t(code)));
+  }
+}
+
+void DeviceCommunicator::all_to_all_rows(KernelContext& context, const Tensor& receive,
+                                         std::span<const std::int64_t> receive_rows, const Tensor& send,
+                                         std::span<const std::int64_t> send_rows) const {
+  expect_counts(receive, receive_rows, size_, receive.batch * receive.rows, "receive");
+  expect_counts(send, send_rows, size_, send.batch * send.rows, "send");
+  FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols, "rows of {} {} sent, of {} {} received",
+                 send.cols, name_of(send.dtype), receive.cols, name_of(receive.dtype));
+  const cudaStream_t stream = cuda::stream_of(context);
+  std::int64_t from = 0, to = 0;
+  check(ncclGroupStart(), "ncclGroupStart");
+  for (int r = 0; r < size_; ++r) {
+    const std::int64_t out = send_rows[std::size_t(r)] * send.cols, in = receive_rows[std::size_t(r)] * send.cols;
+    if (out > 0) check(ncclSend(bytes_at(send, from), bytes_of(send, out), ncclUint8, r, comm_, stream), "ncclSend");
+    if (in > 0) check(ncclRecv(bytes_at(receive, to), bytes_of(receive, in), ncclUint8, r, comm_, stream), "ncclRecv");
+    from += out;
+    to += in;
+  }
+  check(ncclGroupEnd(), "ncclGroupEnd");
+}
+
+void DeviceCommunicator::reduce_scatter_tree(KernelContext& context, const Tensor& flat,
+                                             std::span<const std::int64_t> segment_sizes, const Tensor& work) const {
+  expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
+  const std::int64_t own = segment_sizes[std::size_t(rank_)];
+  FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= own * size_,
+                 "work of {} elements for {} of each of {} ranks", work.size(), own, size_);
+  FLANMOE_EXPECT(size_ < (1 << kLevels), "{} ranks in a tree of {} levels", size_, kLevels);
+  const cudaStream_t stream = cuda::stream_of(context);
+  std::int64_t at = 0, own_at = 0;
+  check(ncclGroupStart(), "ncclGroupStart");
+  for (int r = 0; r < size_; ++r) {
+    const std::int64_t count = segment_sizes[std::size_t(r)];
+    if (r == rank_) own_at = at;
+    if (count > 0) check(ncclSend(bytes_at(flat, at), bytes_of(flat, count), ncclUint8, r, comm_, stream), "ncclSend");
+    if (own > 0) {
+      check(ncclRecv(bytes_at(work, r * own), bytes_of(work, own), ncclUint8, r, comm_, stream), "ncclRecv");
+    }
+    at += count;
+  }
+  check(ncclGroupEnd(), "ncclGroupEnd");
+  with_type<float, bf16>(flat, "flat", [&]<class T>(std::type_identity<T>) {
+    cuda::launch(add_in_tree<T>, cuda::striding_blocks(own, kThreads), kThreads, 0, context, flat.as<T>() + own_at,
+                 work.as<T>(), size_, own, own);
+  });
+}
+
+void DeviceCommunicator::all_gather_segments(KernelContext& context, const Tensor& flat,
+                                             std::span<const std::int64_t> segment_sizes) const {
+  expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
+  std::int64_t at = 0;
+  check(ncclGroupStart(), "ncclGroupStart");
+  for (int r = 0; r < size_; ++r) {
+    const std::int64_t count = segment_sizes[std::size_t(r)];
+    char* segment = bytes_at(flat, at);
+    if (count > 0) {
+      check(ncclBroadcast(segment, segment, bytes_of(flat, count), ncclUint8, r, comm_, cuda::stream_of(context)),
+            "ncclBroadcast");
+    }
+    at += count;
+  }
+  check(ncclGroupEnd(), "ncclGroupEnd");
+}
+
+void DeviceCommunicator::all_reduce(KernelContext& context, const Tensor& x, ReduceOp op) const {
+  FLANMOE_EXPECT(x.contiguous() && x.dtype != DType::bf16, "an all_reduce of {} with stride {}", name_of(x.dtype),
+                 x.stride);
+  if (x.size() == 0) return;
+  const ncclDataType_t type = x.dtype == DType::i32 ? ncclInt32 : x.dtype == DType::f32 ? ncclFloat32 : ncclFloat64;
+  const ncclRedOp_t how = op == ReduceOp::sum ? ncclSum : op == ReduceOp::min ? ncclMin : ncclMax;
+  check(ncclAllReduce(x.data, x.data, std::size_t(x.size()), type, how, comm_, cuda::stream_of(context)),
+        "ncclAllReduce");
+}
+
+}  // namespace flanmoe
