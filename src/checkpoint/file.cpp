@@ -34,6 +34,13 @@ void create_dataset(hid_t file, const DatasetPlan& plan) {
       plan.path);
 }
 
+std::uint64_t place_of(hid_t file, const DatasetPlan& plan) {
+  const H5Dataset dataset(H5Dopen2(file, plan.path.c_str(), H5P_DEFAULT), plan.path);
+  const haddr_t offset = H5Dget_offset(dataset.get());
+  if (offset == HADDR_UNDEF) fail("HDF5 gave {} no place in its file", plan.path);
+  return offset;
+}
+
 }  // namespace
 
 void create_file(const std::filesystem::path& path, const CheckpointInfo& info, const std::vector<ParameterSpec>& specs,
@@ -68,6 +75,20 @@ FileSize size_of_file(const CheckpointInfo& info, const std::vector<ParameterSpe
     }
   }
   return size;
+}
+
+std::vector<Places> places_in_file(const std::filesystem::path& path, const std::vector<ParameterSpec>& specs,
+                                   const std::vector<KindSet>& kinds, DType dtype) {
+  const H5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, file_access().get()), "cannot open " + path.string());
+  std::vector<Places> places(specs.size());
+  for (std::size_t p = 0; p < specs.size(); ++p) {
+    for (std::size_t k = 0; k < state_kinds.size(); ++k) {
+      if (!kinds[p][k]) continue;
+      places[p][k] = {place_of(file.get(), values_plan(specs[p], state_kinds[k], dtype)),
+                      place_of(file.get(), checksums_plan(specs[p], state_kinds[k]))};
+    }
+  }
+  return places;
 }
 
 void write_part(hid_t file, const DatasetPlan& plan, std::int64_t global_expert, const void* data) {

@@ -21,6 +21,15 @@ struct FileSize {
 FileSize size_of_file(const CheckpointInfo& info, const std::vector<ParameterSpec>& specs,
                       const std::vector<KindSet>& kinds, DType dtype);
 
+/// Where in a file made by create_file the bytes of a parameter's state begin; HDF5 lays a dataset without chunks out
+/// in one piece.
+struct Place {
+  std::uint64_t values = 0, checksums = 0;
+};
+using Places = std::array<Place, state_kinds.size()>;  // of one parameter; only those of its kinds count
+std::vector<Places> places_in_file(const std::filesystem::path& path, const std::vector<ParameterSpec>& specs,
+                                   const std::vector<KindSet>& kinds, DType dtype);
+
 /// Writes one matrix of an open file.
 void write_part(hid_t file, const DatasetPlan& plan, std::int64_t global_expert, const void* data);
 

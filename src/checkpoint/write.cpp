@@ -1,3 +1,5 @@
+#include "checkpoint/write.hpp"
+
 #include <exception>
 #include <filesystem>
 #include <mutex>
@@ -14,9 +16,8 @@ namespace fs = std::filesystem;
 using detail::KindSet;
 using detail::state_kinds;
 
-namespace {
+namespace detail {
 
-/// What state each parameter has on its owners. Collective.
 std::vector<KindSet> kinds_of_all(const ParameterStore& store, const Optimizer& optimizer, const Communicator& world) {
   std::vector<std::int32_t> seen(store.specs().size() * state_kinds.size(), 0);
   optimizer.visit_state([&](const StateTensor& state) {
@@ -29,6 +30,33 @@ std::vector<KindSet> kinds_of_all(const ParameterStore& store, const Optimizer& 
   for (std::size_t i = 0; i < seen.size(); ++i) kinds[i / state_kinds.size()][i % state_kinds.size()] = seen[i] != 0;
   return kinds;
 }
+
+FileSize make_file(const std::string& run_dir, const CheckpointInfo& info, const std::vector<ParameterSpec>& specs,
+                   const std::vector<KindSet>& kinds, DType dtype) {
+  const fs::path file = aside_folder(run_dir, info.step) / checkpoint_file;
+  prepare_aside(run_dir, info.step);
+  const FileSize size = size_of_file(info, specs, kinds, dtype);
+  require_room(file, size.structure + size.data, size.structure);
+  create_file(file, info, specs, kinds, dtype);
+  reserve_space(file);
+  return size;
+}
+
+void write_or_tidy(const std::string& run_dir, std::int64_t step, const Communicator& world,
+                   const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    std::error_code ignored;  // the message that counts is the first one
+    if (world.rank() == 0) fs::remove_all(aside_folder(run_dir, step), ignored);
+    throw Error(fmt::format("the checkpoint of step {} was not written in {}; older ones are as they were: {}", step,
+                            run_dir, error.what()));
+  }
+}
+
+}  // namespace detail
+
+namespace {
 
 /// Every matrix this rank owns, with its checksum. Not collective.
 void write_owned(hid_t file, const ParameterStore& store, const Optimizer& optimizer) {
@@ -70,28 +98,15 @@ void write_together(const fs::path& path, const ParameterStore& store, const Opt
 std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& info, const ParameterStore& store,
                              const Optimizer& optimizer, const Communicator& world, std::int64_t keep) {
   const std::scoped_lock lock(hdf5_mutex());
-  const fs::path aside = detail::aside_folder(run_dir, info.step);
-  const fs::path file = aside / detail::checkpoint_file;
-  const std::vector<KindSet> kinds = kinds_of_all(store, optimizer, world);
-  const DType dtype = accumulate_dtype(store.compute());
-  try {
-    on_root(world, [&] {
-      detail::prepare_aside(run_dir, info.step);
-      const detail::FileSize size = detail::size_of_file(info, store.specs(), kinds, dtype);
-      detail::require_room(file, size.structure + size.data, size.structure);
-      detail::create_file(file, info, store.specs(), kinds, dtype);
-      detail::reserve_space(file);
-    });
+  const fs::path file = detail::aside_folder(run_dir, info.step) / detail::checkpoint_file;
+  const std::vector<KindSet> kinds = detail::kinds_of_all(store, optimizer, world);
+  detail::write_or_tidy(run_dir, info.step, world, [&] {
+    on_root(world, [&] { detail::make_file(run_dir, info, store.specs(), kinds, accumulate_dtype(store.compute())); });
     write_together(file, store, optimizer, world);
     // Every node flushes what its ranks wrote.
     together(world, [&] { detail::sync_to_disk(file); });
     on_root(world, [&] { detail::publish(run_dir, info.step); });
-  } catch (const Error& error) {
-    std::error_code ignored;  // the message that counts is the first one
-    if (world.rank() == 0) fs::remove_all(aside, ignored);
-    throw Error(fmt::format("the checkpoint of step {} was not written in {}; older ones are as they were: {}",
-                            info.step, run_dir, error.what()));
-  }
+  });
   on_root(world, [&] { detail::prune(run_dir, info.step, keep); });
   return detail::published_folder(run_dir, info.step).string();
 }

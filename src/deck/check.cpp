@@ -355,6 +355,16 @@ void check_inputs(const Deck& deck, Problems& problems) {
     add(problems, "run.dir: expected a folder, found a file at {}", deck.run.dir);
 }
 
+void check_faults(const FaultsDeck& faults, Problems& problems) {
+  const auto check = [&](const char* key, double factor) {
+    if (factor > 0 && factor <= 1)
+      add(problems, "faults.{} = {}: expected 0 (never) or a factor above 1: half of all values are above the median",
+          key, factor);
+  };
+  check("loss_spike", faults.loss_spike);
+  check("norm_spike", faults.norm_spike);
+}
+
 }  // namespace
 
 void check_deck(const Deck& deck, int world_size, const std::vector<std::string>& more) {
@@ -364,6 +374,7 @@ void check_deck(const Deck& deck, int world_size, const std::vector<std::string>
   check_model(deck, problems);
   if (is_sparse(deck)) check_moe(deck, problems);
   if (trains(deck)) check_optimizer(deck, problems);
+  check_faults(deck.faults, problems);
   check_inputs(deck, problems);
   for (const std::string& problem : more) problems.add(problem);
   problems.throw_if_any(world_size == 0 ? std::string("the deck") : fmt::format("the deck on {} ranks", world_size));

@@ -119,6 +119,15 @@ struct CheckpointDeck {
   std::int64_t every = 100;  // steps; 0: only at the end
   std::int64_t keep = 2;
   bool final = true;
+  bool background = true;           // copied to memory, then written while the training goes on
+  std::string on_failure = "stop";  // stop | continue
+};
+struct FaultsDeck {
+  std::string on_bad_step = "stop";  // stop | skip: back to the last checkpoint; bad again: the batch is skipped
+  std::int64_t limit = 3;            // bad steps that are forgiven between two starts
+  double loss_spike = 0;             // times the median of recent losses; 0: only what is not finite is bad
+  double norm_spike = 0;             // the same of the gradient norm
+  std::int64_t compare_every = 0;    // steps between comparisons of replicas; 0: never
 };
 struct DataDeck {
   std::string train;          // shard files: space-separated paths or globs
@@ -166,6 +175,7 @@ struct Deck {
   MoeDeck moe;
   OptimizerDeck optimizer;
   CheckpointDeck checkpoint;
+  FaultsDeck faults;
   DataDeck data;
   EvaluateDeck evaluate;
   PlanDeck plan;

@@ -257,6 +257,26 @@ void add_checkpoint(std::vector<Parameter>& table) {
   rows.number("every", &S::every, at_least(0), "steps", "A checkpoint every this many steps; 0: only at the end.");
   rows.number("keep", &S::keep, at_least(1), "checkpoints", "The newest ones that are kept.");
   rows.flag("final", &S::final, "A checkpoint after the last step.");
+  rows.flag("background", &S::background,
+            "Copy the state to memory (as much again as weights and optimizer state take) and write it while the "
+            "training goes on; false: the training stands still and nothing is copied.");
+  rows.choice("on_failure", &S::on_failure, {"stop", "continue"},
+              "When a checkpoint cannot be written: end the run, or go on and try at the next one. The last "
+              "checkpoint of a run that ends must be written.");
+}
+
+void add_faults(std::vector<Parameter>& table) {
+  SectionRows rows(table, "faults", &Deck::faults);
+  using S = FaultsDeck;
+  rows.choice("on_bad_step", &S::on_bad_step, {"stop", "skip"},
+              "When loss or gradient norm are not finite or spike, before the update: end the run, or go back to the "
+              "last checkpoint and, if the step is bad again, skip its batch.");
+  rows.number("limit", &S::limit, at_least(1), "steps", "So many bad steps are forgiven until the run is ended.");
+  rows.number("loss_spike", &S::loss_spike, at_least(0), "",
+              "A loss of more than this times the median of the last 32 is bad; 0: only one that is not finite.");
+  rows.number("norm_spike", &S::norm_spike, at_least(0), "", "The same of the gradient norm before clipping.");
+  rows.number("compare_every", &S::compare_every, at_least(0), "steps",
+              "Compare the weights of all ranks that hold the same ones every this many steps; 0: never.");
 }
 
 void add_data(std::vector<Parameter>& table) {
@@ -336,6 +356,7 @@ const std::vector<Parameter>& parameter_table() {
     add_moe_policies(rows);
     add_optimizer(rows);
     add_checkpoint(rows);
+    add_faults(rows);
     add_data(rows);
     add_evaluate(rows);
     add_plan(rows);
@@ -353,7 +374,8 @@ const std::vector<SectionNote>& section_notes() {
       {"model", "The dense part of the model."},
       {"moe", "Sparse feed-forward layers."},
       {"optimizer", "The update of the weights."},
-      {"checkpoint", "When the state is saved."},
+      {"checkpoint", "When and how the state is saved."},
+      {"faults", "What is done when something goes wrong in a step."},
       {"data", "What is trained on."},
       {"evaluate", "What is measured, in the evaluate stage."},
       {"plan", "What time a training is predicted to take, in the plan stage and beside what a training measures."},

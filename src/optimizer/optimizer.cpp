@@ -163,7 +163,8 @@ void Optimizer::publish_weights(KernelContext& context) {
   state_->store.forget_gradients();
 }
 
-Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step, double learning_rate) {
+Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step, double learning_rate,
+                                      double norm_limit) {
   const PartScope part(Part::optimizer);
   State& s = *state_;
   StepResult result;
@@ -173,7 +174,8 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
   // 2. The norm, the same on every rank, tells whether there is anything to go on with.
   result.gradient_norm = s.gradient_norm(context);
   result.finite = std::isfinite(result.gradient_norm);
-  if (result.finite) {
+  result.updated = result.finite && result.gradient_norm <= norm_limit;
+  if (result.updated) {
     // 3. Owners update their masters.
     const double limit = s.deck.clip_norm;
     const double scale = limit > 0.0 && result.gradient_norm > limit ? limit / result.gradient_norm : 1.0;
@@ -184,6 +186,8 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
   s.store.forget_gradients();
   return result;
 }
+
+void Optimizer::discard_gradients() { state_->store.forget_gradients(); }
 
 void Optimizer::State::reduce_gradients() const {
   for (const Placement placement : kPlacements) {

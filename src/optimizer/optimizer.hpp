@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "deck/deck.hpp"
@@ -44,9 +45,13 @@ class Optimizer {
   struct StepResult {
     double gradient_norm = 0;  // before clipping; every parameter counted once; does not depend on owners
     bool finite = true;        // false: nothing was updated
+    bool updated = true;       // false as well where the norm is above norm_limit
   };
   /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, forgets gradients.
-  StepResult step(KernelContext&, std::int64_t step, double learning_rate);
+  StepResult step(KernelContext&, std::int64_t step, double learning_rate,
+                  double norm_limit = std::numeric_limits<double>::infinity());
+  /// Forgets the gradients of a step that is not taken.
+  void discard_gradients();
 
   /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order.
   void visit_state(const std::function<void(const StateTensor&)>& f) const;

@@ -108,12 +108,10 @@ Trace run_layout(const Deck& deck, const ProcessGrid& grid, const Communicator& 
   trace.state = trainer.state_hash();
   trace.samples = group.all_reduce(hash_of_rows(source, kSteps, rows), ReduceOp::sum);
   if (checkpoint.empty()) {
-    checkpoint = trainer.save(deck.run.dir,
-                              {.step = kSteps,
+    checkpoint = trainer.save({.step = kSteps,
                                .tokens_seen = 0,
                                .deck = print_deck(deck),
-                               .tokenizer_fingerprint = source.tokenizer_fingerprint()},
-                              1);
+                               .tokenizer_fingerprint = source.tokenizer_fingerprint()});
   }
   trainer.go_on_from(checkpoint);
   trace.reread = trainer.state_hash();

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -115,6 +116,23 @@ void MetricsFile::append(const StepRecord& record) {
 }
 
 void MetricsFile::flush_to_disk() { check(fsync(fileno(file_.get())) == 0, "flush"); }
+
+std::vector<double> recent_losses_and_norms(const std::string& path, std::size_t steps) {
+  std::ifstream in(path);
+  std::deque<std::string> last;
+  for (std::string line; std::getline(in, line);) {
+    last.push_back(std::move(line));
+    if (last.size() > steps) last.pop_front();
+  }
+  std::vector<double> values;
+  for (const std::string& line : last) {
+    const json record = json::parse(line, nullptr, false);
+    if (!record.is_object()) fail("{}: expected one JSON object a line, found \"{}\"", path, line);
+    values.push_back(record.at("loss"));
+    values.push_back(record.at("grad_norm"));
+  }
+  return values;
+}
 
 RunTotals read_totals(const std::string& path) {
   std::vector<double> losses, accuracies;

@@ -61,6 +61,9 @@ class MetricsFile {
   std::unique_ptr<std::FILE, CloseFile> file_;
 };
 
+/// Loss and norm, in turn, of the last `steps` steps in a metrics file, in order.
+std::vector<double> recent_losses_and_norms(const std::string& path, std::size_t steps);
+
 /// A whole run, over all its restarts.
 struct RunTotals {
   std::int64_t steps = 0, tokens = 0;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -27,14 +28,29 @@ namespace {
 
 // Changing these between two starts of one run leaves its training as it is (layout: within the rounding of sums);
 // run.steps only with a schedule that does not look at it.
-constexpr auto kFreeKeys = std::to_array<std::string_view>(
-    {"run.steps", "run.dir", "run.device", "run.threads", "run.watchdog_seconds", "run.log_every", "data.tokenizer",
-     "run.stop_after_minutes", "run.stop_before_minutes", "parallel.expert", "batch.microbatch_rows",
-     "reduction.leaves", "data.prefetch", "moe.capacity_factor_eval", "moe.buffer_factor", "checkpoint.every",
-     "checkpoint.keep", "checkpoint.final"});
+constexpr auto kFreeKeys = std::to_array<std::string_view>({"run.steps",
+                                                            "run.dir",
+                                                            "run.device",
+                                                            "run.threads",
+                                                            "run.watchdog_seconds",
+                                                            "run.log_every",
+                                                            "data.tokenizer",
+                                                            "run.stop_after_minutes",
+                                                            "run.stop_before_minutes",
+                                                            "parallel.expert",
+                                                            "batch.microbatch_rows",
+                                                            "reduction.leaves",
+                                                            "data.prefetch",
+                                                            "moe.capacity_factor_eval",
+                                                            "moe.buffer_factor",
+                                                            "checkpoint.every",
+                                                            "checkpoint.keep",
+                                                            "checkpoint.final",
+                                                            "checkpoint.background",
+                                                            "checkpoint.on_failure"});
 
 bool is_free(const std::string& key) {
-  return key.starts_with("evaluate.") || key.starts_with("plan.") ||
+  return key.starts_with("evaluate.") || key.starts_with("plan.") || key.starts_with("faults.") ||
          std::find(kFreeKeys.begin(), kFreeKeys.end(), key) != kFreeKeys.end();
 }
 
@@ -65,6 +81,7 @@ RunFolder::RunFolder(const std::string& dir) {
   std::filesystem::create_directories(dir, error);
   if (error) usage_fail("run.dir: the folder {} cannot be made: {}", dir, error.message());
   const std::string path = dir + "/lock";
+  path_ = path;
   lock_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (lock_ < 0) usage_fail("run.dir: {} cannot be opened: {}", path, std::strerror(errno));
   if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
@@ -80,6 +97,15 @@ RunFolder::RunFolder(const std::string& dir) {
   const std::string holder = fmt::format("host {}, process {}\n", host_name(), getpid());
   if (ftruncate(lock_, 0) != 0 || write(lock_, holder.data(), holder.size()) != ssize_t(holder.size())) {
     log_warning("{} cannot be written: {}", path, std::strerror(errno));
+  }
+}
+
+void RunFolder::expect_there() const {
+  struct stat held {};
+  struct stat there {};
+  if (stat(path_.c_str(), &there) != 0) fail("{} is gone: {}", path_, std::strerror(errno));
+  if (fstat(lock_, &held) != 0 || held.st_ino != there.st_ino || held.st_dev != there.st_dev) {
+    fail("{} is not the one that this run made: its folder was replaced", path_);
   }
 }
 

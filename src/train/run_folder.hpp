@@ -16,8 +16,11 @@ class RunFolder {
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
+  /// Throws Error when the folder is no longer there, or another one is in its place.
+  void expect_there() const;
 
  private:
+  std::string path_;  // of the lock
   int lock_ = -1;
 };
 
@@ -27,6 +30,7 @@ struct RunPaths {
   std::string deck() const { return dir + "/deck.resolved"; }
   std::string log() const { return dir + "/log"; }
   std::string tensorboard() const { return dir + "/tensorboard"; }
+  std::string events() const { return dir + "/events.jsonl"; }
   std::string summary() const { return dir + "/summary.json"; }
 };
 

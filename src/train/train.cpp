@@ -15,10 +15,12 @@
 #include "model/freeze.hpp"
 #include "parallel/stop.hpp"
 #include "parallel/together.hpp"
+#include "train/bad_steps.hpp"
 #include "train/plan/prediction.hpp"
 #include "train/resources.hpp"
 #include "train/roof.hpp"
 #include "train/run_folder.hpp"
+#include "train/saver.hpp"
 #include "train/summary.hpp"
 #include "train/tensorboard.hpp"
 #include "train/trainer.hpp"
@@ -62,9 +64,10 @@ class Loop {
   Outcome steps_from(std::int64_t first);
   Trainer::StepOutcome one_step(Prefetcher& prefetcher, std::int64_t step);
   void report(const StepRecord& record);
-  void checkpoint(std::int64_t steps);
+  void checkpoint(std::int64_t steps, bool needed);
+  Outcome take_steps(Start start);
   bool evaluate(std::int64_t steps, bool may_stop);
-  Outcome stopped_after(std::int64_t steps) const;
+  Outcome stopped_after(std::int64_t steps);
 
   const Deck& deck_;
   const ProcessGrid& grid_;
@@ -75,6 +78,8 @@ class Loop {
   std::shared_ptr<BatchSource> source_;
   std::string initial_weights_;  // checkpoint folder; empty: from the seed
   std::optional<Trainer> trainer_;
+  std::optional<Saver> saver_;
+  BadSteps bad_steps_{deck_.faults};
   std::optional<TrainingEvaluation> evaluation_;  // when evaluate.every asks for it
   std::optional<StepPrediction> prediction_;
   std::size_t base_bytes_ = 0;  // resident before the arenas
@@ -230,11 +235,11 @@ void Loop::announce() const {
 }
 
 void Loop::load(const Start& start) {
-  trainer_->commit_memory();
-  if (evaluation_) evaluation_->commit_memory();
   CheckpointInfo info;
+  tokens_seen_ = 0;
   if (!start.checkpoint.empty()) {
     info = trainer_->go_on_from(start.checkpoint);
+    saver_->has_saved(start.steps);
     tokens_seen_ = info.tokens_seen;
     log_info("going on from {} ({} steps, {} tokens)", start.checkpoint, start.steps, info.tokens_seen);
   } else if (!initial_weights_.empty()) {
@@ -250,6 +255,7 @@ void Loop::load(const Start& start) {
     metrics_.emplace(paths_.metrics(), start.steps);
     events_.emplace(paths_.tensorboard(), paths_.metrics());
   });
+  bad_steps_.recall(paths_.metrics(), world_);
 }
 
 void Loop::announce_sums() const {
@@ -280,7 +286,17 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
     const PartScope part(Part::data);
     microbatches = prefetcher.next();
   }
-  Trainer::StepOutcome outcome = trainer_->step(step, microbatches, stop_.made());
+  Trainer::StepOutcome outcome;
+  try {
+    outcome = trainer_->step(step, microbatches, stop_.made(), bad_steps_.limits());
+  } catch (const BadStep& bad) {
+    if (!bad_steps_.is_again(step)) throw;
+    log_warning("{}; bad again after going back: its batch is skipped", bad.what());
+    saver_->note({{"event", "batch_skipped"}, {"step", step + 1}, {"why", bad.what()}});
+    outcome.stop_asked = bad.stop_asked();
+    return outcome;
+  }
+  bad_steps_.add(outcome.record.loss, outcome.record.grad_norm);
   StepRecord& record = outcome.record;
   record.step_seconds = seconds_now() - start;
   tokens_seen_ += record.tokens;
@@ -316,14 +332,16 @@ void Loop::report(const StepRecord& record) {
   tokens_since_report_ = 0;
 }
 
-void Loop::checkpoint(std::int64_t steps) {
-  if (metrics_) metrics_->flush_to_disk();  // a published checkpoint never knows more than the metrics
+/// `needed`: the run ends with it.
+void Loop::checkpoint(std::int64_t steps, bool needed) {
   const CheckpointInfo info{.step = steps,
                             .tokens_seen = tokens_seen_,
                             .deck = print_deck(deck_),
                             .tokenizer_fingerprint = source_->tokenizer_fingerprint()};
-  const std::lock_guard lock(hdf5_mutex());  // batches are being read ahead
-  trainer_->save(deck_.run.dir, info, deck_.checkpoint.keep);
+  saver_->save(info, needed, [&] {
+    folder_->expect_there();
+    metrics_->flush_to_disk();  // a published checkpoint never knows more than the metrics
+  });
 }
 
 /// Measures the weights after `steps` steps; the clocks of the training stand still meanwhile. False when it was
@@ -337,7 +355,9 @@ bool Loop::evaluate(std::int64_t steps, bool may_stop) {
   return complete;
 }
 
-Outcome Loop::stopped_after(std::int64_t steps) const {
+Outcome Loop::stopped_after(std::int64_t steps) {
+  if (!saver_->has(steps)) checkpoint(steps, true);
+  saver_->finish(true);
   log_info("stopped early after step {} of {} with a checkpoint; run the same command again to go on", steps,
            deck_.run.steps);
   return Outcome::stopped;
@@ -349,7 +369,8 @@ Outcome Loop::steps_from(std::int64_t first) {
   reset_part_seconds();
   reported_at_ = seconds_now();
   reported_step_ = first;
-  const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every;
+  const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every,
+                     compare_every = deck_.faults.compare_every;
   // A run that was ended between its checkpoint and the evaluation of the same step.
   if (evaluation_ && first > 0 && first % measure_every == 0 && !evaluation_->is_done(first)) {
     if (!evaluate(first, true)) return stopped_after(first);
@@ -357,19 +378,38 @@ Outcome Loop::steps_from(std::int64_t first) {
   for (std::int64_t step = first; step < deck_.run.steps; ++step) {
     const Trainer::StepOutcome outcome = one_step(prefetcher, step);
     session_.data_waits = prefetcher.waits();
-    report(outcome.record);
     const std::int64_t done = step + 1;
+    if (outcome.record.step == done) report(outcome.record);  // not for a batch that was skipped
+    if (compare_every > 0 && done % compare_every == 0) trainer_->compare_replicas();
+    saver_->look_after();
     const bool last = done == deck_.run.steps;
     const bool save = last ? deck_.checkpoint.final : outcome.stop_asked || (every > 0 && done % every == 0);
-    if (save) checkpoint(done);
+    if (save) checkpoint(done, last || outcome.stop_asked);
     // A request that came while the checkpoint was written needs no further step and no second checkpoint.
     if (!last && (outcome.stop_asked || (save && stop_.made_anywhere(world_)))) return stopped_after(done);
-    if (evaluation_ && done % measure_every == 0 && !evaluate(done, save || !last)) {
-      if (!save) checkpoint(done);
-      return stopped_after(done);
+    if (evaluation_ && done % measure_every == 0 && !evaluate(done, save || !last)) return stopped_after(done);
+  }
+  saver_->finish(deck_.checkpoint.final);
+  return Outcome::done;
+}
+
+/// Goes back to the last checkpoint, or to the beginning, after a bad step, as the deck says.
+Outcome Loop::take_steps(Start start) {
+  while (true) {
+    load(start);
+    try {
+      return steps_from(start.steps);
+    } catch (const BadStep& bad) {
+      saver_->finish(false);  // it holds a good state
+      bad_steps_.forgive(bad);
+      start = decide_start();
+      log_warning("{}; going back to {}", bad.what(),
+                  start.checkpoint.empty() ? "the beginning" : fmt::format("the checkpoint of step {}", start.steps));
+      saver_->note({{"event", "went_back"}, {"to_step", start.steps}, {"why", bad.what()}});
+      // Moments of the optimizer are fresh again, too.
+      if (start.checkpoint.empty()) trainer_->start_from_seed();
     }
   }
-  return Outcome::done;
 }
 
 Outcome Loop::run(Examples examples) {
@@ -386,8 +426,10 @@ Outcome Loop::run(Examples examples) {
   if (deck_.run.stop_before_minutes > 0 && end_of_job() == 0) {
     log_warning("run.stop_before_minutes: SLURM_JOB_END_TIME is not set, so nothing says when this job ends");
   }
-  load(start);
-  const Outcome outcome = steps_from(start.steps);
+  trainer_->commit_memory();
+  if (evaluation_) evaluation_->commit_memory();
+  saver_.emplace(deck_.checkpoint, *trainer_, world_, paths_.events());
+  const Outcome outcome = take_steps(start);
   if (outcome == Outcome::done) {
     write_summary(paths_.summary(), paths_.metrics(), deck_, session_, *prediction_, world_);
   }

@@ -6,6 +6,7 @@
 #include "base/timer.hpp"
 #include "model/freeze.hpp"
 #include "tensor/philox.hpp"
+#include "train/replicas.hpp"
 
 namespace flanmoe {
 namespace {
@@ -63,6 +64,10 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
       optimizer_(deck.optimizer, store_, communicators, kernels_) {
+  if (deck.checkpoint.background) {
+    arenas_.push_back(&copies_);
+    writer_.emplace(deck.run.dir, deck.checkpoint.keep, store_, optimizer_, communicators.world);
+  }
   lay();
 }
 
@@ -70,6 +75,7 @@ void Trainer::lay() {
   store_.lay(weights_, &gradients_, sums_.value_or(GradientSums{}));
   optimizer_.lay(optimizer_state_, scratch_);
   model_.lay(activations_, scratch_, limits_, /*training=*/true);
+  if (writer_) writer_->lay(copies_);
 }
 
 void Trainer::commit_memory() {
@@ -113,9 +119,11 @@ std::uint64_t Trainer::state_hash() const {
   return communicators_.world.all_reduce(sum, ReduceOp::sum);
 }
 
-std::string Trainer::save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep) {
-  return write_checkpoint(run_dir, info, store_, optimizer_, communicators_.world, keep);
+std::string Trainer::save(const CheckpointInfo& info) {
+  return write_checkpoint(deck_.run.dir, info, store_, optimizer_, communicators_.world, deck_.checkpoint.keep);
 }
+
+void Trainer::compare_replicas() const { flanmoe::compare_replicas(store_, communicators_); }
 
 bool Trainer::sum_over_ranks(WorkCounts& work, bool stop_asked) {
   std::vector<double> numbers = statistics_.pack();
@@ -131,14 +139,23 @@ bool Trainer::sum_over_ranks(WorkCounts& work, bool stop_asked) {
   return anyone;
 }
 
-void Trainer::expect_finite_loss(std::int64_t step, double nll_of_rank) const {
-  if (std::isfinite(statistics_.nll) && std::isfinite(statistics_.z)) return;
-  // The sum is the same everywhere, so every rank comes here and the collective is safe.
+void Trainer::expect_good_loss(std::int64_t step, double nll_of_rank, const StepLimits& limits, bool stop_asked) {
+  // The sums are the same everywhere, so every rank takes the same way and the collective is safe.
+  const bool finite = std::isfinite(statistics_.nll) && std::isfinite(statistics_.z);
+  const double loss = statistics_.nll / statistics_.targets;
+  if (finite && loss <= limits.loss) return;
+  optimizer_.discard_gradients();
+  if (finite) {
+    throw BadStep(step, fmt::format("the loss is {:.4f}, the limit that recent steps set {:.4f}", loss, limits.loss),
+                  stop_asked);
+  }
   const std::vector<double> parts = communicators_.world.all_gather(nll_of_rank);
   std::size_t rank = 0;
   while (rank + 1 < parts.size() && std::isfinite(parts[rank])) ++rank;
-  fail("step {}: the loss is not finite (sum over ranks {}, first bad part {} on rank {}); stopped before the update",
-       step + 1, statistics_.nll, parts[rank], rank);
+  throw BadStep(step,
+                fmt::format("the loss is not finite (sum over ranks {}, first bad part {} on rank {})", statistics_.nll,
+                            parts[rank], rank),
+                stop_asked);
 }
 
 void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& work) {
@@ -155,24 +172,28 @@ void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& w
   work.routed_copies = kept_copies(statistics_);
 }
 
-Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked) {
+Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked,
+                                   const StepLimits& limits) {
   // 1. Gradients and sums of this rank.
   WorkCounts work;
   add_up(microbatches, work);
 
-  // 2. Over all ranks; nothing is updated when the loss is not finite.
+  // 2. Over all ranks; nothing is updated when the loss is bad.
   const double nll_of_rank = statistics_.nll;
   StepOutcome outcome;
   outcome.stop_asked = sum_over_ranks(work, stop_asked);
   outcome.work = work;
-  expect_finite_loss(step, nll_of_rank);
+  expect_good_loss(step, nll_of_rank, limits, outcome.stop_asked);
 
   // 3. Update.
   StepRecord& record = outcome.record;
   record.learning_rate = learning_rate(deck_.optimizer, step, deck_.run.steps);
-  const Optimizer::StepResult result = optimizer_.step(context_, step, record.learning_rate);
-  if (!result.finite) {
-    fail("step {}: the gradient norm is not finite ({}); stopped before the update", step + 1, result.gradient_norm);
+  const Optimizer::StepResult result = optimizer_.step(context_, step, record.learning_rate, limits.norm);
+  if (!result.updated) {
+    const std::string what = result.finite ? fmt::format("is {:.4g}, the limit that recent steps set {:.4g}",
+                                                         result.gradient_norm, limits.norm)
+                                           : fmt::format("is not finite ({})", result.gradient_norm);
+    throw BadStep(step, "the gradient norm " + what, outcome.stop_asked);
   }
 
   // 4. What it did.

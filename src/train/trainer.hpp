@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
+#include "checkpoint/background.hpp"
 #include "checkpoint/checkpoint.hpp"
 #include "data/batch.hpp"
 #include "deck/deck.hpp"
@@ -20,6 +23,28 @@
 #include "train/metrics.hpp"
 
 namespace flanmoe {
+
+/// The step was not taken: its loss or gradient norm is not finite or above a limit. Thrown on every rank, before
+/// anything is updated.
+class BadStep : public Error {
+ public:
+  BadStep(std::int64_t step, const std::string& what, bool stop_asked)
+      : Error(fmt::format("step {}: {}; stopped before the update", step + 1, what)),
+        step_(step),
+        stop_asked_(stop_asked) {}
+  std::int64_t step() const { return step_; }      // from 0
+  bool stop_asked() const { return stop_asked_; }  // by any rank
+
+ private:
+  std::int64_t step_;
+  bool stop_asked_;
+};
+
+/// What a step may not exceed.
+struct StepLimits {
+  double loss = std::numeric_limits<double>::infinity();
+  double norm = std::numeric_limits<double>::infinity();
+};
 
 /// Rows of the global batch that one rank works on.
 struct RankRows {
@@ -45,7 +70,12 @@ class Trainer {
   CheckpointInfo go_on_from(const std::string& checkpoint);
   /// A number that masters and moments of all ranks give together, the same whoever owns them. Collective.
   std::uint64_t state_hash() const;
-  std::string save(const std::string& run_dir, const CheckpointInfo& info, std::int64_t keep);
+  /// Writes a checkpoint while the training stands still.
+  std::string save(const CheckpointInfo& info);
+  /// Writes one behind the training; null without checkpoint.background.
+  BackgroundWriter* writer() { return writer_ ? &*writer_ : nullptr; }
+  /// Throws Error, on every rank, naming ranks and parameter when ranks that hold the same weights differ. Collective.
+  void compare_replicas() const;
 
   struct StepOutcome {
     StepRecord record;
@@ -53,9 +83,10 @@ class Trainer {
     bool stop_asked = false;  // by any rank
   };
   /// Optimizer step `step` (from 0) over this rank's microbatches. `stop_asked`: this rank wants to end after the step.
-  /// Throws Error on every rank, before anything is updated, when the loss or the gradient norm is not finite.
-  /// Collective.
-  StepOutcome step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked);
+  /// Throws BadStep on every rank, before anything is updated, when the loss or the gradient norm is not finite or
+  /// above its limit. Collective.
+  StepOutcome step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked,
+                   const StepLimits& limits = {});
 
   const ParameterStore& store() const { return store_; }
   ParameterStore& store() { return store_; }
@@ -67,7 +98,7 @@ class Trainer {
   void add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& work);
   /// Sums over ranks of statistics_, work and the wish to stop, in one collective.
   bool sum_over_ranks(WorkCounts& work, bool stop_asked);
-  void expect_finite_loss(std::int64_t step, double nll_of_rank) const;
+  void expect_good_loss(std::int64_t step, double nll_of_rank, const StepLimits& limits, bool stop_asked);
 
   const Deck& deck_;
   const Communicators& communicators_;
@@ -75,12 +106,13 @@ class Trainer {
   BatchLimits limits_;
   std::optional<GradientSums> sums_;  // where leaves shape the sums
   Arena weights_{"weights"}, gradients_{"gradients"}, activations_{"activations"}, scratch_{"scratch"},
-      optimizer_state_{"optimizer state"};
+      optimizer_state_{"optimizer state"}, copies_{"checkpoint copy"};
   std::vector<Arena*> arenas_{&weights_, &gradients_, &activations_, &scratch_, &optimizer_state_};
   KernelContext context_{.scratch = &scratch_};
   ParameterStore store_;
   Model model_;
   Optimizer optimizer_;
+  std::optional<BackgroundWriter> writer_;
   StepStatistics statistics_;
 };
 

@@ -1,6 +1,5 @@
 // Checkpoints that are damaged, cut off, half written or cannot be written.
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +11,7 @@
 #include "checkpoint/checkpoint.hpp"
 #include "checkpoint/folder.hpp"
 #include "checkpoint_fixture.hpp"
+#include "file_size_limit.hpp"
 #include "job_fixture.hpp"
 
 namespace flanmoe {
@@ -20,6 +20,7 @@ namespace {
 using test::clear_state;
 using test::error_message;
 using test::file_bytes;
+using test::FileSizeLimit;
 using test::first_unmarked;
 using test::mark_state;
 using test::Rig;
@@ -248,27 +249,6 @@ TEST(CheckpointFolder, AFolderThatCannotBeMadeIsReportedOnEveryRank) {
   EXPECT_NE(text.find("checkpoint of step 3 was not written"), std::string::npos) << text;
   EXPECT_NE(text.find(run.path() + "/checkpoints"), std::string::npos) << text;
 }
-
-/// Files of this process cannot grow beyond `bytes`: what a full disk does to one rank.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &before_);
-    rlimit limit = before_;
-    limit.rlim_cur = bytes;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-
- private:
-  void (*handler_)(int);
-  rlimit before_{};
-};
 
 TEST(FullDisk, OnOneRankIsAnErrorOnAllAndLeavesOlderCheckpoints) {
   Written written;

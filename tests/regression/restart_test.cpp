@@ -123,7 +123,7 @@ TEST_F(Restart, SignalWhileACheckpointIsWrittenEndsWithThatCheckpoint) {
   std::int64_t done = 0;
   for (int attempt = 1; done != 5 && attempt <= 6; ++attempt) {
     const std::string name = fmt::format("in_checkpoint_{}", attempt);
-    Program program(kRanks, command(name, {"--checkpoint.every=5"}));
+    Program program(kRanks, command(name, {"--checkpoint.every=5", "--checkpoint.background=false"}));
     ASSERT_TRUE(wait_until(program, [&] { return checkpoint_under_way(name); })) << program.output();
     kill(program.process_of_rank(1), SIGUSR1);
     ASSERT_EQ(program.wait(), 75) << program.output();

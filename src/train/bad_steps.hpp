@@ -1,0 +1,39 @@
+// Which steps are bad, and how many of them a run forgives.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <set>
+#include <string>
+
+#include "deck/deck.hpp"
+#include "parallel/communicator.hpp"
+#include "train/trainer.hpp"
+
+namespace flanmoe {
+
+class BadSteps {
+ public:
+  static constexpr std::size_t kRecent = 32;  // steps whose median a spike is measured against
+  static constexpr std::size_t kEnough = 8;   // with fewer than these nothing is a spike
+
+  explicit BadSteps(const FaultsDeck& deck) : deck_(deck) {}
+  /// What the next step may not exceed. A function of the losses and norms of recent steps alone, so a restarted run
+  /// has the same limits.
+  StepLimits limits() const;
+  void add(double loss, double norm);
+  /// The recent steps of a metrics file, instead of those known. Collective.
+  void recall(const std::string& metrics, const Communicator& world);
+
+  /// After BadStep: throws it again when the deck says stop, or too many were forgiven; else remembers the step.
+  void forgive(const BadStep& bad);
+  /// The step was bad before.
+  bool is_again(std::int64_t step) const { return seen_.contains(step); }
+
+ private:
+  const FaultsDeck& deck_;
+  std::deque<double> losses_, norms_;
+  std::set<std::int64_t> seen_;  // from 0
+};
+
+}  // namespace flanmoe

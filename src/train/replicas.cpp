@@ -1,0 +1,74 @@
+#include "train/replicas.hpp"
+
+#include <zlib.h>
+
+#include <map>
+
+#include "base/error.hpp"
+#include "parallel/together.hpp"
+
+namespace flanmoe {
+namespace {
+
+/// Of all matrices of a parameter that this rank holds.
+std::uint32_t checksum_of(const ParameterStore& store, int parameter) {
+  uLong crc = crc32_z(0, nullptr, 0);
+  for (std::int64_t e = 0; e < store.local_experts(parameter); ++e) {
+    const Tensor matrix = store.weight(parameter).matrix(e);
+    FLANMOE_EXPECT(matrix.contiguous(), "a checksum of {} columns with stride {}", matrix.cols, matrix.stride);
+    crc = crc32_z(crc, static_cast<const Bytef*>(matrix.data), matrix.bytes());
+  }
+  return std::uint32_t(crc);
+}
+
+/// "1a2b3c4d on ranks [0, 2], 5e6f7081 on ranks [1]".
+std::string who_has_what(const std::vector<std::int64_t>& checksums, const std::vector<std::int32_t>& ranks) {
+  std::map<std::int64_t, std::vector<std::int32_t>> by_checksum;
+  for (std::size_t i = 0; i < ranks.size(); ++i) by_checksum[checksums[i]].push_back(ranks[i]);
+  std::string text;
+  for (auto& [checksum, holders] : by_checksum) {
+    const std::size_t count = holders.size(), shown = 16;
+    holders.resize(std::min(count, shown));
+    text += fmt::format("{}{:08x} on ranks [{}{}]", text.empty() ? "" : ", ", checksum, fmt::join(holders, ", "),
+                        count > shown ? fmt::format(" and {} more", count - shown) : "");
+  }
+  return text;
+}
+
+/// What is wrong with the parameters of one placement in the replica group of this rank; empty when nothing is.
+std::string difference(const ParameterStore& store, Placement placement, const Communicator& replicas,
+                       std::int32_t world_rank) {
+  std::vector<std::int64_t> least, most;
+  std::vector<int> parameters;
+  for (std::size_t p = 0; p < store.specs().size(); ++p) {
+    if (store.specs()[p].placement != placement) continue;
+    parameters.push_back(int(p));
+    least.push_back(checksum_of(store, int(p)));
+  }
+  most = least;
+  const std::vector<std::int64_t> own = least;
+  replicas.all_reduce(std::span<std::int64_t>(least), ReduceOp::min);
+  replicas.all_reduce(std::span<std::int64_t>(most), ReduceOp::max);
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    if (least[i] == most[i]) continue;
+    const std::string what = who_has_what(replicas.all_gather(own[i]), replicas.all_gather(world_rank));
+    return fmt::format("the copies of {} differ: {}", store.specs()[std::size_t(parameters[i])].name, what);
+  }
+  return "";
+}
+
+}  // namespace
+
+void compare_replicas(const ParameterStore& store, const Communicators& communicators) {
+  const Communicator& world = communicators.world;
+  std::string problem = difference(store, Placement::dense, world, world.rank());
+  const std::string experts = difference(store, Placement::expert, communicators.data, world.rank());
+  if (problem.empty()) problem = experts;
+  together(world, [&] {
+    if (!problem.empty()) {
+      fail("{} (checksums of weights that must be equal; the memory or the network of a rank is at fault)", problem);
+    }
+  });
+}
+
+}  // namespace flanmoe
