@@ -112,8 +112,10 @@ void Optimizer::State::lay_frozen(OwnedUnit& unit, Arena& arena) const {
   const Tensor& weight_eRC = store.weight(unit.parameter);
   if (weight_eRC.dtype != type) {
     unit.master = arena.allocate(type, spec(unit).rows, spec(unit).cols);  // what checkpoints hold is not rounded
-  } else if (!weight_eRC.absent()) {
-    unit.master = weight_eRC.matrix(unit.expert);
+  } else {
+    // Has its shape while arenas only measure, too: who copies the state measures by it.
+    unit.master = weight_eRC.absent() ? Tensor{nullptr, type, 1, weight_eRC.rows, weight_eRC.cols, weight_eRC.cols}
+                                      : weight_eRC.matrix(unit.expert);
   }
 }
 

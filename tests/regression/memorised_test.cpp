@@ -2,6 +2,7 @@
 // the release, the plan of the benchmarks and its prompts, shards, training, decoding and ranking, extraction, scores.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <map>
@@ -57,6 +58,40 @@ flan::ConvertOptions make_shards(const Workplace& workplace) {
   return options;
 }
 
+constexpr int kRounds = 4;
+
+std::vector<std::string> overrides_of_training(const std::string& data) {
+  return {"--run.stage=finetune",
+          "--run.steps=1200",
+          "--data.weights=bbh_*=1.5 mmlu_*=1.5 gsm8k=2 boolq=2 strategyqa=2",
+          "--checkpoint.every=0",
+          "--checkpoint.keep=1",
+          "--parallel.expert=2",
+          "--optimizer.name=adamw",
+          "--optimizer.schedule=linear",
+          "--optimizer.learning_rate=0.003",
+          "--optimizer.final_fraction=0",
+          "--optimizer.warmup_steps=20",
+          "--model.vocabulary=400",
+          "--model.width=64",
+          "--model.hidden=128",
+          "--model.heads=4",
+          "--model.init_scale=1",
+          "--moe.capacity_factor=0",
+          "--moe.capacity_factor_eval=0",
+          "--batch.rows=16",
+          "--batch.input_length=120",
+          "--batch.target_length=60",
+          "--data.split=test",
+          "--data.tokenizer=" + data + "/tokenizer.model"};
+}
+
+bool all_right(const nlohmann::json& evaluation) {
+  return std::all_of(evaluation.at("tasks").begin(), evaluation.at("tasks").end(), [](const nlohmann::json& task) {
+    return task.at("score") == 1.0 && task.at("exact_match") == 1.0;
+  });
+}
+
 TEST(Memorised, EveryBenchmarkIsRightOnItemsThatWereTrainedOn) {
   silence_hdf5();
   const Workplace workplace;
@@ -66,38 +101,24 @@ TEST(Memorised, EveryBenchmarkIsRightOnItemsThatWereTrainedOn) {
                               "arc_challenge", "boolq", "niv2"}) {
     shards += fmt::format("{}{}/{}/*.h5", shards.empty() ? "" : " ", made.output, section);
   }
-  const Ended ended = run(2, smoke(shards, workplace.path("run"),
-                                   {"--run.stage=finetune",
-                                    "--run.steps=1200",
-                                    "--data.weights=bbh_*=1.5 mmlu_*=1.5 gsm8k=2 boolq=2 strategyqa=2",
-                                    "--checkpoint.every=0",
-                                    "--checkpoint.keep=1",
-                                    "--parallel.expert=2",
-                                    "--optimizer.name=adamw",
-                                    "--optimizer.schedule=linear",
-                                    "--optimizer.learning_rate=0.003",
-                                    "--optimizer.final_fraction=0",
-                                    "--optimizer.warmup_steps=20",
-                                    "--model.vocabulary=400",
-                                    "--model.width=64",
-                                    "--model.hidden=128",
-                                    "--model.heads=4",
-                                    "--model.init_scale=1",
-                                    "--moe.capacity_factor=0",
-                                    "--moe.capacity_factor_eval=0",
-                                    "--batch.rows=16",
-                                    "--batch.input_length=120",
-                                    "--batch.target_length=60",
-                                    "--data.split=test",
-                                    "--data.tokenizer=" + made.output + "/tokenizer.model"}));
-  ASSERT_EQ(ended.exit_code, 0) << ended.output;
-  const std::string run_dir = workplace.path("run");
-  const Ended measured = run(2, {run_dir + "/deck.resolved", "--run.stage=evaluate", "--run.init_from=" + run_dir,
-                                 "--run.dir=" + run_dir + "/benchmarks", "--evaluate.shards=" + shards,
-                                 "--evaluate.batch_rows=64", "--evaluate.max_new_tokens=40"});
-  ASSERT_EQ(measured.exit_code, 0) << measured.output;
-  std::ifstream file(run_dir + "/benchmarks/evaluation.json");
-  const auto evaluation = nlohmann::json::parse(file);
+  // Greedy decoding of 650 answers allows no slip, and rounding is another on every processor: who has not learnt all
+  // in one training goes through another.
+  nlohmann::json evaluation;
+  std::string run_dir;
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<std::string> overrides = overrides_of_training(made.output);
+    if (round > 0) overrides.push_back("--run.init_from=" + run_dir);
+    run_dir = workplace.path(fmt::format("run_{}", round));
+    const Ended ended = run(2, smoke(shards, run_dir, overrides));
+    ASSERT_EQ(ended.exit_code, 0) << ended.output;
+    const Ended measured = run(2, {run_dir + "/deck.resolved", "--run.stage=evaluate", "--run.init_from=" + run_dir,
+                                   "--run.dir=" + run_dir + "/benchmarks", "--evaluate.shards=" + shards,
+                                   "--evaluate.batch_rows=64", "--evaluate.max_new_tokens=40"});
+    ASSERT_EQ(measured.exit_code, 0) << measured.output;
+    std::ifstream file(run_dir + "/benchmarks/evaluation.json");
+    evaluation = nlohmann::json::parse(file);
+    if (all_right(evaluation)) break;
+  }
   std::map<std::string, std::string> seen;
   for (const auto& task : evaluation.at("tasks")) {
     const std::string name = task.at("task").get<std::string>() + " " + task.at("variant").get<std::string>();
