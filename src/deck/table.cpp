@@ -338,7 +338,7 @@ void add_plan(std::vector<Parameter>& table) {
   rows.text("machine", &S::machine,
             "Description of a machine, as flanmoe calibrate writes it; empty: the plan stage predicts no time, and a "
             "training predicts from the speeds that it measures at its start.");
-  rows.number("ranks", &S::ranks, at_least(0), "ranks",
+  rows.number("ranks", &S::ranks, between(0, 1 << 20), "ranks",
               "Ranks that the plan stage plans for; 0: all of the described machine, or 1.");
 }
 

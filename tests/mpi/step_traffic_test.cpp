@@ -5,6 +5,7 @@
 
 #include "full_batch.hpp"
 #include "model_fixture.hpp"
+#include "train/plan/calibrate.hpp"
 #include "train/plan/plan.hpp"
 #include "train/trainer.hpp"
 
@@ -50,6 +51,23 @@ std::vector<Case> cases() {
   deck.optimizer.freeze = "encoder/* embedding";
   all.push_back({"frozen encoder", deck});
   return all;
+}
+
+TEST(Calibration, MessagesBetweenNodesStayOutOfTheNode) {
+  const Communicator world = Communicator::world();
+  const auto host = [](int rank) { return std::uint64_t(rank / 2); };  // two ranks a node, the last may have one
+
+  const Neighbours neighbours = neighbours_of(world, host(world.rank()));
+
+  EXPECT_EQ(neighbours.most_per_node, std::min(2, world.size()));
+  for (const std::int32_t rank : neighbours.node.all_gather(std::int32_t(world.rank()))) {
+    EXPECT_EQ(host(rank), host(world.rank()));
+  }
+  for (const std::int32_t rank : neighbours.across.all_gather(std::int32_t(world.rank()))) {
+    EXPECT_TRUE(rank == world.rank() || host(rank) != host(world.rank())) << rank << " is on this node";
+  }
+  const int nodes = (world.size() + 1) / 2, alone = world.size() % 2;  // the second place of the last node is free
+  EXPECT_EQ(neighbours.across.size(), world.rank() % 2 == 0 ? nodes : nodes - alone);
 }
 
 class Plan : public ::testing::Test {

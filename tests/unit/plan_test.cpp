@@ -15,6 +15,7 @@ namespace flanmoe {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string paper(const std::string& name) { return std::string(FLANMOE_SOURCE_DIR) + "/input/paper/" + name; }
 
@@ -56,6 +57,15 @@ TEST(Machine, WhatIsLeftOutFollowsFromTheRest) {
   EXPECT_DOUBLE_EQ(machine.between_nodes.bytes_per_second, 2.5e9);
 }
 
+TEST(Machine, GuessesAreTheSameForADescriptionAndForTheSpeedsOfARun) {
+  const TemporaryFolder folder;
+  Machine described = read_machine(
+      write_text_file(folder, "{\"memory_gb_per_s\": 10, \"product\": {\"fp32\": {\"gflop_per_s\": 100}}}"));
+  Machine of_speed = machine_of_speed(1e11, 1e10);
+  described.name = of_speed.name;
+  EXPECT_EQ(machine_text(described), machine_text(of_speed));
+}
+
 TEST(Machine, WrongDescriptionsAreRefusedByName) {
   const TemporaryFolder folder;
   const auto refusal = [&](const std::string& text) {
@@ -68,8 +78,16 @@ TEST(Machine, WrongDescriptionsAreRefusedByName) {
   EXPECT_THAT(refusal("[]"), HasSubstr("expected a JSON object"));
   EXPECT_THAT(refusal("{\"memory_gb_per_s\": 10}"), HasSubstr("expected product.fp32.gflop_per_s, found none"));
   EXPECT_THAT(refusal(start + ", \"in_node\": {\"latency\": 3}}"), HasSubstr("in_node.latency is not known"));
-  EXPECT_THAT(refusal(start + ", \"nodes\": 0}"), HasSubstr("nodes: expected a number above 0, found 0"));
-  EXPECT_THAT(refusal(start + ", \"nodes\": \"two\"}"), HasSubstr("nodes: expected a number above 0, found \"two\""));
+  for (const char* wrong : {"0", "\"two\"", "0.5", "2.5", "-1", "2000000"}) {
+    for (const char* key : {"nodes", "ranks_per_node", "threads_per_rank"}) {
+      EXPECT_THAT(refusal(fmt::format("{}, \"{}\": {}}}", start, key, wrong)),
+                  HasSubstr(fmt::format("{}: expected a whole number from 1 to 1000000, found {}", key, wrong)));
+    }
+  }
+  const std::string unknown = refusal(start + ", \"speed\": 3}");
+  const std::string key = "product.fp32.gflop_per_s";
+  ASSERT_THAT(unknown, HasSubstr(key));
+  EXPECT_EQ(unknown.find(key), unknown.rfind(key)) << "known keys are listed once";
   EXPECT_EQ(refusal(start + ", \"in_node\": {\"latency_us\": 0}}"), "");
 }
 
@@ -173,10 +191,9 @@ TEST(Plan, SlowerLinksAndMoreWorkTakeLonger) {
   const double once = plan_layout(deck, 4, 4, &machine).time.total();
   machine.between_nodes.bytes_per_second /= 10;
   EXPECT_GT(plan_layout(deck, 4, 4, &machine).time.total(), once);
-  EXPECT_EQ(plan_layout(deck, 2, 2, &machine).time[Part::communication], [&] {
-    machine.between_nodes.bytes_per_second *= 10;
-    return plan_layout(deck, 2, 2, &machine).time[Part::communication];
-  }()) << "two ranks are on one node";
+  const double on_slow_links = plan_layout(deck, 2, 2, &machine).time[Part::communication];
+  machine.between_nodes.bytes_per_second *= 10;
+  EXPECT_EQ(plan_layout(deck, 2, 2, &machine).time[Part::communication], on_slow_links) << "two ranks are on one node";
   deck.batch.input_length *= 2;
   EXPECT_GT(plan_layout(deck, 4, 4, &machine).time.total(), once);
 }
@@ -189,14 +206,49 @@ TEST(Plan, LargestModelsOfThePaperOnManyRanks) {
   machine.memory_bytes_per_node = 8.0 * 80 * (1 << 30);
   const std::string path = write_text_file(folder, machine_text(machine));
   for (const char* name : {"st_moe_32b.ini", "token_choice_xxl.ini", "t5_1_1_xxl.ini"}) {
-    const Deck deck = parse_deck(paper(name), {"--run.stage=plan", "--plan.machine=" + path, "--batch.rows=16384",
-                                               "--batch.microbatch_rows=0", "--moe.group_rows=1"});
-    const std::string report = plan_report(deck);
-    EXPECT_THAT(report, HasSubstr("16384 ranks = 16384 data x 1 expert")) << name;
-    EXPECT_THAT(report, HasSubstr("memory of the fullest rank")) << name;
-    EXPECT_THAT(report, HasSubstr("tokens/s")) << name;
-    EXPECT_EQ(report.find("nan"), std::string::npos) << report;
+    for (const int expert : {1, 64}) {
+      Deck deck = parse_deck(paper(name), {"--run.stage=plan", "--plan.machine=" + path, "--batch.rows=16384",
+                                           "--batch.microbatch_rows=0", "--moe.group_rows=1"});
+      if (expert > 1 && deck.moe.router == "none") continue;
+      deck.parallel.expert = expert;
+      const std::string report = plan_report(deck);
+      EXPECT_THAT(report, HasSubstr(fmt::format("16384 ranks = {} data x {} expert", 16384 / expert, expert))) << name;
+      EXPECT_THAT(report, HasSubstr("memory of the fullest rank")) << name;
+      EXPECT_THAT(report, HasSubstr("tokens/s")) << name;
+      EXPECT_EQ(report.find("nan"), std::string::npos) << report;
+      EXPECT_EQ(report.find("warning"), std::string::npos) << report;
+    }
   }
+}
+
+TEST(Plan, SaysWhatItAssumesOfThreadsAndNodes) {
+  const TemporaryFolder folder;
+  Machine machine = machine_of_speed(1e11, 1e10);
+  machine.nodes = 2;
+  machine.threads_per_rank = 3;
+  Deck deck = small_deck();
+  deck.run.stage = "plan";
+  deck.plan.ranks = 2;
+  EXPECT_THAT(plan_report(deck), HasSubstr("2 rows of the batch each, 2 at a time, 1 threads each\n"));
+  deck.plan.machine = write_text_file(folder, machine_text(machine));
+  EXPECT_THAT(plan_report(deck), HasSubstr("3 threads each; machine"));
+  EXPECT_THAT(plan_report(deck), Not(HasSubstr("warning")));
+  deck.run.threads = 5;
+  EXPECT_THAT(plan_report(deck), HasSubstr("5 threads each; machine"));
+  deck.plan.ranks = 4;
+  EXPECT_THAT(plan_report(deck), HasSubstr("warning: 4 ranks are more than the 2 of this machine"));
+}
+
+TEST(Plan, MoreRanksThanCanBePlannedForAreRefused) {
+  const TemporaryFolder folder;
+  Machine machine = machine_of_speed(1e11, 1e10);
+  machine.nodes = 1'000'000;
+  machine.ranks_per_node = 1000;
+  Deck deck = small_deck();
+  deck.plan.machine = write_text_file(folder, machine_text(machine));
+  EXPECT_THAT(error_of([&] { plan_report(deck); }), HasSubstr("make 1000000000 ranks, expected at most 1048576"));
+  EXPECT_THAT(error_of([] { parse_deck(paper("st_moe_32b.ini"), {"--plan.ranks=4294967297"}); }),
+              HasSubstr("plan.ranks"));
 }
 
 }  // namespace

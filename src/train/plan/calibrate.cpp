@@ -347,22 +347,37 @@ LinkRate measure_link(const Communicator& group, const Kernels& kernels) {
   return {c[0], 1 / std::max(c[1], 1e-14)};
 }
 
+/// All groups at once; the slowest of them, on every rank.
+LinkRate slowest_link(const Communicator& world, const Communicator& group, const Kernels& kernels) {
+  constexpr double kNone = 1e30;  // of a rank that has nobody to talk to
+  LinkRate link{0, kNone};
+  world.barrier();
+  if (group.size() > 1) link = measure_link(group, kernels);
+  return {world.all_reduce(link.latency_seconds, ReduceOp::max),
+          world.all_reduce(link.bytes_per_second, ReduceOp::min)};
+}
+
 void measure_links(const Communicator& world, const Kernels& kernels, Machine& machine) {
-  const std::uint64_t here = hash_name(host_name());
-  const std::vector<std::uint64_t> hosts = world.all_gather(here);
-  const auto first = std::find(hosts.begin(), hosts.end(), here) - hosts.begin();
-  const Communicator node = world.split(int(first), world.rank(), "node");
-  const auto most = world.all_reduce(std::int64_t(node.size()), ReduceOp::max);
-  machine.ranks_per_node = most;
-  machine.nodes = (world.size() + most - 1) / most;
-  machine.in_node = {2e-6, machine.bytes_per_second / 4};  // where there is nobody to talk to
-  if (most > 1 && node.size() > 1) machine.in_node = measure_link(node, kernels);
-  machine.between_nodes = machine.nodes > 1 ? measure_link(world, kernels) : machine.in_node;
+  const Neighbours neighbours = neighbours_of(world, hash_name(host_name()));
+  machine.ranks_per_node = neighbours.most_per_node;
+  machine.nodes = (world.size() + machine.ranks_per_node - 1) / machine.ranks_per_node;
+  machine.in_node = machine.ranks_per_node > 1 ? slowest_link(world, neighbours.node, kernels)
+                                               : link_through_memory(machine.bytes_per_second);
+  machine.between_nodes = machine.nodes > 1 ? slowest_link(world, neighbours.across, kernels) : machine.in_node;
 }
 
 double memory_of_node() { return double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)); }
 
 }  // namespace
+
+Neighbours neighbours_of(const Communicator& world, std::uint64_t host) {
+  const std::vector<std::uint64_t> hosts = world.all_gather(host);
+  const auto first = std::find(hosts.begin(), hosts.end(), host) - hosts.begin();
+  Communicator node = world.split(int(first), world.rank(), "node");
+  Communicator across = world.split(node.rank(), world.rank(), "across nodes");
+  const auto most = world.all_reduce(std::int64_t(node.size()), ReduceOp::max);
+  return {std::move(node), std::move(across), most};
+}
 
 Machine calibrate(const Communicator& world) {
   const Kernels& kernels = kernels_for("cpu");

@@ -41,6 +41,11 @@ double element_bytes(std::size_t stream, std::size_t precision) {
   return kStreams[stream].fixed + kStreams[stream].of_compute * (precision == 1 ? 2 : 4);
 }
 
+// What attention takes where it was not measured: its products are small, and it reads and writes queries, keys, values
+// and results, forward and backward.
+double attention_flops(const ProductRate& product) { return product.flops / 2; }
+double attention_element_bytes(std::size_t precision) { return precision == 1 ? 24 : 48; }
+
 /// Reads one description; remembers which keys were asked for, so that others are refused.
 class Reader {
  public:
@@ -57,9 +62,19 @@ class Reader {
     }
     return value->get<double>() * unit;
   }
-  double required(const std::string& key, double unit) {
+  /// A whole number of something, 1 where it is left out.
+  std::int64_t count(const std::string& key) {
+    constexpr std::int64_t kMost = 1'000'000;
+    asked_.push_back(key);
+    const json* value = find(key);
+    if (value == nullptr) return 1;
+    if (!value->is_number_integer() || value->get<double>() < 1 || value->get<double>() > double(kMost)) {
+      usage_fail("{}: {}: expected a whole number from 1 to {}, found {}", path_, key, kMost, value->dump());
+    }
+    return value->get<std::int64_t>();
+  }
+  void expect(const std::string& key) const {
     if (find(key) == nullptr) usage_fail("{}: expected {}, found none", path_, key);
-    return number(key, unit, 0);
   }
   std::string text(const std::string& key, const std::string& otherwise) {
     asked_.push_back(key);
@@ -113,15 +128,16 @@ void read_rates(Reader& reader, Machine& machine) {
   for (std::size_t p = 0; p < kPrecisions; ++p) {
     const std::string precision = kPrecisionNames[p];
     // bf16 left out: as fp32, where a machine has no faster product.
-    const double flops = p == 0 ? reader.required("product.fp32.gflop_per_s", kGiga) : machine.product[0].flops;
+    if (p == 0) reader.expect("product.fp32.gflop_per_s");
+    const double flops = machine.product[0].flops;
     machine.product[p] = product_of(reader, "product." + precision, flops, machine.bytes_per_second, 0);
     const ProductRate& product = machine.product[p];
     machine.weight_gradient[p] = product_of(reader, "weight_gradient." + precision, product.flops,
                                             product.bytes_per_second, product.call_seconds);
     const std::string attention = "attention." + precision;
-    machine.attention[p].flops = reader.number(attention + ".gflop_per_s", kGiga, product.flops / 2);
+    machine.attention[p].flops = reader.number(attention + ".gflop_per_s", kGiga, attention_flops(product));
     machine.attention[p].element_seconds =
-        reader.number(attention + ".element_ns", kNano, 12 * (p == 1 ? 2 : 4) / machine.bytes_per_second);
+        reader.number(attention + ".element_ns", kNano, attention_element_bytes(p) / machine.bytes_per_second);
     for (std::size_t s = 0; s < kStreams.size(); ++s) {
       machine.stream_seconds[s][p] = reader.number(fmt::format("element_ns.{}.{}", kStreams[s].name, precision), kNano,
                                                    element_bytes(s, p) / machine.bytes_per_second);
@@ -138,14 +154,16 @@ Machine machine_of_speed(double flops_per_rank, double bytes_per_second) {
   machine.bytes_per_second = bytes_per_second;
   for (std::size_t p = 0; p < kPrecisions; ++p) {
     machine.product[p] = machine.weight_gradient[p] = {0, flops_per_rank, bytes_per_second};
-    machine.attention[p] = {flops_per_rank / 2, element_bytes(std::size_t(Stream::dropout), p) / bytes_per_second};
+    machine.attention[p] = {attention_flops(machine.product[p]), attention_element_bytes(p) / bytes_per_second};
     for (std::size_t s = 0; s < kStreams.size(); ++s) {
       machine.stream_seconds[s][p] = element_bytes(s, p) / bytes_per_second;
     }
   }
-  machine.in_node = machine.between_nodes = {2 * kMicro, bytes_per_second / 4};
+  machine.in_node = machine.between_nodes = link_through_memory(bytes_per_second);
   return machine;
 }
+
+LinkRate link_through_memory(double bytes_per_second) { return {1 * kMicro, bytes_per_second / 4}; }
 
 Machine read_machine(const std::string& path) {
   std::ifstream in(path);
@@ -160,15 +178,17 @@ Machine read_machine(const std::string& path) {
   Reader reader(path, root);
   Machine machine;
   machine.name = reader.text("name", path);
-  machine.nodes = std::int64_t(reader.number("nodes", 1, 1));
-  machine.ranks_per_node = std::int64_t(reader.number("ranks_per_node", 1, 1));
-  machine.threads_per_rank = std::int64_t(reader.number("threads_per_rank", 1, 1));
+  machine.nodes = reader.count("nodes");
+  machine.ranks_per_node = reader.count("ranks_per_node");
+  machine.threads_per_rank = reader.count("threads_per_rank");
   machine.memory_bytes_per_node = reader.number("memory_gib_per_node", kGib, 0);
   machine.program_bytes_per_rank = reader.number("program_mib_per_rank", kMib, 0);
-  machine.bytes_per_second = reader.required("memory_gb_per_s", kGiga);
+  reader.expect("memory_gb_per_s");
+  machine.bytes_per_second = reader.number("memory_gb_per_s", kGiga, 0);
   read_rates(reader, machine);
-  machine.in_node = {reader.number("in_node.latency_us", kMicro, 1 * kMicro),
-                     reader.number("in_node.gb_per_s", kGiga, machine.bytes_per_second / 4)};
+  const LinkRate through_memory = link_through_memory(machine.bytes_per_second);
+  machine.in_node = {reader.number("in_node.latency_us", kMicro, through_memory.latency_seconds),
+                     reader.number("in_node.gb_per_s", kGiga, through_memory.bytes_per_second)};
   machine.between_nodes = {reader.number("between_nodes.latency_us", kMicro, machine.in_node.latency_seconds),
                            reader.number("between_nodes.gb_per_s", kGiga, machine.in_node.bytes_per_second)};
   reader.refuse_others();

@@ -71,6 +71,9 @@ struct Machine {
 /// A machine of which only the speed of large products is known; the rest follows from ordinary proportions.
 Machine machine_of_speed(double flops_per_rank, double bytes_per_second);
 
+/// Messages of the ranks of one node, where nothing was measured.
+LinkRate link_through_memory(double bytes_per_second);
+
 /// Reads a description: JSON with comments. What is left out follows from the rates of products and memory. Throws
 /// UsageError naming file and key.
 Machine read_machine(const std::string& path);

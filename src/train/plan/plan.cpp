@@ -123,6 +123,24 @@ std::string splits_text(const Deck& deck, int ranks, const Machine* machine) {
   return text;
 }
 
+std::int64_t ranks_of(const Machine& machine) { return machine.nodes * machine.ranks_per_node; }
+
+int planned_ranks(const Deck& deck, const Machine* machine) {
+  constexpr std::int64_t kMost = 1 << 20;  // as of plan.ranks
+  const std::int64_t ranks = deck.plan.ranks > 0 ? deck.plan.ranks : machine != nullptr ? ranks_of(*machine) : 1;
+  if (ranks > kMost) {
+    usage_fail("{}: nodes and ranks_per_node make {} ranks, expected at most {}; plan.ranks plans for fewer",
+               deck.plan.machine, ranks, kMost);
+  }
+  return int(ranks);
+}
+
+/// Threads of a rank: their scratch memory counts.
+std::int64_t planned_threads(const Deck& deck, const Machine* machine) {
+  if (deck.run.threads > 0) return deck.run.threads;
+  return machine != nullptr ? machine->threads_per_rank : 1;
+}
+
 }  // namespace
 
 std::size_t LayoutPlan::arena_bytes() const {
@@ -158,19 +176,24 @@ LayoutPlan plan_layout(const Deck& deck_in, int ranks, int expert, const Machine
 std::string plan_report(const Deck& deck) {
   std::optional<Machine> machine;
   if (!deck.plan.machine.empty()) machine = read_machine(deck.plan.machine);
-  const std::int64_t of_machine = machine ? machine->nodes * machine->ranks_per_node : 1;
-  const auto ranks = int(deck.plan.ranks > 0 ? deck.plan.ranks : of_machine);
-  check_deck(deck, ranks, freeze_problems(deck));
-  omp_set_num_threads(int(deck.run.threads > 0 ? deck.run.threads : machine ? machine->threads_per_rank : 1));
   const Machine* given = machine ? &*machine : nullptr;
+  const int ranks = planned_ranks(deck, given);
+  check_deck(deck, ranks, freeze_problems(deck));
+  const std::int64_t threads = planned_threads(deck, given);
+  omp_set_num_threads(int(threads));
   const auto expert = int(deck.parallel.expert);
   const LayoutPlan plan = plan_layout(deck, ranks, expert, given);
 
   std::string text = describe_size(deck);
-  text += fmt::format("layout: {} ranks = {} data x {} expert, {} rows of the batch each, {} at a time", ranks,
-                      ranks / expert, expert, RankRows::of(deck, ProcessGrid(ranks, 0, expert)).rows,
-                      RankRows::of(deck, ProcessGrid(ranks, 0, expert)).microbatch);
+  text +=
+      fmt::format("layout: {} ranks = {} data x {} expert, {} rows of the batch each, {} at a time, {} threads each",
+                  ranks, ranks / expert, expert, RankRows::of(deck, ProcessGrid(ranks, 0, expert)).rows,
+                  RankRows::of(deck, ProcessGrid(ranks, 0, expert)).microbatch, threads);
   text += machine ? fmt::format("; machine: {}, {} ranks per node\n", machine->name, machine->ranks_per_node) : "\n";
+  if (machine && ranks > ranks_of(*machine)) {
+    text += fmt::format("warning: {} ranks are more than the {} of this machine; planned with more nodes of its kind\n",
+                        ranks, ranks_of(*machine));
+  }
   const WorkCounts row = full_row(deck);
   text += fmt::format("training GFLOP per token: {:.4g}\n", training_flops(deck.model, deck.moe, row).total() /
                                                                 (row.encoder_tokens + row.decoder_tokens) / 1e9);
