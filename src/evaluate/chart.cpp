@@ -54,7 +54,8 @@ struct Scale {
 
 Scale scale_of(double low, double high, double from, double to) {
   if (!(high > low)) {
-    const double around = std::max(1e-9, std::abs(low) * 0.1);
+    if (std::abs(low) < 1e-30) return {0, 1, from, to};
+    const double around = std::abs(low) * 0.1;
     low -= around;
     high += around;
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <filesystem>
@@ -59,12 +60,18 @@ std::string to_json_line(const StepRecord& record) {
 
 namespace {
 
+/// JSON has no NaN and no infinity: both are written as null.
+double number_of(const ordered_json& value) { return value.is_null() ? std::nan("") : value.get<double>(); }
+
+/// What an older file does not have is 0.
+double number(const ordered_json& object, const char* key) {
+  return object.contains(key) ? number_of(object.at(key)) : 0.0;
+}
+
 StepRecord record_of(const ordered_json& line) {
-  // What an older file does not have is 0.
-  const auto number = [](const ordered_json& object, const char* key) { return object.value(key, 0.0); };
   StepRecord record;
   record.step = line.at("step");
-  record.loss = line.at("loss");
+  record.loss = number_of(line.at("loss"));
   record.grad_norm = number(line, "grad_norm");
   record.learning_rate = number(line, "learning_rate");
   record.tokens = line.value("tokens", std::int64_t{0});
@@ -72,9 +79,12 @@ StepRecord record_of(const ordered_json& line) {
   record.tokens_seen = line.value("tokens_seen", std::int64_t{0});
   record.accuracy = number(line, "accuracy");
   record.z_loss = number(line, "z_loss");
+  if (!line.contains("moe")) return record;
   for (const auto& [name, layer] : line.at("moe").items()) {
+    std::vector<double> load_E;
+    for (const ordered_json& load : layer.at("load")) load_E.push_back(number_of(load));
     record.moe.push_back({.layer = name,
-                          .load_E = layer.at("load").get<std::vector<double>>(),
+                          .load_E = std::move(load_E),
                           .copies_per_token = number(layer, "copies_per_token"),
                           .drop_fraction = number(layer, "drop_fraction"),
                           .unrouted_fraction = number(layer, "unrouted_fraction"),
@@ -137,15 +147,12 @@ std::vector<double> recent_losses_and_norms(const std::string& path, std::size_t
 RunTotals read_totals(const std::string& path) {
   std::vector<double> losses, accuracies;
   RunTotals totals;
-  std::ifstream in(path);
-  for (std::string line; std::getline(in, line);) {
-    const json record = json::parse(line, nullptr, false);
-    if (!record.is_object()) fail("{}:{}: expected one JSON object, found \"{}\"", path, losses.size() + 1, line);
-    losses.push_back(record.at("loss"));
-    accuracies.push_back(record.at("accuracy"));
-    totals.steps = record.at("step");
-    totals.tokens += record.at("tokens").get<std::int64_t>();
-    totals.seconds += record.at("step_seconds").get<double>();
+  for (const StepRecord& record : read_metrics(path)) {
+    losses.push_back(record.loss);
+    accuracies.push_back(record.accuracy);
+    totals.steps = record.step;
+    totals.tokens += record.tokens;
+    totals.seconds += record.step_seconds;
   }
   if (losses.empty()) return totals;
   const std::size_t tenth = std::max<std::size_t>(1, losses.size() / 10);

@@ -108,6 +108,8 @@ std::string summary_html(const json& summary) {
         "flops_per_token", "share_of_roof", "ranks", "threads_per_rank", "expert_ranks", "precision", "device"}) {
     if (summary.contains(key)) html += row_html(key, value_text(summary[key]));
   }
+  const json memory = summary.value("memory", json::object());
+  for (const auto& [name, values] : memory.items()) html += row_html(name, value_text(values));
   html += "</table>\n";
   const json session = summary.value("last_session", json::object());
   const json prediction = session.value("prediction", json::object());
@@ -129,8 +131,6 @@ std::string summary_html(const json& summary) {
         row_html(name + ", bytes a step, predicted and measured",
                  fmt::format("{} and {}", value_text(counts["predicted_bytes"]), value_text(counts["measured_bytes"])));
   }
-  const json memory = summary.value("memory", json::object());
-  for (const auto& [name, values] : memory.items()) html += row_html(name, value_text(values));
   return html + "</table>\n";
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "base/error.hpp"
 #include "base/host.hpp"
 #include "base/log.hpp"
 
@@ -145,7 +146,12 @@ EventFile::EventFile(const std::string& folder, const std::string& metrics) {
     give_up("opened");
     return;
   }
-  const std::vector<StepRecord> records = read_metrics(metrics);
+  std::vector<StepRecord> records;
+  try {
+    records = read_metrics(metrics);
+  } catch (const Error& error) {  // a damaged line: steps from here on are shown, and the run goes on
+    log_warning("{} begins without the steps so far: {}", path_, error.what());
+  }
   double wall = now;  // when these steps ended is not written down: as if they had run without a break until now
   for (const StepRecord& record : records) wall -= record.step_seconds;
   write(opening_event(wall));

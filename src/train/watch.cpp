@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -19,6 +20,7 @@ namespace {
 constexpr std::string_view kShades = " .:-=+*#%@";  // from no load to three times the fair share
 constexpr double kDarkest = 3.0;
 constexpr std::string_view kHeights = "_.-=^";  // of the curve of losses, lowest first
+constexpr char kNoNumber = '?';
 constexpr int kNameWidth = 18;
 
 std::string clock_text(double seconds) {
@@ -49,13 +51,22 @@ std::string loss_curve(const std::vector<StepRecord>& records, int columns) {
     const std::size_t begin = c * records.size() / n, end = (c + 1) * records.size() / n;
     for (std::size_t i = begin; i < end; ++i) means[c] += records[i].loss / double(end - begin);
   }
-  const auto [low, high] = std::minmax_element(means.begin(), means.end());
+  double low = INFINITY, high = -INFINITY;
+  for (const double mean : means) {
+    if (!std::isfinite(mean)) continue;
+    low = std::min(low, mean);
+    high = std::max(high, mean);
+  }
   std::string curve;
   for (const double mean : means) {
-    const double share = *high > *low ? (mean - *low) / (*high - *low) : 0;
+    if (!std::isfinite(mean)) {
+      curve += kNoNumber;
+      continue;
+    }
+    const double share = high > low ? (mean - low) / (high - low) : 0;
     curve += kHeights[std::min(kHeights.size() - 1, std::size_t(share * double(kHeights.size())))];
   }
-  return fmt::format("{:.4f} {} {:.4f}   (from {:.4f} to {:.4f})", means.front(), curve, means.back(), *low, *high);
+  return fmt::format("{:.4f} {} {:.4f}   (from {:.4f} to {:.4f})", means.front(), curve, means.back(), low, high);
 }
 
 /// One character per `group` experts: their mean load over the fair share.
@@ -77,15 +88,24 @@ std::string experts_text(const std::vector<MoeLayerRecord>& layers, int width) {
   const auto room = std::size_t(std::max(8, width - kNameWidth - 36));
   const std::size_t group = (experts + room - 1) / room;
   std::string text =
-      fmt::format("\nload of the experts, recent steps ('{}' none, '{}' fair, '{}' {:g} times and more){}\n",
-                  kShades.front(), kShades[kShades.size() / 3], kShades.back(), kDarkest,
-                  group > 1 ? fmt::format(", {} experts a column", group) : "");
+      fmt::format("\nload of the experts in recent steps{}\n  '{}' none, '{}' fair, '{}' {:g} times and more\n",
+                  group > 1 ? fmt::format(", {} experts a column", group) : "", kShades.front(),
+                  kShades[kShades.size() / 3], kShades.back(), kDarkest);
   for (const MoeLayerRecord& layer : layers) {
     const double most = *std::max_element(layer.load_E.begin(), layer.load_E.end()) * double(layer.load_E.size());
     text += fmt::format("  {:<{}} [{}] most {:.2f}x  dropped {:.1f}%\n", layer.layer, kNameWidth,
                         load_row(layer.load_E, group), most, 100 * layer.drop_fraction);
   }
   return text;
+}
+
+std::int64_t steps_of(const std::string& deck, const std::string& value) {
+  std::int64_t steps = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), steps);
+  if (error != std::errc() || end != value.data() + value.size() || steps < 1) {
+    usage_fail("{}: run.steps: expected a whole number at least 1, found {}", deck, value.empty() ? "nothing" : value);
+  }
+  return steps;
 }
 
 }  // namespace
@@ -103,9 +123,10 @@ RunView read_run(const std::string& dir) {
   RunView run;
   run.dir = dir;
   for (const auto& [key, value] : deck_values(text)) {
-    if (key == "run.steps") run.steps = std::stoll(value);
+    if (key == "run.steps") run.steps = steps_of(paths.deck(), value);
     if (key == "run.stage") run.stage = value;
   }
+  if (run.steps == 0) usage_fail("{}: expected run.steps, found none", paths.deck());
   run.records = read_metrics(paths.metrics());
   std::error_code error;
   const auto written = std::filesystem::last_write_time(paths.metrics(), error);
@@ -163,7 +184,7 @@ std::string run_text(const RunView& run, int width) {
   text += fmt::format("step {}/{} [{}{}] {:.1f}%\n", last.step, run.steps, std::string(std::size_t(filled), '='),
                       std::string(std::size_t(bar - filled), ' '), 100.0 * double(last.step) / double(run.steps));
   text += fmt::format("loss      {}\n", loss_curve(run.records, std::max(10, width - 60)));
-  text += fmt::format("last step loss {:.4f}, accuracy {:.3f}, grad norm {:.3g}, learning rate {:.3g}\n", last.loss,
+  text += fmt::format("last step loss {:.4f}, accuracy {:.3f}, grad norm {:.3g}, rate {:.3g}\n", last.loss,
                       last.accuracy, last.grad_norm, last.learning_rate);
   text += fmt::format("speed     {:.0f} tokens/s, {:.3g} s a step, {} tokens so far\n", speed, step_seconds,
                       last.tokens_seen);

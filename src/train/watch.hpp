@@ -25,7 +25,8 @@ RunView read_run(const std::string& dir);
 /// Mean of the last steps, which are about a twentieth of them and at least 1 and at most 100.
 std::vector<MoeLayerRecord> recent_layers(const std::vector<StepRecord>& records);
 
-/// `width` columns at most; the map of loads has a row a layer and a column an expert (or a few neighbours).
+/// `width` columns at most where it is 80 and more and the name of the folder leaves room for the state; the map of
+/// loads has a row a layer and a column an expert (or a few neighbours).
 std::string run_text(const RunView& run, int width);
 
 /// `flanmoe watch RUN`: draws the run again and again until its last step where standard output is a terminal, once

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -97,6 +98,32 @@ TEST_F(Metrics, TotalsCoverTheWholeFile) {
   EXPECT_DOUBLE_EQ(totals.mean_loss_last_tenth, (10.0 / 19 + 10.0 / 20) / 2);
   EXPECT_DOUBLE_EQ(totals.mean_accuracy_last_tenth, 0.195);
   EXPECT_DOUBLE_EQ(totals.seconds, 10.0);
+}
+
+TEST_F(Metrics, WhatIsNotANumberReadsBackAsSuch) {
+  {
+    MetricsFile file(path_, 0);
+    file.append(record(1));
+    StepRecord lost = record(2);
+    lost.loss = lost.grad_norm = NAN;
+    lost.moe.push_back({.layer = "encoder/layer_01", .load_E = {NAN, 1}, .balance_loss = INFINITY});
+    file.append(lost);
+  }
+  std::ofstream(path_, std::ios::app) << R"({"step":3,"loss":1})"
+                                      << "\n";  // of a dense model, long ago
+
+  const std::vector<StepRecord> records = read_metrics(path_);
+
+  ASSERT_EQ(records.size(), 3U);
+  EXPECT_TRUE(std::isnan(records[1].loss));
+  EXPECT_TRUE(std::isnan(records[1].grad_norm));
+  EXPECT_TRUE(std::isnan(records[1].moe.at(0).load_E[0]));
+  EXPECT_TRUE(std::isnan(records[1].moe.at(0).balance_loss));
+  EXPECT_EQ(records[1].accuracy, 0.02);
+  EXPECT_TRUE(records[2].moe.empty());
+  EXPECT_EQ(read_totals(path_).final_loss, 1.0);
+  MetricsFile(path_, 2).flush_to_disk();
+  EXPECT_TRUE(std::isnan(read_totals(path_).final_loss));
 }
 
 }  // namespace

@@ -99,6 +99,18 @@ TEST(Tensorboard, TrainingGoesOnWithoutAFileThatCannotBeWritten) {
   EXPECT_NO_THROW(events.append(record(1)));
 }
 
+TEST(Tensorboard, TrainingGoesOnWithMetricsThatCannotBeRead) {
+  const TemporaryFolder folder;
+  const std::string metrics = folder.file("metrics.jsonl"), events = folder.file("tensorboard");
+  std::string lines = to_json_line(record(1)) + "\n{\"step\": 2}\n";
+  write_bytes(metrics, {lines.begin(), lines.end()});
+  {
+    EventFile shown(events, metrics);
+    shown.append(record(3));
+  }
+  EXPECT_EQ(steps_in(bytes_of(only_file_in(events))), (std::vector<std::int64_t>{3}));
+}
+
 TEST(Metrics, ReadBackToTheSameRecords) {
   const TemporaryFolder folder;
   const std::string path = folder.file("metrics.jsonl");

@@ -86,11 +86,33 @@ TEST_F(Watch, ManyExpertsShareColumns) {
   StepRecord r = record(1);
   r.moe.front().load_E.assign(1024, 1.0 / 1024);
   run.records.push_back(r);
-  const std::string text = run_text(run, 100);
-  EXPECT_THAT(text, HasSubstr("experts a column"));
-  for (std::size_t begin = 0, end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
-    EXPECT_LE(end - begin, 110U) << text.substr(begin, end - begin);
+  for (const int width : {80, 100, 160}) {
+    const std::string text = run_text(run, width);
+    EXPECT_THAT(text, HasSubstr("experts a column"));
+    for (std::size_t begin = 0, end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      EXPECT_LE(int(end - begin), width) << text.substr(begin, end - begin);
+    }
   }
+}
+
+TEST_F(Watch, ALossThatIsNoNumberIsShownAsSuch) {
+  write_run(3);
+  RunView run = read_run(paths_.dir);
+  run.records[1].loss = NAN;
+  EXPECT_THAT(run_text(run, 100), HasSubstr("8.0000 ^?_ 2.6667   (from 2.6667 to 8.0000)"));
+  for (StepRecord& r : run.records) r.loss = NAN;
+  EXPECT_THAT(run_text(run, 100), HasSubstr("nan ??? nan"));
+}
+
+TEST_F(Watch, ADamagedDeckIsNamed) {
+  for (const char* steps : {"many", "12x", "", "0", "99999999999999999999"}) {
+    write_file(paths_.deck(), fmt::format("[run]\nstage = pretrain\nsteps = {}\n", steps));
+    EXPECT_THAT(error_of([&] { read_run(paths_.dir); }),
+                HasSubstr("deck.resolved: run.steps: expected a whole number at least 1, found "))
+        << steps;
+  }
+  write_file(paths_.deck(), "[run]\nstage = pretrain\n");
+  EXPECT_THAT(error_of([&] { read_run(paths_.dir); }), HasSubstr("deck.resolved: expected run.steps, found none"));
 }
 
 TEST_F(Watch, PageHasPlotsAndNothingFromTheNetwork) {
@@ -108,6 +130,24 @@ TEST_F(Watch, PageHasPlotsAndNothingFromTheNetwork) {
     EXPECT_THAT(html, HasSubstr(part));
   }
   for (const char* part : {"src=", "href=", "url(", "@import", "<script"}) EXPECT_THAT(html, Not(HasSubstr(part)));
+}
+
+TEST_F(Watch, PageShowsMemoryWherePredictionsAreMissing) {
+  write_run(40);
+  write_file(paths_.summary(), R"({"steps": 40, "memory": {"peak_resident_mib_per_rank": [1234.5]}})");
+  const std::string html = run_report_html(paths_.dir);
+  EXPECT_THAT(html, HasSubstr("peak_resident_mib_per_rank"));
+  EXPECT_THAT(html, HasSubstr("1234.5"));
+}
+
+TEST(Chart, CurvesThatAreFlat) {
+  CurveChart chart{.title = "t", .x_label = "x", .y_label = "y", .curves = {}, .low_y = 0, .high_y = {}};
+  chart.curves.push_back({"zero", {{0, 0}, {2, 0}}, false});
+  EXPECT_THAT(curve_chart(chart), HasSubstr("points=\"70.0,320.0 740.0,320.0 \"")) << "0 is the bottom of the axis";
+  EXPECT_THAT(curve_chart(chart), HasSubstr(">1</text>"));
+  chart.curves = {{"constant", {{0, 5}, {2, 5}}, false}};
+  chart.low_y.reset();
+  EXPECT_THAT(curve_chart(chart), HasSubstr("points=\"70.0,190.0 740.0,190.0 \""));
 }
 
 TEST(Chart, CurvesKeepTheirRangeAndLeaveOutWhatIsNotFinite) {
