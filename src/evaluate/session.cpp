@@ -45,8 +45,9 @@ void EvaluationSession::check_weights(const std::string& tokenizer_fingerprint, 
 
 std::string EvaluationSession::fingerprint(const std::string& weights) const {
   Deck deck = deck_;
-  // How long and how fast a session runs changes no measurement.
+  // How long and how fast a session runs, and what is planned, changes no measurement.
   const RunDeck defaults;
+  deck.plan = {};
   deck.run.stop_after_minutes = defaults.stop_after_minutes;
   deck.run.stop_before_minutes = defaults.stop_before_minutes;
   deck.run.watchdog_seconds = defaults.watchdog_seconds;

@@ -218,6 +218,10 @@ TEST(Evaluate, ASecondRunOfTheSameInputsIsSkippedAndOthersAreNot) {
   mark();
   bench.evaluate(world, 1, "run");
   EXPECT_TRUE(marked()) << "the same evaluation was done twice";
+  bench.deck.plan.machine = "another.json";
+  bench.deck.plan.ranks = 7;
+  bench.evaluate(world, 1, "run");
+  EXPECT_TRUE(marked()) << "what is planned does not belong to a measurement";
   bench.deck.evaluate.limit = 2;
   bench.evaluate(world, 1, "run");
   EXPECT_FALSE(marked()) << "another deck was taken for the same";
