@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "base/hdf5.hpp"
+#include "base/host.hpp"
 #include "base/tool.hpp"
 #include "train/run_folder.hpp"
 
@@ -65,8 +66,11 @@ Options parse(int argc, char** argv, bool& help) {
       "steps", po::value(&o.steps)->default_value(10), "steps of each run, at least 2")(
       "launcher", po::value(&o.launcher)->default_value("mpirun -n {ranks}"), "what starts {ranks} ranks")(
       "machine", po::value(&o.machine)->default_value(""), "description of the machine, for the prediction")(
-      "calibrate", po::bool_switch(&o.calibrate), "measure a description first, for each number of ranks")(
-      "tolerance", po::value(&o.tolerance)->default_value(0), "relative difference of losses; 0: 1e-3, in bf16 2e-2")(
+      "calibrate", po::bool_switch(&o.calibrate),
+      "measure a description first, for each number of ranks; FOLDER/machine_N_ranks.json is measured once, remove it "
+      "to "
+      "measure again")("tolerance", po::value(&o.tolerance)->default_value(0),
+                       "relative difference of losses; 0: 1e-3, in bf16 2e-2")(
       "list", po::bool_switch(&o.list), "list the layouts")("point", po::value(&o.point), "run one layout only")(
       "collect", po::bool_switch(&o.collect), "check and draw what has run");
   all.add(known).add_options()("deck", po::value(&o.deck));
@@ -115,13 +119,20 @@ int launch(const Options& o, int ranks, const std::vector<std::string>& more, co
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+/// A file that appears whole under `path`, whichever of several processes makes it: points of an array start at once.
+std::string aside_of(const std::string& path) { return fmt::format("{}.{}.{}", path, host_name(), getpid()); }
+
+std::string random_pairs_of(const Options& o, const Deck& deck) { return o.output + "/" + random_pairs_name(deck); }
+
 std::string machine_of(const Options& o, int ranks) {
   if (!o.calibrate) return o.machine;
   const std::string file = fmt::format("{}/machine_{}_ranks.json", o.output, ranks);
   if (fs::exists(file)) return file;
   fmt::print("measuring {} ranks\n", ranks);
-  const std::string log = file + ".log";
-  if (launch(o, ranks, {program(), "calibrate", file}, log) != 0) fail("calibration failed: {}", log);
+  const std::string aside = aside_of(file), log = aside + ".log";
+  if (launch(o, ranks, {program(), "calibrate", aside}, log) != 0) fail("calibration failed: {}", log);
+  fs::rename(aside, file);
+  fs::remove(log);
   return file;
 }
 
@@ -131,7 +142,7 @@ void run_point(const Options& o, const Deck& deck, const ScalingPoint& point) {
   const std::string dir = folder_of(o, point);
   std::vector<std::string> words = {program(), o.deck};
   words.insert(words.end(), o.overrides.begin(), o.overrides.end());
-  if (deck.data.train.empty()) words.push_back(fmt::format("--data.train={}/random.h5", o.output));
+  if (deck.data.train.empty()) words.push_back("--data.train=" + random_pairs_of(o, deck));
   if (const std::string machine = machine_of(o, point.ranks); !machine.empty()) {
     words.push_back("--plan.machine=" + machine);
   }
@@ -192,10 +203,10 @@ int study(const Options& o) {
   if (o.point >= int(points.size())) usage_fail("--point: expected at most {}, found {}", points.size() - 1, o.point);
   if (o.collect) return collect(o, deck, points);
   fs::create_directories(o.output);
-  const std::string data = o.output + "/random.h5";
+  const std::string data = random_pairs_of(o, deck);
   constexpr std::int64_t kExamples = 512;
-  if (deck.data.train.empty() && !fs::exists(data)) {  // whole or absent: points of an array may start at once
-    const std::string aside = fmt::format("{}.{}", data, getpid());
+  if (deck.data.train.empty() && !fs::exists(data)) {
+    const std::string aside = aside_of(data);
     write_random_pairs(aside, deck, kExamples);
     fs::rename(aside, data);
   }

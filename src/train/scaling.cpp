@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "data/shard.hpp"
 #include "evaluate/chart.hpp"
+#include "tensor/philox.hpp"
 #include "train/metrics.hpp"
 #include "train/run_folder.hpp"
 
@@ -222,6 +223,11 @@ std::string scaling_prediction_svg(const std::vector<ScalingResult>& results) {
   std::sort(measured.points.begin(), measured.points.end());
   return curve_chart(
       {"Predicted and measured time of a step", "measured, s", "predicted, s", {measured, equal}, 0, {}});
+}
+
+std::string random_pairs_name(const Deck& deck) {
+  return fmt::format("random_{}_{}_{}_{:08x}.h5", deck.model.vocabulary, deck.batch.input_length,
+                     deck.batch.target_length, hash_name(deck.data.split) >> 32U);
 }
 
 void write_random_pairs(const std::string& path, const Deck& deck, std::int64_t examples) {

@@ -51,6 +51,8 @@ std::string scaling_time_svg(const std::vector<ScalingResult>& results);
 std::string scaling_efficiency_svg(const std::vector<ScalingResult>& results);
 std::string scaling_prediction_svg(const std::vector<ScalingResult>& results);
 
+/// What a file of random pairs is called; other lengths, another vocabulary or split give another name.
+std::string random_pairs_name(const Deck& deck);
 /// Pairs of random tokens that fill the rows of the deck: what speed is measured with where no data are named.
 void write_random_pairs(const std::string& path, const Deck& deck, std::int64_t examples);
 

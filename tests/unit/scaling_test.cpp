@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
+#include <set>
 
 #include "data/batch.hpp"
 #include "data_fixture.hpp"
@@ -120,6 +122,22 @@ TEST(Scaling, ReadsTheMedianWithoutTheFirstStep) {
   EXPECT_EQ(result->predicted_seconds, 1.5);
   EXPECT_EQ(result->measured_parts.at("experts"), 2);
   EXPECT_EQ(result->losses.size(), 4U);
+}
+
+TEST(Scaling, RandomPairsOfAnotherDeckHaveAnotherName) {
+  const Deck deck = deck_of(4, 0);
+  std::set<std::string> names = {random_pairs_name(deck)};
+  for (const auto& change : std::vector<std::function<void(Deck&)>>{
+           [](Deck& d) { ++d.batch.input_length; }, [](Deck& d) { ++d.batch.target_length; },
+           [](Deck& d) { ++d.model.vocabulary; }, [](Deck& d) { d.data.split = "another/split"; }}) {
+    Deck other = deck;
+    change(other);
+    EXPECT_TRUE(names.insert(random_pairs_name(other)).second) << random_pairs_name(other);
+    EXPECT_EQ(random_pairs_name(other).find('/'), std::string::npos);
+  }
+  Deck rows = deck;
+  rows.batch.rows = 99;  // pairs fill any number of rows
+  EXPECT_EQ(random_pairs_name(rows), random_pairs_name(deck));
 }
 
 TEST(Scaling, RandomPairsFillTheRows) {
