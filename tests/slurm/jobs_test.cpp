@@ -272,6 +272,23 @@ TEST_F(Jobs, DryRunPrintsTheScriptAndWritesNothing) {
   EXPECT_FALSE(fs::exists(path("dry")));
 }
 
+TEST_F(Jobs, StatusOfWhatIsNotInOrder) {
+  const auto log = [](const std::string& text) {
+    fs::create_directories(path("by_hand"));
+    std::ofstream(path("by_hand") + "/jobs.log") << text;
+  };
+  log("2026-01-01T00:00:01 job=900 restart=0 started nodes=1 ranks=1 at=0\n"
+      "2026-01-01T00:00:02 job=900 restart=0 done\n"
+      "2026-01-01T00:00:02 job=900 submitted\n");
+  EXPECT_EQ(status("by_hand"), 0);
+  log("2026-01-01T00:00:02 job=900 submitted\n");
+  EXPECT_EQ(status("by_hand"), 1) << "Slurm does not know it";
+  const Ended silent =
+      shell(fmt::format("SLURM_CONF=/dev/null {}/jobs/status {}", FLANMOE_SOURCE_DIR, path("by_hand")));
+  EXPECT_EQ(silent.exit_code, 75) << silent.output;
+  EXPECT_NE(silent.output.find("unreachable"), std::string::npos) << silent.output;
+}
+
 TEST_F(Jobs, TimeLimitLeavesACheckpointAndRequeues) {
   const auto again = [&] { return log_of("limited").find("restart=1 started") != std::string::npos; };
   ASSERT_TRUE(wait_until(again, 90)) << outputs("limited");
