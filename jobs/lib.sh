@@ -68,7 +68,7 @@ progress_of() {
   echo $((10#0${newest#step-}))
 }
 
-# record RUN word...: one line in RUN/jobs.log, with the time in front. Nothing where there is no such folder.
+# record RUN word...: one line in RUN/jobs.log, with the time in front; fails where it cannot be written.
 record() {
   local run=$1
   shift
@@ -87,7 +87,7 @@ job_options_text="  --nodes N or MIN-MAX     nodes; of a range as many as are fr
   --partition NAME         partition (default: SBATCH_PARTITION, or the centre's default)
   --after ID[:ID...]       start when these jobs have ended well, and not at all when one failed
   --mpi TYPE               how srun starts ranks (default pmix; \`srun --mpi=list\` shows what there is)
-  --sbatch OPTION          one more option for sbatch, such as --sbatch --constraint=gpu; may be repeated
+  --sbatch OPTION          one more option as in a line #SBATCH, such as --sbatch --constraint=gpu; may be repeated
   --dry-run                print the script, submit nothing, write nothing; of a wrong deck too"
 
 read_job_options() {
@@ -144,27 +144,30 @@ check_job_options() {
   max_ranks=$((${nodes#*-} * ranks_per_node))
 }
 
-# job_header NAME OUTPUT: the first lines of a job's script.
+# job_header NAME FOLDER FILE: the first lines of a job's script. What it prints goes to FILE, which may hold Slurm's %j.
 job_header() {
-  local option
+  local option folder=$2
+  [[ $folder != *[\"\\]* ]] || fail "the folder of a job: expected no quote and no backslash, found $folder"
+  [[ $folder == /* ]] || folder=$PWD/$folder
   echo "#!/bin/bash"
-  printf '#SBATCH %s\n' "--job-name=$1" "--output=$2" --open-mode=append "--nodes=$nodes" "--time=$time" \
-    "--signal=USR1@$stop_before" --requeue --exclusive --mem=0
+  printf '#SBATCH %s\n' "--job-name=\"$1\"" "--output=\"${folder//%/%%}/$3\"" --open-mode=append \
+    "--nodes=$nodes" "--time=$time" "--signal=USR1@$stop_before" --requeue --exclusive --mem=0
   [[ -z $account ]] || echo "#SBATCH --account=$account"
   [[ -z $partition ]] || echo "#SBATCH --partition=$partition"
   [[ -z $after ]] || printf '#SBATCH %s\n' "--dependency=afterok:$after" --kill-on-invalid-dep=yes
   for option in "${sbatch_options[@]}"; do echo "#SBATCH $option"; done
 }
 
-# The call of jobs/stage in a job's script; DECK and overrides follow it.
+# The call of jobs/stage in a job's script; --run RUN, DECK and overrides follow it.
 stage_command() {
   printf '%q ' exec "$here/stage" --ranks-per-node "$ranks_per_node" --retries "$retries" --mpi "$mpi"
 }
 
-# submit_script SCRIPT: prints the number of the job.
+# submit_script SCRIPT: prints the number of the job. Its options stand on the command line too, where no SBATCH_ variable
+# of the environment replaces them.
 submit_script() {
   command -v sbatch >/dev/null || fail "there is no sbatch here: this is not a Slurm machine (--dry-run prints the script)" 1
-  sbatch --parsable "$1" | cut -d ';' -f 1
+  sed -n 's/^#SBATCH //p' "$1" | xargs sh -c 'exec sbatch --parsable "$@" "$0"' "$1" | cut -d ';' -f 1 || return 1
 }
 
 # submit_stage DECK [override...]: a checked deck as a job; prints its number, or with --dry-run its script.
@@ -173,17 +176,16 @@ submit_stage() {
   deck=$(answer_of_program "$@" --print) || exit 2
   run=$(value_of run dir <<<"$deck")
   script=$(
-    job_header "$(value_of run stage <<<"$deck")-$(basename "$run")" "$run/slurm-%j.out"
+    job_header "$(value_of run stage <<<"$deck")-$(basename "$run")" "$run" slurm-%j.out || exit
     printf '\n# Made by jobs/%s: in the folder of submission, the stage and what follows from how it ends.\n' "${0##*/}"
     printf 'cd %q\nexport BUILD=%q\n' "$PWD" "$BUILD"
     stage_command
-    printf '%q ' "$@"
-  )
+    printf '%q ' --run "$run" "$@"
+  ) || exit
   if $dry_run; then printf '%s\n' "$script" && return; fi
   mkdir -p "$run"
   printf '%s\n' "$script" >"$run/job.sbatch"
-  job=$(submit_script "$run/job.sbatch")
-  [[ -n $job ]] || exit 1
+  job=$(submit_script "$run/job.sbatch") || exit 1
   record "$run" "job=$job submitted"
   echo "$job"
 }

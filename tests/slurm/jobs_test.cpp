@@ -77,10 +77,11 @@ class Jobs : public testing::Test {
     }
     return text.size() < 6000 ? text : text.substr(0, 3000) + "\n...\n" + text.substr(text.size() - 3000);
   }
-  static std::string submit(const std::string& script, const Words& options, const Words& words) {
+  static std::string submit(const std::string& script, const Words& options, const Words& words,
+                            const std::string& environment = "") {
     Words all = options;
     all.insert(all.end(), words.begin(), words.end());
-    const Ended ended = jobs(script, all);
+    const Ended ended = jobs(script, all, environment);
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
     return ended.output;
   }
@@ -217,6 +218,16 @@ TEST_F(Jobs, WrongDeckIsRefusedBeforeAnyStep) {
   EXPECT_NE(outputs("vanished").find("data.train: expected shard files"), std::string::npos) << outputs("vanished");
   EXPECT_EQ(status("vanished"), 1);
   EXPECT_EQ(status("never"), 1);
+
+  Words without_deck = stage("pretrain", "no_deck");
+  without_deck.front() = path("vanishes.ini");
+  fs::copy_file(FLANMOE_SMOKE_DECK, without_deck.front());
+  const std::string last = submit("submit", {"--time=5", "--sbatch=--hold"}, without_deck);
+  fs::remove(without_deck.front());
+  shell("scontrol release " + last);
+  ASSERT_TRUE(wait_for_end({last})) << outputs("no_deck");
+  EXPECT_EQ(field_of(last, "ExitCode"), "2:0");
+  EXPECT_NE(log_of("no_deck").find("refused exit=2"), std::string::npos) << outputs("no_deck");
 }
 
 TEST_F(Jobs, KilledRankIsTriedAgainAndThenGivenUp) {
@@ -270,6 +281,40 @@ TEST_F(Jobs, DryRunPrintsTheScriptAndWritesNothing) {
     EXPECT_EQ(jobs("submit", with(words, wrong)).exit_code, 2) << wrong.front();
   }
   EXPECT_FALSE(fs::exists(path("dry")));
+  words.insert(words.end(), {"--vary", "batch.rows=12,7", "--nodes=2", "--dry-run"});
+  const Ended sweep = jobs("sweep", words);
+  EXPECT_EQ(sweep.exit_code, 2);
+  EXPECT_NE(sweep.output.find("batch.rows = 7 does not divide by 2 ranks"), std::string::npos) << sweep.output;
+  EXPECT_NE(sweep.output.find("1) run="), std::string::npos) << sweep.output;
+  EXPECT_FALSE(fs::exists(path("dry")));
+}
+
+TEST_F(Jobs, OptionsComeBeforeTheEnvironment) {
+  const std::string environment = "SBATCH_ACCOUNT=theirs SBATCH_PARTITION=none SBATCH_TIMELIMIT=7 SBATCH_NO_REQUEUE=1 ";
+  const Words words = stage("pretrain", "options");
+  const std::string job =
+      submit("submit", {"--account=mine", "--partition=all", "--time=5", "--sbatch=--hold"}, words, environment);
+  EXPECT_EQ(field_of(job, "Account"), "mine");
+  EXPECT_EQ(field_of(job, "TimeLimit"), "00:05:00");
+  EXPECT_EQ(field_of(job, "Requeue"), "1");
+  const std::string other = submit("submit", {"--sbatch=--hold"}, words, "SBATCH_ACCOUNT=theirs ");
+  EXPECT_EQ(field_of(other, "Account"), "theirs");
+  shell("scancel " + job + " " + other);
+  EXPECT_EQ(status("options"), 1) << "cancelled: nobody goes on with it";
+}
+
+TEST_F(Jobs, FolderWithAnyName) {
+  const std::string name = "a b/100%j";
+  const std::string job = submit("submit", {"--time=5"}, stage("pretrain", "", {"--run.dir=" + name}));
+  ASSERT_TRUE(wait_for_end({job})) << outputs(name);
+  EXPECT_EQ(status(name), 0) << log_of(name);
+  EXPECT_TRUE(fs::exists(fmt::format("{}/slurm-{}.out", path(name), job)));
+
+  // The script does not depend on where it is submitted.
+  const std::string again = shell(fmt::format("cd / && sbatch --parsable '{}/job.sbatch'", path(name))).output;
+  ASSERT_TRUE(wait_for_end({again})) << outputs(name);
+  EXPECT_NE(log_of(name).find("job=" + again + " restart=0 done"), std::string::npos) << log_of(name);
+  EXPECT_TRUE(fs::exists(fmt::format("{}/slurm-{}.out", path(name), again)));
 }
 
 TEST_F(Jobs, StatusOfWhatIsNotInOrder) {
@@ -310,7 +355,7 @@ TEST_F(Jobs, TimeLimitLeavesACheckpointAndRequeues) {
 
 TEST_F(Jobs, SweepRunsEveryCombinationInItsFolder) {
   const std::string job = submit("sweep",
-                                 {"--time=5", "--vary", "moe.experts=2,4", "--vary", "optimizer.freeze=,gate", "--vary",
+                                 {"--time=5", "--vary", "moe.experts=2,4", "--vary", "optimizer.freeze=gate,", "--vary",
                                   "moe.top_k=2,3", "--skip-wrong", "--moe.router=top_k", "--model.preset=gshard"},
                                  stage("pretrain", "sweep"));
 

@@ -43,12 +43,12 @@ inline Ended shell(const std::string& command) {
   return ended;
 }
 
-/// A script of jobs/ with the programs of this build.
-inline Ended jobs(const std::string& script, const Words& words) {
+/// A script of jobs/ with the programs of this build, and perhaps more in its environment ("NAME=VALUE ...").
+inline Ended jobs(const std::string& script, const Words& words, const std::string& environment = "") {
   const std::string build = std::filesystem::path(FLANMOE_PROGRAM).parent_path();
   // A rank that is gone ends its step after so many seconds.
-  return shell(fmt::format("BUILD='{}' OMP_NUM_THREADS=1 SLURM_WAIT=5 {}/jobs/{} {}", build, FLANMOE_SOURCE_DIR, script,
-                           quoted(words)));
+  return shell(fmt::format("BUILD='{}' OMP_NUM_THREADS=1 SLURM_WAIT=5 {} {}/jobs/{} {}", build, environment,
+                           FLANMOE_SOURCE_DIR, script, quoted(words)));
 }
 
 inline std::string text_of(const std::string& path) {
