@@ -1,5 +1,8 @@
 // The scripts of jobs/ on a real Slurm cluster: chains, time limits, signals, dead nodes, sweeps.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "base/hdf5.hpp"
 #include "data/shard.hpp"
@@ -248,6 +251,46 @@ TEST_F(Jobs, KilledRankIsTriedAgainAndThenGivenUp) {
   EXPECT_EQ(field_of(job, "ExitCode"), "1:0");
   EXPECT_NE(log_of("failing").find("given up"), std::string::npos) << log_of("failing");
   EXPECT_EQ(status("failing"), 1);
+}
+
+TEST_F(Jobs, FailureThatCannotBeRecordedIsNotTriedAgain) {
+  fs::create_directories(path("no_log") + "/metrics.jsonl/in_the_way");
+  const std::string job = submit("submit", {"--time=5", "--sbatch=--hold"}, stage("pretrain", "no_log"));
+  fs::remove(path("no_log") + "/jobs.log");
+  fs::create_directory(path("no_log") + "/jobs.log");
+  shell("scontrol release " + job);
+
+  ASSERT_TRUE(wait_for_end({job})) << outputs("no_log");
+  EXPECT_EQ(field_of(job, "ExitCode"), "1:0") << outputs("no_log");
+  EXPECT_EQ(field_of(job, "Restarts"), "0");
+  EXPECT_NE(outputs("no_log").find("jobs.log cannot be written"), std::string::npos) << outputs("no_log");
+}
+
+TEST_F(Jobs, RunFolderInUse) {
+  const Words endless = {"--run.steps=1000000", "--run.log_every=1000"};
+  const Words words = stage("pretrain", "shared", endless);
+  const std::string first = submit("submit", {"--time=5", "--retries=1"}, words);
+  ASSERT_TRUE(wait_until([] { return steps_done("shared") >= 1; })) << outputs("shared");
+
+  // A second job on the run is refused and leaves the word of how it stands to the first.
+  const std::string second = submit("submit", {"--time=5"}, words);
+  ASSERT_TRUE(wait_for_end({second})) << outputs("shared");
+  EXPECT_EQ(field_of(second, "ExitCode"), "2:0") << outputs("shared");
+  EXPECT_NE(log_of("shared").find("job=" + second + " restart=0 refused"), std::string::npos) << log_of("shared");
+  const Ended ended = jobs("status", {path("shared")});
+  EXPECT_EQ(ended.exit_code, 75) << ended.output;
+  EXPECT_NE(ended.output.find("running    " + first), std::string::npos) << ended.output;
+
+  // A job that starts again and finds its folder in use (by what is left of a rank, say) tries once more.
+  shell("scancel --signal=USR1 " + first);
+  ASSERT_TRUE(wait_until([] { return times(log_of("shared"), "requeued exit=75") == 1; })) << outputs("shared");
+  const int lock = open((path("shared") + "/lock").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_TRUE(wait_until([&] { return flock(lock, LOCK_EX | LOCK_NB) == 0; }));
+  ASSERT_TRUE(wait_for_end({first})) << outputs("shared");
+  EXPECT_EQ(times(log_of("shared"), "failed exit=2"), 2) << log_of("shared");
+  EXPECT_EQ(times(log_of("shared"), "requeued after a failure"), 1) << log_of("shared");
+  EXPECT_NE(log_of("shared").find("given up"), std::string::npos) << log_of("shared");
+  close(lock);
 }
 
 TEST_F(Jobs, OtherRanksThanSlurmCountsAreRefused) {
