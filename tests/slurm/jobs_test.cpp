@@ -23,10 +23,31 @@ class Jobs : public testing::Test {
     workplace_ = std::make_unique<Workplace>();
     fs::current_path(workplace_->path(""));
     write_data();
-    // Slurm sends the signal for so long before the limit up to a minute early, but looks every half a minute only:
-    // it comes while other tests run.
-    limited_ = submit("submit", {"--nodes=1", "--time=1", "--stop-before=57"},
-                      stage("pretrain", "limited", {"--run.steps=1000000", "--run.log_every=1000"}));
+    start_limited();
+  }
+  /// Slurm sends the signal for so long before the limit up to a minute early, but looks every half a minute only: it
+  /// comes while other tests run. Until then the rank is stopped, early in its run; Slurm wakes what it signals.
+  static void start_limited() {
+    limited_ = submit("submit", {"--nodes=1", "--time=1", "--stop-before=57"}, stage("pretrain", "limited", limited()));
+    ASSERT_TRUE(wait_until([] { return log_of("limited").find("started") != std::string::npos; }))
+        << outputs("limited");
+    ASSERT_TRUE(wait_until([] { return node_of(limited_).ranks() == 1; })) << outputs("limited");
+    const Node node = node_of(limited_);
+    ASSERT_TRUE(wait_until([] { return steps_done("limited") >= 3; })) << outputs("limited");
+    node.signal_ranks(SIGSTOP);
+    ASSERT_LT(steps_done("limited"), 1000) << "it was over before it was stopped";
+  }
+  static Words limited() {
+    return {"--run.steps=1000", "--run.log_every=1000", "--model.dropout=0.1", "--run.watchdog_seconds=600"};
+  }
+  /// A node that runs a rank of this job now; of none while there is no rank.
+  static Node node_of(const std::string& job) {
+    for (const char* name : {"n1", "n2", "n3", "n4"}) {
+      Node node(name);
+      node.look(job);
+      if (node.ranks() > 0) return node;
+    }
+    return Node("");
   }
   static void TearDownTestSuite() {
     fs::current_path("/");
@@ -236,17 +257,17 @@ TEST_F(Jobs, WrongDeckIsRefusedBeforeAnyStep) {
 TEST_F(Jobs, KilledRankIsTriedAgainAndThenGivenUp) {
   const Words endless = {"--run.steps=1000000", "--run.log_every=1000"};
   const std::string job =
-      submit("submit", {"--nodes=2", "--time=5", "--retries=0"}, stage("pretrain", "failing", endless));
-  ASSERT_TRUE(wait_until([&] { return steps_done("failing") >= 2; })) << outputs("failing");
-  for (const char* name : {"n1", "n2", "n3", "n4"}) {
-    Node node(name);
-    node.look(job);
-    if (node.ranks() == 0) continue;
-    node.kill_ranks();  // one rank only
-    break;
+      submit("submit", {"--nodes=2", "--time=5", "--retries=1"}, stage("pretrain", "failing", endless));
+  for (const char* start : {"restart=0 started", "restart=1 started"}) {
+    ASSERT_TRUE(wait_until([&] { return log_of("failing").find(start) != std::string::npos; })) << outputs("failing");
+    ASSERT_TRUE(wait_until([&] { return steps_done("failing") >= 2 && node_of(job).ranks() == 1; }))
+        << outputs("failing");
+    node_of(job).signal_ranks(SIGKILL);  // one rank only
   }
 
   ASSERT_TRUE(wait_for_end({job})) << outputs("failing");
+  EXPECT_EQ(times(log_of("failing"), "failed exit="), 2) << log_of("failing");
+  EXPECT_EQ(times(log_of("failing"), "requeued after a failure"), 1) << log_of("failing");
   EXPECT_EQ(field_of(job, "JobState"), "FAILED");
   EXPECT_EQ(field_of(job, "ExitCode"), "1:0");
   EXPECT_NE(log_of("failing").find("given up"), std::string::npos) << log_of("failing");
@@ -377,10 +398,11 @@ TEST_F(Jobs, StatusOfWhatIsNotInOrder) {
   EXPECT_NE(silent.output.find("unreachable"), std::string::npos) << silent.output;
 }
 
-TEST_F(Jobs, TimeLimitLeavesACheckpointAndRequeues) {
-  const auto again = [&] { return log_of("limited").find("restart=1 started") != std::string::npos; };
-  ASSERT_TRUE(wait_until(again, 90)) << outputs("limited");
+TEST_F(Jobs, TimeLimitRequeuesAndEndsWithTheSameBits) {
+  const Ended undisturbed = run(1, stage("pretrain", "unlimited", limited()));
+  ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.output;
 
+  ASSERT_TRUE(wait_for_end({limited_})) << outputs("limited");
   std::int64_t saved = 0, started = 0;
   std::istringstream log(log_of("limited"));
   for (std::string line; std::getline(log, line);) {
@@ -390,10 +412,9 @@ TEST_F(Jobs, TimeLimitLeavesACheckpointAndRequeues) {
   }
   EXPECT_GT(saved, 0) << log.str();
   EXPECT_EQ(started, saved) << log.str();
-  EXPECT_EQ(status("limited"), 75);
-  shell("scancel " + limited_);
-  EXPECT_TRUE(wait_for_end({limited_}));
-  EXPECT_EQ(status("limited"), 1) << "cancelled: nobody goes on with it";
+  EXPECT_EQ(status("limited"), 0) << log.str();
+  EXPECT_EQ(difference_of_metrics(path("unlimited"), path("limited")), "");
+  EXPECT_EQ(difference_of_checkpoints(newest_of(path("unlimited")), newest_of(path("limited"))), "");
 }
 
 TEST_F(Jobs, SweepRunsEveryCombinationInItsFolder) {

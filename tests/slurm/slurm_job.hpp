@@ -122,8 +122,8 @@ class Node {
     }
   }
   std::size_t ranks() const { return processes_.size() / 2; }
-  void kill_ranks() const {
-    for (std::size_t i = 2; i < processes_.size(); i += 2) kill(processes_[i], SIGKILL);
+  void signal_ranks(int signal) const {
+    for (std::size_t i = 2; i < processes_.size(); i += 2) kill(processes_[i], signal);
   }
   void kill_all() const {
     for (const pid_t process : processes_) kill(process, SIGKILL);
