@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <mutex>
@@ -16,7 +17,6 @@
 #include "checkpoint/folder.hpp"
 #include "checkpoint/write.hpp"
 #include "parallel/together.hpp"
-#include "parallel/watchdog.hpp"
 
 namespace flanmoe {
 
@@ -164,23 +164,22 @@ void BackgroundWriter::begin(const CheckpointInfo& info) {
   job_ = std::move(job);
 }
 
+bool BackgroundWriter::has_ended() const {
+  return Progress(world_.all_reduce(std::int32_t(job_->progress.load()), ReduceOp::max)) != Progress::busy;
+}
+
 std::optional<SaveReport> BackgroundWriter::poll() {
-  if (!under_way()) return std::nullopt;
-  const auto progress = Progress(world_.all_reduce(std::int32_t(job_->progress.load()), ReduceOp::max));
-  if (progress == Progress::busy) return std::nullopt;
+  if (!under_way() || !has_ended()) return std::nullopt;
   return publish(std::move(job_));
 }
 
 std::optional<SaveReport> BackgroundWriter::finish() {
   if (!under_way()) return std::nullopt;
   const double start = seconds_now();
-  {
-    const CollectiveScope scope("writing of a checkpoint", world_.name());
-    job_->thread.join();
-  }
-  world_.barrier();
+  // Asking again and again: a rank that waited for a slow disk inside one collective would look like one that hangs.
+  while (!has_ended()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   job_->stall_seconds += seconds_now() - start;
-  return poll();
+  return publish(std::move(job_));
 }
 
 SaveReport BackgroundWriter::publish(std::unique_ptr<Job> job) {

@@ -43,7 +43,7 @@ class BackgroundWriter {
   /// Publishes when every rank has written its part; nothing happens while one is still at it. Throws Error on all
   /// ranks when one of them could not write: the older checkpoints are as they were, and nothing is under way.
   std::optional<SaveReport> poll();
-  /// The same after waiting for this rank's part and then for the others.
+  /// The same after waiting for the parts of all ranks, however long their disks take.
   std::optional<SaveReport> finish();
 
  private:
@@ -55,6 +55,8 @@ class BackgroundWriter {
   };
   struct Job;
   void copy_state();
+  /// All parts are written, or one has failed. Collective.
+  bool has_ended() const;
   SaveReport publish(std::unique_ptr<Job> job);
 
   std::string run_dir_;
