@@ -7,8 +7,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <functional>
 
 #include "base/error.hpp"
+#include "base/log.hpp"
 
 namespace flanmoe::detail {
 
@@ -38,6 +40,15 @@ void remove_folder(const fs::path& folder) {
   std::error_code code;
   fs::remove_all(folder, code);
   if (code) fail("cannot remove {}: {}", folder.string(), code.message());
+}
+
+/// For what only tidies up: a checkpoint that is written does not fail because an old one stays.
+void or_warn(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    log_warning("{}", error.what());
+  }
 }
 
 /// Owns an open file or folder.
@@ -101,7 +112,10 @@ void prepare_aside(const std::string& run_dir, std::int64_t step) {
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().filename().string().starts_with(aside_prefix)) leftovers.push_back(entry.path());
   }
-  for (const fs::path& leftover : leftovers) remove_folder(leftover);
+  for (const fs::path& leftover : leftovers) {
+    const auto remove = [&] { remove_folder(leftover); };
+    leftover == aside ? remove() : or_warn(remove);
+  }
   fs::create_directory(aside, code);
   if (code) fail("cannot make the folder {}: {}", aside.string(), code.message());
 }
@@ -134,19 +148,22 @@ void publish(const std::string& run_dir, std::int64_t step) {
   if (fs::exists(target)) rename_folder(target, old);
   rename_folder(aside, target);
   sync_to_disk(checkpoints_folder(run_dir));
-  if (fs::exists(old)) remove_folder(old);
+  if (fs::exists(old)) or_warn([&] { remove_folder(old); });
 }
 
 void prune(const std::string& run_dir, std::int64_t step, std::int64_t keep) {
   if (keep <= 0) return;
-  auto published = published_checkpoints(run_dir);
+  std::vector<std::pair<std::int64_t, fs::path>> published;
+  or_warn([&] { published = published_checkpoints(run_dir); });
   if (std::int64_t(published.size()) <= keep) return;
   published.resize(published.size() - std::size_t(keep));
   for (const auto& [old_step, folder] : published) {
     if (old_step == step) continue;
     const fs::path aside = removal_folder(run_dir, old_step);
-    rename_folder(folder, aside);
-    remove_folder(aside);
+    or_warn([&, &folder = folder] {
+      rename_folder(folder, aside);
+      remove_folder(aside);
+    });
   }
 }
 

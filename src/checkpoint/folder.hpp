@@ -21,7 +21,7 @@ std::filesystem::path aside_folder(const std::string& run_dir, std::int64_t step
 /// Published checkpoints of a run, oldest step first.
 std::vector<std::pair<std::int64_t, std::filesystem::path>> published_checkpoints(const std::string& run_dir);
 
-/// Removes leftovers of killed runs and makes an empty folder to write in.
+/// Removes leftovers of killed runs (a warning where that fails) and makes an empty folder to write in.
 void prepare_aside(const std::string& run_dir, std::int64_t step);
 /// Throws unless a new file at `path` may grow to `size` bytes and `first_bytes` of them have room on the disk now;
 /// leaves no file. HDF5 cannot be left in a usable state when it fails to write its own structures, so this is asked
@@ -34,7 +34,7 @@ void sync_to_disk(const std::filesystem::path& path);
 /// Aside folder -> published folder by one rename, made durable. A published checkpoint of the same step is replaced.
 void publish(const std::string& run_dir, std::int64_t step);
 /// Removes all published checkpoints but the newest `keep` and the one of `step`. Each is renamed aside first, so that
-/// what is published is always complete. keep 0 or less keeps all.
+/// what is published is always complete. keep 0 or less keeps all. What cannot be removed is a warning.
 void prune(const std::string& run_dir, std::int64_t step, std::int64_t keep);
 
 }  // namespace flanmoe::detail

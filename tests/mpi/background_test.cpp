@@ -126,6 +126,28 @@ TEST(Background, AFullDiskOfOneRankIsAnErrorOfAllAndTheOlderOneStays) {
   EXPECT_EQ(writing.fault_of_newest(2), "");
 }
 
+TEST(Background, AnOldOneThatCannotBeRemovedIsNoFailureOfTheNewOne) {
+  Writing writing;
+  for (const std::int64_t step : {1, 2}) {
+    writing.writer.begin(at_step(step));
+    writing.writer.finish();
+  }
+  writing.writer.begin(at_step(3));
+  const std::string checkpoints = writing.run.path() + "/checkpoints";
+  // In the way of the name that the oldest one gets before it is removed.
+  if (writing.world.rank() == 0) fs::create_directories(checkpoints + "/.aside-remove-00000001/in_the_way");
+  const auto report = writing.writer.finish();
+
+  ASSERT_TRUE(report.has_value());
+  EXPECT_EQ(report->step, 3);
+  EXPECT_TRUE(fs::exists(checkpoints + "/step-00000001"));
+  EXPECT_EQ(writing.fault_of_newest(3), "");
+  writing.writer.begin(at_step(4));  // clears the way
+  writing.writer.finish();
+  EXPECT_FALSE(fs::exists(checkpoints + "/step-00000001"));
+  EXPECT_EQ(writing.fault_of_newest(4), "");
+}
+
 TEST(Background, AFolderThatVanishesIsAnErrorOfAll) {
   Writing writing;
   writing.writer.begin(at_step(2));
