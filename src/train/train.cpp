@@ -387,7 +387,9 @@ Outcome Loop::steps_from(std::int64_t first) {
     if (save) checkpoint(done, last || outcome.stop_asked);
     // A request that came while the checkpoint was written needs no further step and no second checkpoint.
     if (!last && (outcome.stop_asked || (save && stop_.made_anywhere(world_)))) return stopped_after(done);
-    if (evaluation_ && done % measure_every == 0 && !evaluate(done, save || !last)) return stopped_after(done);
+    if (!evaluation_ || done % measure_every != 0) continue;
+    saver_->finish(last && deck_.checkpoint.final);  // what is written must not wait unpublished for a long evaluation
+    if (!evaluate(done, save || !last)) return stopped_after(done);
   }
   saver_->finish(deck_.checkpoint.final);
   return Outcome::done;

@@ -161,6 +161,9 @@ TEST_F(Evaluation, InsideATrainingChangesNoBitOfItAndMeasuresTheSame) {
     ASSERT_EQ(alone.exit_code, 0) << alone.output;
     EXPECT_EQ(text_of(inside + ".predictions.jsonl"), text_of(path(apart) + "/predictions.jsonl")) << step;
     EXPECT_EQ(nlohmann::json::parse(text_of(inside + ".json")).at("step"), step);
+    // A checkpoint does not wait unpublished for the evaluation.
+    const auto published = ended.output.find(fmt::format("checkpoint of step {}:", step));
+    EXPECT_LT(published, ended.output.find(fmt::format("evaluation after step {}:", step))) << ended.output;
   }
 }
 
