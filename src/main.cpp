@@ -1,5 +1,6 @@
 // flanmoe: pretrains, instruction-tunes, finetunes and evaluates dense and Mixture-of-Experts language models.
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <optional>
 
@@ -27,6 +28,7 @@ int main(int argc, char** argv) {
   using namespace flanmoe;
   const Launch launch = launch_of_environment();
   const StopSignals signals;          // from now on they only ask
+  std::signal(SIGXFSZ, SIG_IGN);      // a file over the size limit is an error of the write, not the end
   std::optional<MpiEnvironment> mpi;  // outlives the catch, which must be able to end the other ranks
   try {
     // 1. What is asked for; some answers need no ranks.

@@ -2,6 +2,7 @@
 // goes on to the same end.
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -124,6 +125,21 @@ TEST_F(Faults, AFullDiskStopsOrDoesNotAsTheDeckSaysAndTheOlderCheckpointGoesOn) 
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
     expect_same_end(name);
   }
+}
+
+TEST_F(Faults, AFileSizeLimitIsAnErrorOfTheCheckpointAndNotTheEndByASignal) {
+  const std::string name = "file_size";
+  Program program(2, command(name, {"--run.steps=400", "--checkpoint.on_failure=stop"}));
+  while (count_lines(dir(name) + "/metrics.jsonl") < 3 && program.running()) {
+    std::this_thread::sleep_for(std::chrono::microseconds(500));
+  }
+  const rlimit small{2'000'000, RLIM_INFINITY};  // less than the room that a checkpoint asks for
+  ASSERT_EQ(prlimit(program.process_of_rank(0), RLIMIT_FSIZE, &small, nullptr), 0) << std::strerror(errno);
+
+  EXPECT_EQ(program.wait(), 1) << program.output();
+  EXPECT_NE(program.output().find("was not written"), std::string::npos) << program.output();
+  EXPECT_NE(program.output().find("File too large"), std::string::npos) << program.output();
+  EXPECT_NE(newest_of(dir(name)), "");
 }
 
 TEST_F(Faults, ADiskThatMayOnlyBeReadIsSaidAndItsCheckpointStays) {
