@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "evaluate/scoreboard.hpp"
@@ -47,7 +48,10 @@ bool TrainingEvaluation::measure(std::int64_t step, std::int64_t tokens_seen, co
   on_root(world_, [&] {
     const MeasuredWeights weights{"", step, tokens_seen};
     const Json evaluation = evaluation_json(deck_, weights, *predictions, seconds_now() - start);
-    std::filesystem::create_directories(deck_.run.dir + "/evaluations");
+    const std::string folder = deck_.run.dir + "/evaluations";
+    std::error_code code;
+    std::filesystem::create_directory(folder, code);  // a run folder that was taken away is not made anew
+    if (code) fail("cannot make the folder {}: {}", folder, code.message());
     publish_text_file(path(step, ".predictions.jsonl"), prediction_lines(*predictions));
     publish_text_file(path(step, ".json"), json_text(evaluation, 2) + "\n");
     for (const auto& line : average_lines(evaluation)) log_info("evaluation after step {}: {}", step, line);

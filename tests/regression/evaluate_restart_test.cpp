@@ -187,6 +187,18 @@ TEST_F(Evaluation, SignalInsideItEndsTheTrainingWithACheckpoint) {
   EXPECT_EQ(difference_of_metrics(path("trained"), path("signalled")), "");
 }
 
+TEST_F(Evaluation, ARunFolderThatIsTakenAwayIsNotMadeAnew) {
+  Program program(2, training("taken", {"--run.steps=400", "--checkpoint.every=0"}));
+  while (program.running() && count_lines(path("taken") + "/metrics.jsonl") < 3) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  fs::rename(path("taken"), path("elsewhere"));
+
+  EXPECT_EQ(program.wait(), 1) << program.output();
+  EXPECT_NE(program.output().find(path("taken") + "/evaluations"), std::string::npos) << program.output();
+  EXPECT_FALSE(fs::exists(path("taken")));
+}
+
 TEST_F(Evaluation, ATrainingGoesOnWithTheEvaluationItMissed) {
   const Ended first = run(2, training("in_two_parts", {"--run.steps=2", "--evaluate.every=0"}));
   ASSERT_EQ(first.exit_code, 0) << first.output;
