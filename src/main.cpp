@@ -60,10 +60,10 @@ int main(int argc, char** argv) {
 
     // 3. The deck, the same on every rank.
     const Deck deck = agree_on_deck(arguments, world);
-    const Watchdog watchdog{std::chrono::seconds(deck.run.watchdog_seconds)};
     set_threads(deck.run.threads, world);
-
+    // Without a watchdog: ranks outside a layout wait for it, however long it takes.
     if (arguments.action == Action::selfcheck) return selfcheck(deck, world) ? kDone : kError;
+    const Watchdog watchdog{std::chrono::seconds(deck.run.watchdog_seconds)};
 
     // 4. Who does what.
     const ProcessGrid grid(world.size(), world.rank(), int(deck.parallel.expert));

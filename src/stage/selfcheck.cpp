@@ -37,6 +37,7 @@ Deck deck_of(const Deck& deck, Layout layout) {
   Deck changed = deck;
   changed.parallel.expert = layout.expert;
   changed.run.steps = std::max(changed.run.steps, kSteps);
+  changed.checkpoint.background = false;  // its copy of the state would serve nothing
   return changed;
 }
 
@@ -173,7 +174,12 @@ bool selfcheck(const Deck& deck_in, const Communicator& world) {
   const std::vector<Layout> layouts = layouts_of(deck_in, world.size());
   std::optional<BatchSource> source;
   together(world, [&] { source.emplace(deck, deck.model.vocabulary); });
-  on_root(world, [&] { std::filesystem::create_directories(deck.run.dir); });
+  on_root(world, [&] {
+    if (std::filesystem::create_directories(deck.run.dir)) return;
+    usage_fail(
+        "selfcheck: {} exists, and it writes there and removes it at the end; remove it or choose another run.dir",
+        deck.run.dir);
+  });
   log_info("{} steps on {} layouts of up to {} ranks", kSteps, layouts.size(), world.size());
   log_info("ranks  expert  loss of step {}        gradient norm         state", kSteps);
   std::string checkpoint;

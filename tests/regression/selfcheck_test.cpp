@@ -39,6 +39,16 @@ TEST(Selfcheck, WithoutThemTheyAgreeToRounding) {
   EXPECT_NE(ended.output.find("the same to "), std::string::npos) << ended.output;
 }
 
+TEST(Selfcheck, AFolderThatIsThereIsRefusedAndStays) {
+  const Workplace workplace;
+  const std::string folder = workplace.path("run.selfcheck");
+  std::filesystem::create_directories(folder + "/mine");
+  const Ended ended = selfcheck(2, workplace, {});
+  EXPECT_EQ(ended.exit_code, 2) << ended.output;
+  EXPECT_NE(ended.output.find(folder + " exists"), std::string::npos) << ended.output;
+  EXPECT_TRUE(std::filesystem::exists(folder + "/mine"));
+}
+
 TEST(Selfcheck, AStageThatTrainsNothingIsRefused) {
   const Workplace workplace;
   const Ended ended = selfcheck(0, workplace, {"--run.stage=evaluate"});
