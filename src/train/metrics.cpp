@@ -150,7 +150,6 @@ RunTotals read_totals(const std::string& path) {
   for (const StepRecord& record : read_metrics(path)) {
     losses.push_back(record.loss);
     accuracies.push_back(record.accuracy);
-    totals.steps = record.step;
     totals.tokens += record.tokens;
     totals.seconds += record.step_seconds;
   }

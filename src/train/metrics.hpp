@@ -66,7 +66,7 @@ std::vector<double> recent_losses_and_norms(const std::string& path, std::size_t
 
 /// A whole run, over all its restarts.
 struct RunTotals {
-  std::int64_t steps = 0, tokens = 0;
+  std::int64_t tokens = 0;
   double first_loss = 0, final_loss = 0;
   double mean_loss_last_tenth = 0, mean_accuracy_last_tenth = 0;  // of the last 10% of the steps, one at least
   double seconds = 0;                                             // sum of step_seconds

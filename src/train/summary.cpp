@@ -80,7 +80,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   const RunTotals totals = read_totals(metrics_path);
   ordered_json summary;
   summary["stage"] = deck.run.stage;
-  summary["steps"] = totals.steps;
+  summary["steps"] = deck.run.steps;  // all are done; the last ones may have been skipped
   summary["first_loss"] = totals.first_loss;
   summary["final_loss"] = totals.final_loss;
   summary["mean_loss_last_tenth"] = totals.mean_loss_last_tenth;
@@ -119,7 +119,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   write_file(path, summary.dump(2) + "\n");
 
   log_info("done: {} steps, {} tokens, loss {:.4f} -> {:.4f} (mean of the last 10%: {:.4f}), {:.0f} tokens/s{}",
-           totals.steps, totals.tokens, totals.first_loss, totals.final_loss, totals.mean_loss_last_tenth,
+           deck.run.steps, totals.tokens, totals.first_loss, totals.final_loss, totals.mean_loss_last_tenth,
            summary["tokens_per_second"].get<double>(),
            speed.contains("share_of_roof")
                ? fmt::format(", {:.1f}% of the matrix-product roof", 100 * speed["share_of_roof"].get<double>())

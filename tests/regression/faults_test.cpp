@@ -14,6 +14,7 @@
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
 #include "regression/program.hpp"
+#include "train/run_folder.hpp"
 
 namespace flanmoe::regression {
 namespace {
@@ -229,6 +230,21 @@ TEST_F(Faults, StepsThatAreBadTwiceAreSkippedAndARestartSkipsTheSame) {
   const Ended again = run(2, command("spikes_again", spikes));
   EXPECT_EQ(again.exit_code, 0) << again.output;
   expect_same_end("spikes_again", "spikes");
+}
+
+TEST_F(Faults, ARunWhoseLastBatchWasSkippedIsComplete) {
+  const std::string name = "last_skipped";
+  fs::copy(dir("undisturbed"), dir(name), fs::copy_options::recursive);
+  fs::remove(dir(name) + "/summary.json");
+  std::string text = read_file(dir(name) + "/metrics.jsonl");
+  text.resize(text.rfind('\n', text.size() - 2) + 1);  // what skipping leaves: no line of the last step
+  write_file(dir(name) + "/metrics.jsonl", text);
+  ASSERT_EQ(run(2, command(name)).exit_code, 0);
+  const Ended again = run(2, command(name));
+
+  EXPECT_EQ(summary_of(dir(name))["steps"], kSteps);
+  EXPECT_EQ(again.exit_code, 0) << again.output;
+  EXPECT_TRUE(says(again, "is complete")) << again.output;
 }
 
 TEST_F(Faults, ARunThatGoesWrongForGoodEndsAtTheLimitWithItsCheckpoint) {
