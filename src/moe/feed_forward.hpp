@@ -46,7 +46,8 @@ struct FeedForward {
 void feed_forward(const LayerContext&, const Tensor& y_RD, FeedForwardActivations& saved, const Tensor& x_RD,
                   const FeedForward& layer);
 
-/// dx_RD (C) written; gradients of the weights added to. dy_RD: C.
+/// dx_RD (C) written; gradients of the weights written by the first contribution of a step, added to by later ones.
+/// dy_RD: C.
 void feed_forward_backward(const LayerContext&, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
                            const Tensor& x_RD, const FeedForwardActivations& saved, const FeedForward& layer);
 

@@ -48,7 +48,8 @@ void moe_forward(const LayerContext&, const Tensor& y_TD, MoeActivations& saved,
                  const Tensor& x_TD, const MoeLayer& layer, const RoutingGroups& groups,
                  MoeLayerStatistics& statistics);
 
-/// dx_TD (C, written) from dy_TD (C), task and auxiliary losses; gradients of router and experts added to. Collective.
+/// dx_TD (C, written) from dy_TD (C), task and auxiliary losses; gradients of router and experts written by the first
+/// contribution of a step, added to by later ones. Collective.
 void moe_backward(const LayerContext&, const Tensor& dx_TD, MoeWork& work, Dispatcher& dispatcher, const Tensor& dy_TD,
                   const Tensor& x_TD, const MoeLayer& layer, const MoeActivations& saved, const RoutingGroups& groups);
 

@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <optional>
 
-#include "base/hdf5.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "evaluate/in_training.hpp"
