@@ -76,12 +76,16 @@ std::vector<std::string> Manifest::own(const std::string& owner, const std::set<
     const bool named = steps.contains(step);
     if (named) record["owner"] = owner;
     if (!named && record.value("owner", "") == owner && stale(step, record.at("facts"))) {
-      removed.push_back(record.value("file", ""));
-      std::error_code ignored;
-      fs::remove(folder_ + "/" + removed.back(), ignored);
-    } else {
-      kept[step] = std::move(record);
+      const std::string file = record.value("file", "");
+      std::error_code error;
+      fs::remove(folder_ + "/" + file, error);
+      if (!error) {
+        removed.push_back(file);
+        continue;
+      }
+      log_warning("{}/{}: cannot be removed and stays recorded: {}", folder_, file, error.message());
     }
+    kept[step] = std::move(record);
   }
   content_["steps"] = std::move(kept);
   write();

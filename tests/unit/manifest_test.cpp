@@ -67,5 +67,20 @@ TEST_F(Manifests, FilesOfStepsThatAreGoneAreRemoved) {
   EXPECT_FALSE(Manifest(folder_).is_done("gone", "inputs"));
 }
 
+TEST_F(Manifests, AFileThatCannotBeRemovedStaysRecorded) {
+  write("other.h5", "1");
+  Manifest manifest(folder_);
+  manifest.record("stuck", "inputs", "data.h5", {}, "plan");
+  manifest.record("gone", "inputs", "other.h5", {}, "plan");
+  fs::remove(folder_ / "data.h5");
+  fs::create_directories(folder_ / "data.h5" / "in");  // remove() refuses it
+
+  const auto removed = manifest.own("plan", {}, [](const auto&, const auto&) { return true; });
+
+  EXPECT_EQ(removed, std::vector<std::string>{"other.h5"});
+  EXPECT_NO_THROW(Manifest(folder_).facts("stuck"));
+  EXPECT_ANY_THROW(Manifest(folder_).facts("gone"));
+}
+
 }  // namespace
 }  // namespace flanmoe
