@@ -300,6 +300,12 @@ TEST_F(Conversions, WhatAPlanNoLongerMakesIsRemovedAndNothingElse) {
   convert(options_);
   EXPECT_THAT(names(), ElementsAre("cot/a.h5", "theirs/theirs.h5"));
   EXPECT_EQ(facts("theirs/theirs")["variants"]["zero_shot"], 30);
+  // Another folder of data adds its shards and takes none away.
+  fs::create_directories(folder_.path() / "more_data");
+  write("more_data/c_train.tsv", lines("c", 10));
+  options_.data = folder_.file("more_data");
+  convert(options_);
+  EXPECT_THAT(names(), ElementsAre("cot/a.h5", "cot/c.h5", "theirs/theirs.h5"));
 }
 
 TEST_F(Conversions, InvertedVariantsAskTheirShareOfTheRecords) {
@@ -331,6 +337,12 @@ TEST_F(Conversions, EmptyOutputsOfATaskAreCounted) {
     EXPECT_EQ(facts(step)["empty"], 1) << step;
   }
   EXPECT_EQ(ShardReader(folder_.file("out/e/e.h5")).read(0).answer, "red");
+  // A file with no other outputs gives no shard and no error.
+  write("data/task.json",
+        R"({"Definition": ["d"], "Categories": [], "Source": [], "Positive Examples": [], "Instances": [
+{"input": "question two", "output": [""]}]})");
+  convert(options_);
+  EXPECT_THAT(outputs(), IsEmpty());
 }
 
 TEST(Collection, CountsTasksAndWhatIsPresent) {

@@ -27,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Raise it when a change of the code changes the shards: older files are then made anew.
-constexpr int kRecipe = 2;
+constexpr int kRecipe = 3;
 
 /// Changes when the file does: its length and time.
 std::string state_of(const std::string& path) {
@@ -248,24 +248,27 @@ class Conversion {
     const std::string path = options_.output + "/" + job.output;
     auto facts = make_unit(shop, *job.source, job.file, path, progress);
     if (facts["examples"] == 0) {
-      if (facts["contaminated"] == 0 && facts["skipped"] == 0) {
+      if (facts["contaminated"] == 0 && facts["skipped"] == 0 && facts["empty"] == 0) {
         fail("{}: gave no example for [{}]", job.file.path, job.source->name);
       }
-      log_info("{}: every example is held out or skipped; there is no {}", job.file.path, job.output);
+      log_info("{}: every example is held out, skipped or empty; there is no {}", job.file.path, job.output);
       fs::remove(path);  // of an earlier run
       const std::lock_guard lock(mutex_);
       empty_[job.step] = std::move(facts);
       return;
     }
     facts["released_file"] = job.file.path;
+    facts["data_folder"] = data_folder();
     manifest_.record(job.step, job.inputs, job.output, std::move(facts), owner());
   }
 
   /// Whose steps these are: several plans may write to one folder.
   std::string owner() const { return fs::weakly_canonical(options_.plan).string(); }
 
+  std::string data_folder() const { return fs::weakly_canonical(options_.data).string(); }
+
   /// Shards of sections that the plan no longer has, and of files that it no longer takes or that give nothing any
-  /// more. What was made of a file that has gone stays.
+  /// more. What was made of a file that has gone stays, and so does what was made of another folder of data.
   void remove_stale() {
     std::set<std::string> steps;
     for (const Job& job : jobs_) {
@@ -275,7 +278,7 @@ class Conversion {
       const std::string section = step.substr(0, step.find('/'));
       if (!sections_.contains(section) || empty_.contains(step)) return true;
       if (!options_.only.empty() && !matches_any(options_.only, section)) return false;
-      return fs::exists(facts.value("released_file", ""));
+      return facts.value("data_folder", "") == data_folder() && fs::exists(facts.value("released_file", ""));
     };
     for (const std::string& file : manifest_.own(owner(), steps, stale)) {
       log_info("removed: {}/{}, which {} no longer makes", options_.output, file, options_.plan);
