@@ -147,8 +147,9 @@ struct ShardReader::State final : ClosableFile {
   /// The file, opened again where it was closed; under hdf5_mutex().
   hid_t open() {
     if (!file) {
-      file = open_file(path);
+      H5File opened = open_file(path);
       if (identity_of_file(path) != identity) fail("{}: was changed while it was being read", where);
+      file = std::move(opened);
     }
     pool->files().use(this);
     return file.get();
@@ -185,7 +186,6 @@ ShardReader::State::State(const std::string& shard_path, std::shared_ptr<BlockPo
       pool(std::move(blocks)),
       identity(identity_of_file(path)),
       file(open_file(path)) {
-  pool->files().use(this);
   header = read_header(file.get(), where);
   std::int64_t first = 0;
   for (const GroupRecord& g : header.groups) {
@@ -251,6 +251,7 @@ ShardReader::State::State(const std::string& shard_path, std::shared_ptr<BlockPo
       open_again,
       [this](std::int64_t at, std::span<const std::int32_t> block) { check_vocabulary("choice_tokens", at, block); }};
   answers = {id, where, "answers", H5T_NATIVE_UINT8, header.answer_bytes, *pool, open_again, nullptr};
+  pool->files().use(this);  // last: a shard that is refused leaves nothing there
 }
 
 void ShardReader::State::check_examples(std::int64_t first, std::span<const ExampleRecord> block) const {
