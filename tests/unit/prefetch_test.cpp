@@ -14,6 +14,16 @@ using testing::HasSubstr;
 
 class Prefetch : public testing::Test {
  protected:
+  /// False when the condition has not come true within a minute.
+  template <class Condition>
+  static bool comes_true(Condition condition) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
   void SetUp() override {
     std::vector<Example> examples;
     for (int i = 0; i < 3000; ++i) {
@@ -60,7 +70,7 @@ TEST_F(Prefetch, StepsThatAreReadAreTakenWithoutWaiting) {
   constexpr std::int64_t kSteps = 5, kAhead = 2;
   Prefetcher ahead(source(), 0, kSteps, 0, 6, 6, kAhead);
   for (std::int64_t step = 0; step < kSteps; ++step) {
-    while (ahead.ready() < std::min(kAhead, kSteps - step)) std::this_thread::yield();
+    ASSERT_TRUE(comes_true([&] { return ahead.ready() >= std::min(kAhead, kSteps - step); })) << step;
     ahead.next();
   }
   EXPECT_EQ(ahead.waits(), 0);
@@ -71,7 +81,7 @@ TEST_F(Prefetch, AStepThatIsNotReadYetIsCounted) {
   std::unique_lock held(hdf5_mutex());  // the reader stands before the first tokens
   Prefetcher ahead(shards, 0, 2, 0, 6, 6, 2);
   std::thread taker([&] { ahead.next(); });
-  while (ahead.waits() == 0) std::this_thread::yield();
+  EXPECT_TRUE(comes_true([&] { return ahead.waits() > 0; }));
   EXPECT_EQ(ahead.ready(), 0);
   held.unlock();
   taker.join();
