@@ -20,6 +20,8 @@ struct SessionFacts {
   double step_seconds = 0;
   double first_step_seconds = 0;  // it also makes the kernels
   std::array<double, std::size_t(Part::count)> first_step_parts{};
+  /// Up to the newest step that counts.
+  std::array<double, std::size_t(Part::count)> parts{};
   Traffic traffic;              // of this rank in all steps
   std::int64_t data_waits = 0;  // steps whose batch was not read in time
   WorkCounts work;

@@ -305,6 +305,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
     session_.first_step_seconds = record.step_seconds;
     session_.first_step_parts = part_seconds();
   }
+  session_.parts = part_seconds();
   session_.steps += 1;
   session_.tokens += record.tokens;
   session_.step_seconds += record.step_seconds;
@@ -364,7 +365,8 @@ Outcome Loop::stopped_after(std::int64_t steps) {
 Outcome Loop::steps_from(std::int64_t first) {
   const RankRows rows = RankRows::of(deck_, grid_);
   Prefetcher prefetcher(source_, first, deck_.run.steps, rows.first, rows.rows, rows.microbatch, deck_.data.prefetch);
-  reset_part_seconds();
+  restore_part_seconds(session_.parts);  // neither loading nor a bad step is part of the session's seconds
+  const std::int64_t waits_before = session_.data_waits;
   reported_at_ = seconds_now();
   reported_step_ = first;
   const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every,
@@ -375,7 +377,7 @@ Outcome Loop::steps_from(std::int64_t first) {
   }
   for (std::int64_t step = first; step < deck_.run.steps; ++step) {
     const Trainer::StepOutcome outcome = one_step(prefetcher, step);
-    session_.data_waits = prefetcher.waits();
+    session_.data_waits = waits_before + prefetcher.waits();
     const std::int64_t done = step + 1;
     if (outcome.record.step == done) report(outcome.record);  // not for a batch that was skipped
     if (compare_every > 0 && done % compare_every == 0) trainer_->compare_replicas();

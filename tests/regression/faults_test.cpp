@@ -221,6 +221,11 @@ TEST_F(Faults, StepsThatAreBadTwiceAreSkippedAndARestartSkipsTheSame) {
   for (const auto& event : events_of("spikes", "batch_skipped")) skipped.insert(event["step"].get<std::int64_t>());
   ASSERT_GE(skipped.size(), 1U) << "no step was bad: the test does not test what it says\n" << whole.output;
   EXPECT_EQ(back.size(), skipped.size());
+  // What going back repeats counts in the parts as it does in the whole.
+  const auto session = summary_of(dir("spikes"))["last_session"];
+  double parts = 0;
+  for (const auto& part : session["part_seconds"]) parts += part.get<double>();
+  EXPECT_GT(parts, 0.95 * session["seconds"].get<double>());
   EXPECT_EQ(count_lines(dir("spikes") + "/metrics.jsonl"), 20 - std::int64_t(skipped.size()));
   EXPECT_NE(newest_of(dir("spikes")).find("step-00000020"), std::string::npos);
 
