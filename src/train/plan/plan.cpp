@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 #include <set>
+#include <vector>
 
 #include "model/freeze.hpp"
 #include "train/model_size.hpp"
@@ -15,14 +16,25 @@
 namespace flanmoe {
 namespace {
 
-/// Ranks of which one is the fullest: they own the largest segments of gradients, or are the first or the last.
+/// Ranks of which one is the fullest: of few, any; of many, those that own the largest segments of gradients or, with
+/// what is frozen, the most elements, and the first and the last.
 std::set<int> candidates(const ParameterStore& store, int ranks, int expert) {
-  std::set<int> all = {0, ranks - 1};
+  constexpr int few = 8;
+  std::set<int> all;
+  for (int rank = 0; rank < std::min(ranks, few); ++rank) all.insert(rank);
+  if (ranks <= few) return all;
+  all.insert(ranks - 1);
+  std::vector<std::int64_t> owned(std::size_t(ranks), 0);
   for (const Placement placement : {Placement::dense, Placement::expert}) {
-    const auto& sizes = store.segment_sizes(placement);
-    const auto largest = int(std::max_element(sizes.begin(), sizes.end()) - sizes.begin());
-    all.insert(placement == Placement::dense ? largest : largest * expert);
+    const int step = placement == Placement::dense ? 1 : expert;  // from one owner to the next
+    std::vector<std::int64_t> sizes = store.segment_sizes(placement);
+    all.insert(int(std::max_element(sizes.begin(), sizes.end()) - sizes.begin()) * step);
+    for (const ParameterUnit& unit : store.frozen_units(placement)) {
+      sizes[std::size_t(unit.owner)] += store.specs()[std::size_t(unit.parameter)].matrix_size();
+    }
+    for (int rank = 0; rank < ranks; ++rank) owned[std::size_t(rank)] += sizes[std::size_t(rank / step)];
   }
+  all.insert(int(std::max_element(owned.begin(), owned.end()) - owned.begin()));
   return all;
 }
 
