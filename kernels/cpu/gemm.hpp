@@ -40,11 +40,11 @@ class ProductList {
 };
 
 /// Products one after the other, each computed by all threads: both operands are packed once into shared memory.
-/// For few products, and for those with a transposed a.
+/// For few products.
 void multiply_in_turn(KernelContext& context, std::int64_t count, const ProductList& product);
 
 /// Independent products of which every thread takes its own pieces and packs b for itself. For many products whose b
-/// is used for few rows. a is not transposed.
+/// is used for few rows.
 void multiply_side_by_side(KernelContext& context, std::int64_t count, const ProductList& product);
 
 /// Bytes of scratch that any product takes at most; grows with the number of threads only.

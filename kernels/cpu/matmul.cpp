@@ -1,10 +1,15 @@
 #include "kernels/matmul.hpp"
 
+#include <omp.h>
+
 #include "kernels/cpu/gemm.hpp"
 #include "kernels/matmul_checks.hpp"
 
 namespace flanmoe::cpu {
 namespace {
+
+/// From so many groups a thread on, weight gradients are shared out group by group.
+constexpr std::int64_t kGroupsOfThread = 4;
 
 Product describe(const Tensor& y, const Tensor& a, Transpose transpose_a, const Tensor& b, Transpose transpose_b,
                  bool accumulate) {
@@ -45,12 +50,18 @@ void grouped_weight_gradient(KernelContext& context, std::span<const Tensor> dw_
   FLANMOE_EXPECT(beta == 0.0F || beta == 1.0F, "beta is {}, not 0 or 1", beta);
   const auto groups = std::int64_t(dw_KN.size());
   expect_groups(first, groups, x_RK.rows);
-  multiply_in_turn(context, groups, [&](std::int64_t g) {
+  const auto of_group = [&](std::int64_t g) {
     const std::int64_t begin = first[std::size_t(g)];
     const std::int64_t count = first[std::size_t(g) + 1] - begin;
     return describe(dw_KN[std::size_t(g)], x_RK.slice_rows(begin, count), Transpose::yes,
                     dy_RN.slice_rows(begin, count), Transpose::no, beta == 1.0F);
-  });
+  };
+  // With many groups no thread waits for another: packing for oneself costs less than two barriers a group.
+  if (groups >= kGroupsOfThread * omp_get_max_threads()) {
+    multiply_side_by_side(context, groups, of_group);
+  } else {
+    multiply_in_turn(context, groups, of_group);
+  }
 }
 
 }  // namespace

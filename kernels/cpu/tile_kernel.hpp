@@ -12,7 +12,7 @@
 namespace flanmoe::cpu {
 
 /// rows and cols of a tile are multiples of these, up to the largest. Rows beyond the matrix are computed and dropped.
-inline constexpr std::int64_t kTileRowStep = 8;
+inline constexpr std::int64_t kTileRowStep = 4;
 inline constexpr std::int64_t kTileRows = 64;
 inline constexpr std::int64_t kTileColStep = 64;
 inline constexpr std::int64_t kTileCols = 256;

@@ -1,5 +1,7 @@
 #include "kernels/matmul.hpp"
 
+#include <omp.h>
+
 #include <cmath>
 #include <numeric>
 
@@ -202,6 +204,11 @@ TEST(Matmul, WeightGradientEqualsReferenceWithEmptyAndHotGroups) {
       compare_weight_gradient(type, {4500}, 20, 30, beta);
       compare_weight_gradient(type, {40, 0, 9}, 136, 128, beta, 0);  // tiles that lie in the gradient as they are
       compare_weight_gradient(type, {5000, 30}, 64, 192, beta, 0);   // deeper than one of them
+      // Many groups, which threads share out whole; one is deeper than a tile.
+      std::vector<std::int64_t> many(std::size_t(8 * omp_get_max_threads()), 3);
+      many[1] = 0;
+      many[2] = 4500;
+      compare_weight_gradient(type, many, 70, 130, beta);
     }
   }
 }
