@@ -6,7 +6,6 @@
 #include <cmath>
 
 namespace flanmoe {
-namespace {
 
 std::string escaped(const std::string& text) {
   std::string out;
@@ -21,8 +20,6 @@ std::string escaped(const std::string& text) {
   }
   return out;
 }
-
-}  // namespace
 
 void Svg::line(Point from, Point to, const std::string& style) {
   body_ += fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" {}/>\n", from.first, from.second,

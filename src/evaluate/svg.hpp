@@ -9,6 +9,9 @@ namespace flanmoe {
 
 using Point = std::pair<double, double>;  // pixels, y downwards
 
+/// Text as it may stand in SVG and HTML, attributes included.
+std::string escaped(const std::string& text);
+
 class Svg {
  public:
   Svg(double width, double height) : width_(width), height_(height) {}

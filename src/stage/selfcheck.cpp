@@ -20,18 +20,9 @@
 namespace flanmoe {
 namespace {
 
-constexpr std::int64_t kSteps = 3;
-
-struct Layout {
-  int ranks, expert;
-};
-
-/// What a layout did; the same on every rank of the world.
-struct Trace {
-  std::array<double, kSteps> loss{}, norm{};
-  std::uint64_t state = 0, samples = 0;
-  std::uint64_t reread = 0;  // state after reading the checkpoint of the first layout
-};
+using detail::Layout;
+using detail::Trace;
+constexpr std::int64_t kSteps = detail::kSelfcheckSteps;
 
 Deck deck_of(const Deck& deck, Layout layout) {
   Deck changed = deck;
@@ -138,18 +129,23 @@ Trace trace_of(const Deck& deck, Layout layout, const Communicator& world, Batch
   return trace;
 }
 
-double largest_difference(const Trace& a, const Trace& b) {
+}  // namespace
+
+/// Not a number when one of them is not: std::max would drop that.
+double detail::largest_difference(const Trace& a, const Trace& b) {
   double largest = 0;
   for (std::size_t i = 0; i < std::size_t(kSteps); ++i) {
-    largest = std::max({largest, std::abs(a.loss[i] - b.loss[i]) / std::abs(b.loss[i]),
-                        std::abs(a.norm[i] - b.norm[i]) / std::abs(b.norm[i])});
+    for (const double difference : {std::abs(a.loss[i] - b.loss[i]) / std::abs(b.loss[i]),
+                                    std::abs(a.norm[i] - b.norm[i]) / std::abs(b.norm[i])}) {
+      if (std::isnan(difference)) return difference;
+      largest = std::max(largest, difference);
+    }
   }
   return largest;
 }
 
-/// How far a layout agrees with the first, in words; empty `wrong` when that is as far as the deck promises.
-std::string agreement(const Deck& deck, Layout layout, const Trace& trace, Layout first, const Trace& expected,
-                      std::string& wrong) {
+std::string detail::agreement(const Deck& deck, Layout layout, const Trace& trace, Layout first, const Trace& expected,
+                              std::string& wrong) {
   const bool exact = uses_leaves(deck, layout.ranks) && uses_leaves(deck, first.ranks);
   // Sums in another order; bf16 rounds activations to 8 bits.
   const double rounding = deck.run.precision == "bf16" ? 2e-2 : 1e-5;
@@ -162,8 +158,6 @@ std::string agreement(const Deck& deck, Layout layout, const Trace& trace, Layou
   if (!wrong.empty()) return wrong;
   return same ? "the same bits" : fmt::format("the same to {:.1g}", difference);
 }
-
-}  // namespace
 
 bool selfcheck(const Deck& deck_in, const Communicator& world) {
   if (deck_in.run.stage == "evaluate" || deck_in.run.stage == "plan") {
@@ -189,7 +183,7 @@ bool selfcheck(const Deck& deck_in, const Communicator& world) {
     const Trace trace = trace_of(deck, layout, world, *source, checkpoint);
     std::string wrong;
     if (!first) first = trace;
-    const std::string text = agreement(deck, layout, trace, layouts.front(), *first, wrong);
+    const std::string text = detail::agreement(deck, layout, trace, layouts.front(), *first, wrong);
     right = right && wrong.empty();
     log_info("{:5}  {:6}  {:<20.17g}  {:<20.17g}  {:016x}  {}", layout.ranks, layout.expert, trace.loss.back(),
              trace.norm.back(), trace.state, text);

@@ -1,6 +1,10 @@
 // flanmoe selfcheck DECK: does this deck train the same on every layout that these ranks can make?
 #pragma once
 
+#include <array>
+#include <cstdint>
+#include <string>
+
 #include "deck/deck.hpp"
 #include "parallel/communicator.hpp"
 
@@ -12,5 +16,28 @@ namespace flanmoe {
 /// where reduction.leaves shapes the sums of both, else to rounding. Leaves nothing behind; its folder, run.dir with
 /// .selfcheck after it, must not exist. Collective.
 bool selfcheck(const Deck& deck, const Communicator& world);
+
+namespace detail {
+
+inline constexpr std::int64_t kSelfcheckSteps = 3;
+
+struct Layout {
+  int ranks, expert;
+};
+
+/// What a layout did; the same on every rank of the world.
+struct Trace {
+  std::array<double, kSelfcheckSteps> loss{}, norm{};
+  std::uint64_t state = 0, samples = 0;
+  std::uint64_t reread = 0;  // state after reading the checkpoint of the first layout
+};
+
+/// The largest relative difference of losses and norms.
+double largest_difference(const Trace& a, const Trace& b);
+/// How far a layout agrees with the first, in words; empty `wrong` when that is as far as the deck promises.
+std::string agreement(const Deck& deck, Layout layout, const Trace& trace, Layout first, const Trace& expected,
+                      std::string& wrong);
+
+}  // namespace detail
 
 }  // namespace flanmoe

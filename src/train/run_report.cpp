@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "evaluate/chart.hpp"
 #include "evaluate/evaluation_report.hpp"
+#include "evaluate/svg.hpp"
 #include "train/run_folder.hpp"
 #include "train/watch.hpp"
 
@@ -16,19 +17,6 @@ namespace flanmoe {
 namespace {
 
 using nlohmann::json;
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      default: out += c;
-    }
-  }
-  return out;
-}
 
 /// An SVG file as part of a page: without its XML declaration.
 std::string inlined(const std::string& svg) {
