@@ -42,7 +42,7 @@ struct Optimizer::State {
   bool adafactor = false;
   std::vector<OwnedUnit> owned;           // trained; dense, then expert; by parameter inside a placement
   std::vector<OwnedUnit> frozen;          // the same of what is frozen: masters only
-  Tensor work;                            // what reduce_scatter_tree receives, larger of the two placements
+  Tensor work;                            // of reduce_scatter_tree, larger of the two placements
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
   std::vector<double> squares;            // sum of squares of the gradient of every matrix of the model
 
@@ -127,13 +127,12 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
     scratch_bytes = std::max(scratch_bytes, s.kernels.optimizer.scratch_bytes(s.spec(unit).rows, s.spec(unit).cols));
   }
   for (OwnedUnit& unit : s.frozen) s.lay_frozen(unit, state);
+  const DType type = accumulate_dtype(s.store.compute());
   std::int64_t received = 0;
   for (const Placement placement : kPlacements) {
-    const int ranks = s.store.replica_size(placement);
-    const std::int64_t own = s.store.segment_sizes(placement)[std::size_t(s.store.replica_rank(placement))];
-    if (ranks > 1) received = std::max(received, own * ranks);
+    received = std::max(received, Communicator::reduce_scatter_work(s.store.segment_sizes(placement), type));
   }
-  s.work = state.allocate(accumulate_dtype(s.store.compute()), 1, received);
+  s.work = state.allocate(type, 1, received);
   if (!scratch.committed()) {
     const std::size_t mark = scratch.mark();
     scratch.allocate(DType::i32, 1, std::int64_t(scratch_bytes + 3) / 4);

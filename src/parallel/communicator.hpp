@@ -79,12 +79,15 @@ class Communicator {
                        std::span<const std::int64_t> send_rows) const;
   /// Sums `flat` (contiguous f32, bf16 or f64) over ranks; rank r gets elements of segment r (sizes sum to flat.size())
   /// in place in its own segment; other segments are left undefined. The sum is a binary tree over ranks of fixed
-  /// shape (neighbours first: ((0+1)+(2+3))+..., an odd rank out moves up), computed in A: the same bits every time.
-  /// `work` needs segment_sizes[rank]*size() elements of the same type, taken from the caller's arena.
+  /// shape (neighbours first: ((0+1)+(2+3))+..., an odd one out moves up), bf16 in fp32: the same bits every time.
+  /// A power of two of ranks halves what is left among ever more distant partners; other numbers send every segment to
+  /// its owner. `work` holds reduce_scatter_work(segment_sizes, dtype) elements of the same type.
   void reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes, const Tensor& work) const;
+  /// Elements: a few MiB, and at most those of the buffer for every other rank.
+  static std::int64_t reduce_scatter_work(std::span<const std::int64_t> segment_sizes, DType dtype);
   /// The inverse move: every rank's segment to all ranks, in place.
   void all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const;
-  /// Sum over ranks by the same fixed tree; for losses and norms. Deterministic.
+  /// Sum over ranks by the same fixed tree, on every rank; for losses and counts.
   void sum_tree(std::span<double> values) const;
 
   /// What this rank has handed to the others so far.
@@ -103,7 +106,7 @@ class Communicator {
   bool imagined_ = false;
   mutable Traffic traffic_;
   mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
-  mutable std::vector<double> gathered_;  // what sum_tree adds up
+  mutable std::vector<double> gathered_;  // what sum_tree receives
 };
 
 /// The communicators of a run.

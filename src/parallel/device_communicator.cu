@@ -1,11 +1,13 @@
 #include <nccl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <numeric>
 
 #include "kernels/cuda/device.cuh"
 #include "parallel/device_communicator.hpp"
+#include "parallel/halving.hpp"
 
 namespace flanmoe {
 namespace {
@@ -46,6 +48,11 @@ __global__ void __launch_bounds__(kThreads)
     }
     out[i] = cuda::round_to<T>(sum);
   }
+}
+
+__global__ void __launch_bounds__(kThreads) add_to(float* to, const float* from, std::int64_t count) {
+  const std::int64_t step = std::int64_t(gridDim.x) * kThreads;
+  for (std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) to[i] += from[i];
 }
 
 char* bytes_at(const Tensor& x, std::int64_t element) {
@@ -105,27 +112,77 @@ void DeviceCommunicator::all_to_all_rows(KernelContext& context, const Tensor& r
 void DeviceCommunicator::reduce_scatter_tree(KernelContext& context, const Tensor& flat,
                                              std::span<const std::int64_t> segment_sizes, const Tensor& work) const {
   expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
-  const std::int64_t own = segment_sizes[std::size_t(rank_)];
-  FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= own * size_,
-                 "work of {} elements for {} of each of {} ranks", work.size(), own, size_);
+  if (size_ == 1) return;
+  const std::int64_t needed = Communicator::reduce_scatter_work(segment_sizes, flat.dtype);
+  FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= needed,
+                 "work of {} elements, {} needed", work.size(), needed);
+  const detail::ReducePlan plan(segment_sizes, flat.dtype);
+  if (plan.halves) {
+    reduce_by_halving(context, flat, segment_sizes, work, plan.piece);
+  } else {
+    reduce_in_pieces(context, flat, segment_sizes, work, plan.piece);
+  }
+}
+
+void DeviceCommunicator::reduce_by_halving(KernelContext& context, const Tensor& flat,
+                                           std::span<const std::int64_t> sizes, const Tensor& work,
+                                           std::int64_t piece) const {
+  FLANMOE_EXPECT(flat.dtype == DType::f32, "halving of {}", name_of(flat.dtype));
+  const cudaStream_t stream = cuda::stream_of(context);
+  for (int distance = 1; distance < size_; distance *= 2) {
+    detail::HalvingRound round(sizes, rank_, distance);
+    while (round.give.left() > 0 || round.keep.left() > 0) {
+      const std::int64_t out = std::min(piece, round.give.left()), in = std::min(piece, round.keep.left());
+      check(ncclGroupStart(), "ncclGroupStart");
+      round.give.take(out, [&](std::int64_t first, std::int64_t n) {
+        check(ncclSend(bytes_at(flat, first), bytes_of(flat, n), ncclUint8, round.partner, comm_, stream), "ncclSend");
+      });
+      // The partner gives the same parts in the same order.
+      detail::SegmentStream arriving = round.keep;
+      std::int64_t at = 0;
+      arriving.take(in, [&](std::int64_t /*first*/, std::int64_t n) {
+        check(ncclRecv(bytes_at(work, at), bytes_of(work, n), ncclUint8, round.partner, comm_, stream), "ncclRecv");
+        at += n;
+      });
+      check(ncclGroupEnd(), "ncclGroupEnd");
+      const float* from = work.as<float>();
+      round.keep.take(in, [&](std::int64_t first, std::int64_t n) {
+        cuda::launch(add_to, cuda::striding_blocks(n, kThreads), kThreads, 0, context, flat.as<float>() + first, from,
+                     n);
+        from += n;
+      });
+    }
+  }
+}
+
+void DeviceCommunicator::reduce_in_pieces(KernelContext& context, const Tensor& flat,
+                                          std::span<const std::int64_t> sizes, const Tensor& work,
+                                          std::int64_t piece) const {
   FLANMOE_EXPECT(size_ < (1 << kLevels), "{} ranks in a tree of {} levels", size_, kLevels);
   const cudaStream_t stream = cuda::stream_of(context);
-  std::int64_t at = 0, own_at = 0;
-  check(ncclGroupStart(), "ncclGroupStart");
-  for (int r = 0; r < size_; ++r) {
-    const std::int64_t count = segment_sizes[std::size_t(r)];
-    if (r == rank_) own_at = at;
-    if (count > 0) check(ncclSend(bytes_at(flat, at), bytes_of(flat, count), ncclUint8, r, comm_, stream), "ncclSend");
-    if (own > 0) {
-      check(ncclRecv(bytes_at(work, r * own), bytes_of(work, own), ncclUint8, r, comm_, stream), "ncclRecv");
+  const std::int64_t own = sizes[std::size_t(rank_)], longest = *std::max_element(sizes.begin(), sizes.end());
+  for (std::int64_t at = 0; at < longest; at += piece) {
+    const std::int64_t in = std::clamp(own - at, std::int64_t{0}, piece);
+    std::int64_t first = 0, own_at = 0;
+    check(ncclGroupStart(), "ncclGroupStart");
+    for (int r = 0; r < size_; ++r) {
+      const std::int64_t count = std::clamp(sizes[std::size_t(r)] - at, std::int64_t{0}, piece);
+      if (r == rank_) own_at = first + at;
+      if (count > 0) {
+        check(ncclSend(bytes_at(flat, first + at), bytes_of(flat, count), ncclUint8, r, comm_, stream), "ncclSend");
+      }
+      if (in > 0) {
+        check(ncclRecv(bytes_at(work, r * in), bytes_of(work, in), ncclUint8, r, comm_, stream), "ncclRecv");
+      }
+      first += sizes[std::size_t(r)];
     }
-    at += count;
+    check(ncclGroupEnd(), "ncclGroupEnd");
+    if (in == 0) continue;
+    with_type<float, bf16>(flat, "flat", [&]<class T>(std::type_identity<T>) {
+      cuda::launch(add_in_tree<T>, cuda::striding_blocks(in, kThreads), kThreads, 0, context, flat.as<T>() + own_at,
+                   work.as<T>(), size_, in, in);
+    });
   }
-  check(ncclGroupEnd(), "ncclGroupEnd");
-  with_type<float, bf16>(flat, "flat", [&]<class T>(std::type_identity<T>) {
-    cuda::launch(add_in_tree<T>, cuda::striding_blocks(own, kThreads), kThreads, 0, context, flat.as<T>() + own_at,
-                 work.as<T>(), size_, own, own);
-  });
 }
 
 void DeviceCommunicator::all_gather_segments(KernelContext& context, const Tensor& flat,

@@ -28,8 +28,8 @@ class DeviceCommunicator {
   /// As Communicator::all_to_all_rows: one message for each pair of ranks, all of them in one NCCL group.
   void all_to_all_rows(KernelContext& context, const Tensor& receive, std::span<const std::int64_t> receive_rows,
                        const Tensor& send, std::span<const std::int64_t> send_rows) const;
-  /// As Communicator::reduce_scatter_tree, in f32 or bf16: NCCL moves the contributions and a kernel adds them in the
-  /// same tree, so that the bits are those of the host's sum.
+  /// As Communicator::reduce_scatter_tree, in f32 or bf16 and with the same work: NCCL moves the contributions and a
+  /// kernel adds them in the same tree, so that the bits are those of the host's sum.
   void reduce_scatter_tree(KernelContext& context, const Tensor& flat, std::span<const std::int64_t> segment_sizes,
                            const Tensor& work) const;
   /// As Communicator::all_gather_segments.
@@ -40,6 +40,10 @@ class DeviceCommunicator {
 
  private:
   void check(int code, const char* call) const;
+  void reduce_by_halving(KernelContext& context, const Tensor& flat, std::span<const std::int64_t> sizes,
+                         const Tensor& work, std::int64_t piece) const;
+  void reduce_in_pieces(KernelContext& context, const Tensor& flat, std::span<const std::int64_t> sizes,
+                        const Tensor& work, std::int64_t piece) const;
   const std::string name_;
   int rank_ = 0, size_ = 1;
   ncclComm* comm_ = nullptr;

@@ -4,7 +4,6 @@
 #include <mpi.h>
 
 #include <limits>
-#include <utility>
 
 #include "base/timer.hpp"
 #include "parallel/watchdog.hpp"
@@ -63,22 +62,14 @@ constexpr std::int64_t largest_count = std::numeric_limits<int>::max();
 /// Owns a derived datatype.
 class Datatype {
  public:
-  Datatype() = default;
   explicit Datatype(MPI_Datatype made) : type_(made) { MPI_Type_commit(&type_); }
-  Datatype(Datatype&& other) noexcept : type_(std::exchange(other.type_, MPI_DATATYPE_NULL)) {}
-  Datatype& operator=(Datatype&& other) noexcept {
-    std::swap(type_, other.type_);
-    return *this;
-  }
   Datatype(const Datatype&) = delete;
   Datatype& operator=(const Datatype&) = delete;
-  ~Datatype() {
-    if (type_ != MPI_DATATYPE_NULL) MPI_Type_free(&type_);
-  }
+  ~Datatype() { MPI_Type_free(&type_); }
   MPI_Datatype get() const { return type_; }
 
  private:
-  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+  MPI_Datatype type_;
 };
 
 /// What every collective opens: the watchdog's mark and the clock of the communication part.

@@ -2,9 +2,13 @@
 #include "parallel/segments.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
+#include <type_traits>
+#include <utility>
 
 #include "parallel/communicator.hpp"
+#include "parallel/halving.hpp"
 #include "parallel/mpi_type.hpp"
 #include "parallel/tree.hpp"
 
@@ -14,6 +18,7 @@ using detail::Collective;
 using detail::Datatype;
 using detail::largest_count;
 using detail::mpi_type;
+using detail::ReducePlan;
 
 namespace {
 
@@ -81,58 +86,25 @@ void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::i
 
 namespace {
 
-/// `count` elements that begin `offset` elements after the address given to MPI, as one element of a derived type:
-/// sizes and offsets beyond the range of int.
-Datatype far_segment(MPI_Datatype element, std::int64_t offset, std::int64_t count) {
-  int element_size = 0;
-  MPI_Type_size(element, &element_size);
-  std::vector<int> lengths;
-  std::vector<MPI_Aint> places;
-  for (std::int64_t at = 0; at < count; at += largest_count) {
-    lengths.push_back(int(std::min(largest_count, count - at)));
-    places.push_back(MPI_Aint((offset + at) * element_size));
+/// Ranks that are given segments, and how many elements in all; see halving.hpp.
+std::pair<std::uint64_t, std::int64_t> given(std::span<const std::int64_t> sizes, int rank, DType dtype) {
+  const auto ranks = int(sizes.size());
+  const std::int64_t elements = sum_of(sizes) - sizes[std::size_t(rank)];
+  if (!ReducePlan(sizes, dtype).halves) return {receivers(sizes, rank), elements};
+  std::uint64_t partners = 0;
+  for (int distance = 1; distance < ranks; distance *= 2) {
+    partners += detail::HalvingRound(sizes, rank, distance).give.left() > 0 ? 1 : 0;
   }
-  MPI_Datatype made = MPI_DATATYPE_NULL;
-  MPI_Type_create_hindexed(int(lengths.size()), lengths.data(), places.data(), element, &made);
-  return Datatype(made);
+  return {partners, elements};
 }
 
 }  // namespace
 
-int detail::exchange_segments(MPI_Comm comm, const Tensor& work, const Tensor& flat,
-                              std::span<const std::int64_t> sizes, int rank, std::vector<int>& counts) {
-  const std::size_t n = sizes.size();
-  const std::int64_t own = sizes[std::size_t(rank)];
-  counts.resize(4 * n);
-  int* const c = counts.data();
-  lay_counts(c, c + n, sizes);
-  for (std::size_t r = 0; r < n; ++r) {
-    c[2 * n + r] = int(own);
-    c[3 * n + r] = int(std::int64_t(r) * own);
-  }
-  return MPI_Alltoallv(flat.data, c, c + n, mpi_type(flat.dtype), work.data, c + 2 * n, c + 3 * n, mpi_type(flat.dtype),
-                       comm);
-}
-
-int detail::exchange_far_segments(MPI_Comm comm, const Tensor& work, const Tensor& flat,
-                                  std::span<const std::int64_t> sizes, int rank) {
-  const std::size_t n = sizes.size();
-  const std::int64_t own = sizes[std::size_t(rank)];
-  const MPI_Datatype element = mpi_type(flat.dtype);
-  std::vector<Datatype> owners;
-  std::vector<MPI_Datatype> send_types(n, element), receive_types(n, element);
-  std::vector<int> send_counts(n), receive_counts(n, own > 0 ? 1 : 0), none(n, 0);
-  std::int64_t offset = 0;
-  for (std::size_t r = 0; r < n; ++r) {
-    if (sizes[r] > 0) {
-      send_types[r] = owners.emplace_back(far_segment(element, offset, sizes[r])).get();
-      send_counts[r] = 1;
-    }
-    if (own > 0) receive_types[r] = owners.emplace_back(far_segment(element, std::int64_t(r) * own, own)).get();
-    offset += sizes[r];
-  }
-  return MPI_Alltoallw(flat.data, send_counts.data(), none.data(), send_types.data(), work.data, receive_counts.data(),
-                       none.data(), receive_types.data(), comm);
+std::int64_t Communicator::reduce_scatter_work(std::span<const std::int64_t> segment_sizes, DType dtype) {
+  const auto ranks = std::int64_t(segment_sizes.size());
+  if (ranks == 1) return 0;
+  const ReducePlan plan(segment_sizes, dtype);
+  return (plan.halves ? 2 : ranks) * plan.piece;
 }
 
 void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
@@ -140,27 +112,24 @@ void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::
   const Collective scope("reduce_scatter_tree", name_);
   expect_segments(flat, segment_sizes, size_);
   if (size_ == 1) return;
-  const std::int64_t own = segment_sizes[std::size_t(rank_)];
-  FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= own * size_,
-                 "work of {} {} elements, {} {} needed", work.size(), name_of(work.dtype), own * size_,
-                 name_of(flat.dtype));
-  if (!counted(CollectiveKind::reduce_scatter_tree, receivers(segment_sizes, rank_),
-               std::uint64_t(flat.size() - own) * size_of(flat.dtype))) {
-    return;
-  }
-  if (flat.size() <= largest_count && own * size_ <= largest_count) {
-    check(detail::exchange_segments(comm_, work, flat, segment_sizes, rank_, counts_), "MPI_Alltoallv");
-  } else {
-    check(detail::exchange_far_segments(comm_, work, flat, segment_sizes, rank_), "MPI_Alltoallw");
-  }
-  const std::int64_t before = sum_of(segment_sizes.first(std::size_t(rank_)));
-  const auto sum = [&]<class T>(T* base) {
-    detail::tree_sum(base + before, static_cast<const T*>(work.data), size_, own, own);
+  const std::int64_t needed = reduce_scatter_work(segment_sizes, flat.dtype);
+  FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= needed,
+                 "work of {} {} elements, {} {} needed", work.size(), name_of(work.dtype), needed, name_of(flat.dtype));
+  const auto [partners, elements] = given(segment_sizes, rank_, flat.dtype);
+  if (!counted(CollectiveKind::reduce_scatter_tree, partners, std::uint64_t(elements) * size_of(flat.dtype))) return;
+  const ReducePlan plan(segment_sizes, flat.dtype);
+  const auto reduce = [&]<class T>(T* values) {
+    if constexpr (!std::is_same_v<T, bf16>) {
+      if (plan.halves) {
+        return detail::reduce_by_halving(comm_, values, segment_sizes, rank_, static_cast<T*>(work.data), plan.piece);
+      }
+    }
+    return detail::reduce_in_pieces(comm_, values, segment_sizes, rank_, static_cast<T*>(work.data), plan.piece);
   };
   switch (flat.dtype) {
-    case DType::f32: sum(flat.as<float>()); break;
-    case DType::bf16: sum(flat.as<bf16>()); break;
-    case DType::f64: sum(flat.as<double>()); break;
+    case DType::f32: check(reduce(flat.as<float>()), "MPI_Sendrecv"); break;
+    case DType::bf16: check(reduce(flat.as<bf16>()), "MPI_Sendrecv"); break;
+    case DType::f64: check(reduce(flat.as<double>()), "MPI_Sendrecv"); break;
     case DType::i32: FLANMOE_EXPECT(false, "sums of {} are not offered", name_of(flat.dtype));
   }
 }
@@ -203,15 +172,25 @@ void Communicator::all_gather_segments(const Tensor& flat, std::span<const std::
 }
 
 void Communicator::sum_tree(std::span<double> values) const {
-  if (size_ == 1) return;
-  if (imagined_) {
-    counted(CollectiveKind::all_gather, others(), values.size_bytes());
+  const Collective scope("sum_tree", name_);
+  if (!counted(CollectiveKind::all_reduce, others(), values.size_bytes())) return;
+  const std::size_t n = values.size();
+  FLANMOE_EXPECT(std::int64_t(n) <= largest_count, "a sum of {} numbers", n);
+  if (!std::has_single_bit(unsigned(size_))) {
+    gathered_.resize(n * std::size_t(size_));
+    check(MPI_Allgather(values.data(), int(n), MPI_DOUBLE, gathered_.data(), int(n), MPI_DOUBLE, comm_),
+          "MPI_Allgather");
+    detail::tree_sum(values.data(), gathered_.data(), size_, std::int64_t(n), std::int64_t(n));
     return;
   }
-  gathered_.resize(values.size() * std::size_t(size_));
-  all_gather(std::span<double>(gathered_), std::span<const double>(values.data(), values.size()));
-  const auto n = std::int64_t(values.size());
-  detail::tree_sum(values.data(), gathered_.data(), size_, n, n);
+  gathered_.resize(n);
+  for (int distance = 1; distance < size_; distance *= 2) {
+    const int partner = rank_ ^ distance;
+    check(MPI_Sendrecv(values.data(), int(n), MPI_DOUBLE, partner, 0, gathered_.data(), int(n), MPI_DOUBLE, partner, 0,
+                       comm_, MPI_STATUS_IGNORE),
+          "MPI_Sendrecv");
+    for (std::size_t i = 0; i < n; ++i) values[i] += gathered_[i];  // the same in either order
+  }
 }
 
 }  // namespace flanmoe

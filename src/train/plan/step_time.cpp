@@ -1,6 +1,7 @@
 #include "train/plan/step_time.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -188,9 +189,14 @@ void Estimate::communication(const ParameterStore& store, const StepTraffic& tra
   group(traffic.data, grid_.data_size(), grid_.expert_size());
   group(traffic.expert, grid_.expert_size(), 1);
   for (const Placement placement : {Placement::dense, Placement::expert}) {  // sums of what others sent
-    const double ranks = store.replica_size(placement);
-    const auto own = double(store.segment_sizes(placement)[std::size_t(store.replica_rank(placement))]);
-    if (ranks > 1) time[Part::communication] += 4 * own * (ranks + 1) / machine_.bytes_per_second;
+    const int ranks = store.replica_size(placement);
+    if (ranks == 1) continue;
+    const auto& sizes = store.segment_sizes(placement);
+    const auto own = double(sizes[std::size_t(store.replica_rank(placement))]);
+    const double others = double(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})) - own;
+    // Halving adds what is left to what came, round by round; else all contributions to the own segment come first.
+    const double moved = std::has_single_bit(unsigned(ranks)) ? 3 * others : own * (ranks + 1);
+    time[Part::communication] += 4 * moved / machine_.bytes_per_second;
   }
 }
 

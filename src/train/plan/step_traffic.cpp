@@ -103,9 +103,8 @@ StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const Parame
   };
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     const auto& sizes = store.segment_sizes(placement);
-    const std::int64_t own = sizes[std::size_t(store.replica_rank(placement))];
-    replicas(placement).reduce_scatter_tree(flat(placement), sizes,
-                                            not_there(accumulate, 1, own * store.replica_size(placement)));
+    const Tensor work = not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate));
+    replicas(placement).reduce_scatter_tree(flat(placement), sizes, work);
   }
   std::size_t matrices = 0;
   for (const ParameterSpec& spec : store.specs()) matrices += std::size_t(spec.experts);
