@@ -15,6 +15,8 @@ struct ElementwiseKernels {
   void (*scale)(KernelContext&, const Tensor& x, double factor);
   /// x = 0.
   void (*zero)(KernelContext&, const Tensor& x);
+  /// sum (f64, 1 x 1) = the sum of x (n x 1), in fp64 and in an order that depends on n only.
+  void (*sum)(KernelContext&, const Tensor& sum, const Tensor& x);
 };
 
 }  // namespace flanmoe

@@ -6,6 +6,7 @@ namespace flanmoe {
 
 const Kernels& kernels_for(const std::string& device) {
   static const Kernels reference_table{"reference",
+                                       reference::transfer_kernels,
                                        reference::matmul_kernels,
                                        reference::norm_kernels,
                                        reference::layer_norm_kernels,
@@ -22,6 +23,7 @@ const Kernels& kernels_for(const std::string& device) {
                                        reference::optimizer_kernels,
                                        reference::elementwise_kernels};
   static const Kernels cpu_table{"cpu",
+                                 cpu::transfer_kernels,
                                  cpu::matmul_kernels,
                                  cpu::norm_kernels,
                                  cpu::layer_norm_kernels,
@@ -39,7 +41,10 @@ const Kernels& kernels_for(const std::string& device) {
                                  cpu::elementwise_kernels};
   if (device == reference_table.device) return reference_table;
   if (device == cpu_table.device) return cpu_table;
-  usage_fail("run.device is \"{}\"; known devices are reference and cpu", device);
+  if (device != "cuda") usage_fail("run.device is \"{}\"; known devices are cpu, cuda and reference", device);
+  const Kernels* table = cuda_kernels();
+  if (table == nullptr) usage_fail("run.device = cuda: this program was built without CUDA; expected cpu");
+  return *table;
 }
 
 }  // namespace flanmoe

@@ -26,11 +26,13 @@
 #include "kernels/relative_bias.hpp"
 #include "kernels/rotary.hpp"
 #include "kernels/router.hpp"
+#include "kernels/transfer.hpp"
 
 namespace flanmoe {
 
 struct Kernels {
   const char* device;
+  const TransferKernels& transfer;
   const MatmulKernels& matmul;
   const NormKernels& norm;
   const NormKernels& layer_norm;
@@ -48,7 +50,11 @@ struct Kernels {
   const ElementwiseKernels& elementwise;
 };
 
-/// "reference" or "cpu"; throws UsageError naming the known devices otherwise.
+/// "reference", "cpu" or "cuda"; throws UsageError naming the known devices otherwise, and for "cuda" in a program that
+/// was built without it.
 const Kernels& kernels_for(const std::string& device);
+
+/// The operations of kernels/cuda; null in a program that was built without them.
+const Kernels* cuda_kernels();
 
 }  // namespace flanmoe

@@ -40,6 +40,16 @@ struct Jitter {
   std::span<const std::int32_t> position_T;
 };
 
+/// Places in what RouterKernels::measure writes.
+struct RouterMeasures {
+  static constexpr std::int64_t entropy = 0;   // sum over tokens of the entropy of p, log_z - sum_e p_e logit_e (nats)
+  static constexpr std::int64_t log_z2 = 1;    // sum over tokens of log_z^2
+  static constexpr std::int64_t unrouted = 2;  // tokens that no expert keeps
+  static constexpr std::int64_t balance = 3;   // sum over groups of sum_e balance_ge * (sum_t p_te) / tokens^2
+  static constexpr std::int64_t per_expert = 4;  // claims of every expert, then kept copies of every expert
+  static std::int64_t size(std::int64_t experts) { return per_expert + 2 * experts; }
+};
+
 struct RouterKernels {
   /// y_TD (A) = x_TD (C or A) times the factors. y may be x. The backward is the same product with the gradient.
   void (*jitter)(KernelContext&, const Tensor& y_TD, const Tensor& x_TD, const Jitter&);
@@ -80,9 +90,24 @@ struct RouterKernels {
   /// Rows for the experts: histogram, exclusive scan, row map. count_E (i32, 1 x E) = kept copies per expert.
   /// slot_Tk (i32) = row of copy (t, j) in expert order, -1 when not kept; rows of an expert are ordered by token, and
   /// by choice inside a token. token_N (i32, N x 1, room for all kept copies) = token of each row; entries past the
-  /// last row are -1. Returns the number of rows.
-  std::int64_t (*row_map)(KernelContext&, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
-                          const Tensor& choice_Tk, const Tensor& kept_Tk);
+  /// last row are -1.
+  void (*row_map)(KernelContext&, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
+                  const Tensor& choice_Tk, const Tensor& kept_Tk);
+
+  /// What a forward did, in fp64 and in a fixed order: measure_S (f64, 1 x RouterMeasures::size(E)). logits_TE, p_TE
+  /// and log_z_T as of softmax; kept_Tk and count_E as of row_map; chosen_GE: claims before capacity; balance_GE (i32):
+  /// the choices that the balance loss counts, absent where there is none.
+  void (*measure)(KernelContext&, const Tensor& measure_S, const Tensor& logits_TE, const Tensor& p_TE,
+                  const Tensor& log_z_T, const Tensor& kept_Tk, const Tensor& count_E, const Tensor& chosen_GE,
+                  const Tensor& balance_GE, std::span<const std::int64_t> first_token);
+
+  /// dp_GE (A) = the gradient of the balance loss by p of every token of group g and expert e: weight * f_ge /
+  /// (step_groups * tokens of the group), f the fraction of its tokens that chose e in balance_GE (i32). 0 where nobody
+  /// did, in a group without tokens, and everywhere with balance_GE absent.
+  void (*balance_gradient)(KernelContext&, const Tensor& dp_GE, const Tensor& balance_GE,
+                           std::span<const std::int64_t> first_token, double weight, std::int64_t step_groups);
+  /// claims_E (A, 1 x E) += sum over groups of chosen_GE (i32). Whole numbers: exact in any order.
+  void (*add_claims)(KernelContext&, const Tensor& claims_E, const Tensor& chosen_GE);
 
   /// dlogits_TE (written). dweight_Tk: gradient of the loss by the (renormalised) combine weights, 0 where not kept.
   /// dp_GE (G x E): the gradient of the balance loss by p of every token of group g and expert e (the fraction chosen
@@ -94,7 +119,7 @@ struct RouterKernels {
   void (*backward)(KernelContext&, const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE,
                    double z_scale, const Tensor& p_TE, const Tensor& log_z_T, const Tensor& choice_Tk,
                    std::span<const std::int64_t> first_token, bool renormalize);
-  /// Bytes of scratch that assign and expert_choice need for at most so many tokens.
+  /// Bytes of scratch that assign, expert_choice and measure need for at most so many tokens.
   std::size_t (*scratch_bytes)(std::int64_t tokens, std::int64_t experts);
 };
 

@@ -91,6 +91,31 @@ inline void expect_row_map(const Tensor& slot_Tk, const Tensor& token_N, const T
   expect_matrix(count_E, DType::i32, 1, count_E.cols, "count");
 }
 
+inline void expect_measure(const Tensor& measure_S, const Tensor& logits_TE, const Tensor& p_TE, const Tensor& log_z_T,
+                           const Tensor& kept_Tk, const Tensor& count_E, const Tensor& chosen_GE,
+                           const Tensor& balance_GE, std::span<const std::int64_t> first_token) {
+  const std::int64_t E = p_TE.cols;
+  expect_matrix(measure_S, DType::f64, 1, RouterMeasures::size(E), "measure");
+  expect_softmax(p_TE, log_z_T, logits_TE);
+  expect_matrix(kept_Tk, DType::i32, p_TE.rows, kept_Tk.cols, "kept");
+  expect_matrix(count_E, DType::i32, 1, E, "count");
+  expect_matrix(chosen_GE, DType::i32, chosen_GE.rows, E, "chosen");
+  if (!balance_GE.absent()) expect_like(balance_GE, chosen_GE, "balance");
+  expect_groups(first_token, chosen_GE.rows, p_TE.rows);
+}
+
+inline void expect_balance_gradient(const Tensor& dp_GE, const Tensor& balance_GE,
+                                    std::span<const std::int64_t> first_token) {
+  if (!balance_GE.absent()) expect_matrix(balance_GE, DType::i32, dp_GE.rows, dp_GE.cols, "balance");
+  FLANMOE_EXPECT(std::int64_t(first_token.size()) == dp_GE.rows + 1, "{} group bounds for {} groups",
+                 first_token.size(), dp_GE.rows);
+}
+
+inline void expect_claims(const Tensor& claims_E, const Tensor& chosen_GE) {
+  expect_matrix(claims_E, claims_E.dtype, 1, chosen_GE.cols, "claims");
+  expect_matrix(chosen_GE, DType::i32, chosen_GE.rows, chosen_GE.cols, "chosen");
+}
+
 inline void expect_backward(const Tensor& dlogits_TE, const Tensor& dweight_Tk, const Tensor& dp_GE, const Tensor& p_TE,
                             const Tensor& log_z_T, const Tensor& choice_Tk, std::span<const std::int64_t> first_token) {
   expect_like(dlogits_TE, p_TE, "dlogits");

@@ -9,6 +9,7 @@
 #include "base/host.hpp"
 #include "base/log.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/device.hpp"
 #include "parallel/process_grid.hpp"
 #include "parallel/stop.hpp"
 #include "parallel/watchdog.hpp"
@@ -58,19 +59,21 @@ int main(int argc, char** argv) {
       return kDone;
     }
 
-    // 3. The deck, the same on every rank.
+    // 3. The deck, the same on every rank, and what it computes on.
     const Deck deck = agree_on_deck(arguments, world);
     set_threads(deck.run.threads, world);
+    const std::unique_ptr<Device> device = open_device(deck.run.device, world);
     // Without a watchdog: ranks outside a layout wait for it, however long it takes.
-    if (arguments.action == Action::selfcheck) return selfcheck(deck, world) ? kDone : kError;
+    if (arguments.action == Action::selfcheck) return selfcheck(deck, world, *device) ? kDone : kError;
     const Watchdog watchdog{std::chrono::seconds(deck.run.watchdog_seconds)};
 
     // 4. Who does what.
     const ProcessGrid grid(world.size(), world.rank(), int(deck.parallel.expert));
-    const Communicators communicators = Communicators::make(world, grid);
+    Communicators communicators = Communicators::make(world, grid);
+    device->connect(communicators);
 
     // 5. The stage.
-    const Outcome outcome = run_stage(deck, grid, communicators);
+    const Outcome outcome = run_stage(deck, grid, communicators, device->context());
 
     // 6. The end, together.
     world.barrier();

@@ -283,8 +283,8 @@ void expert_choice(KernelContext& context, const Tensor& kept_TE, const Tensor& 
   });
 }
 
-std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
-                     const Tensor& choice_Tk, const Tensor& kept_Tk) {
+void row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
+             const Tensor& choice_Tk, const Tensor& kept_Tk) {
   const std::int64_t T = choice_Tk.rows;
   const std::int64_t k = choice_Tk.cols;
   const std::int64_t E = count_E.cols;
@@ -318,7 +318,77 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
   }
   for (std::int64_t n = rows; n < token_N.rows; ++n) tokens[n * token_N.stride] = -1;
   for (std::int64_t e = E - 1; e > 0; --e) next[e] -= next[e - 1];
-  return rows;
+}
+
+/// A piece of tokens: entropy, log_z^2, tokens that no expert keeps, and for the balance loss the same as
+/// sum_e balance_ge * (sum_t p_te), token by token.
+std::array<double, 4> measure_tokens(const Tensor& logits_TE, const Tensor& p_TE, const Tensor& log_z_T,
+                                     const Tensor& kept_Tk, const Tensor& balance_GE,
+                                     std::span<const std::int64_t> first_token, std::int64_t begin, std::int64_t end) {
+  const std::int64_t E = p_TE.cols;
+  std::int64_t g = std::upper_bound(first_token.begin(), first_token.end(), begin) - first_token.begin() - 1;
+  std::array<double, 4> sum{};
+  for (std::int64_t t = begin; t < end; ++t) {
+    while (t >= first_token[std::size_t(g) + 1]) ++g;
+    const auto* p = p_TE.row<float>(t);
+    const auto* logit = logits_TE.row<float>(t);
+    const auto* kept = kept_Tk.row<std::int32_t>(t);
+    const double log_z = double(*log_z_T.row<float>(t));
+    sum[0] += log_z - lane_sum<double>(E, [=](std::int64_t e) { return double(p[e]) * double(logit[e]); });
+    sum[1] += log_z * log_z;
+    sum[2] += std::find(kept, kept + kept_Tk.cols, 1) == kept + kept_Tk.cols ? 1 : 0;
+    if (balance_GE.absent()) continue;
+    const auto* balance = balance_GE.row<std::int32_t>(g);
+    const double tokens = double(first_token[std::size_t(g) + 1] - first_token[std::size_t(g)]);
+    sum[3] +=
+        lane_sum<double>(E, [=](std::int64_t e) { return double(balance[e]) * double(p[e]); }) / (tokens * tokens);
+  }
+  return sum;
+}
+
+void measure(KernelContext& /*context*/, const Tensor& measure_S, const Tensor& logits_TE, const Tensor& p_TE,
+             const Tensor& log_z_T, const Tensor& kept_Tk, const Tensor& count_E, const Tensor& chosen_GE,
+             const Tensor& balance_GE, std::span<const std::int64_t> first_token) {
+  expect_measure(measure_S, logits_TE, p_TE, log_z_T, kept_Tk, count_E, chosen_GE, balance_GE, first_token);
+  const std::int64_t T = p_TE.rows, E = p_TE.cols;
+  auto* measure = measure_S.as<double>();
+  const auto sums = parallel_tree_sum<4>((T + kTokens - 1) / kTokens, kTokens * E, [&](std::int64_t b) {
+    return measure_tokens(logits_TE, p_TE, log_z_T, kept_Tk, balance_GE, first_token, b * kTokens,
+                          std::min(T, (b + 1) * kTokens));
+  });
+  measure[RouterMeasures::entropy] = sums[0];
+  measure[RouterMeasures::log_z2] = sums[1];
+  measure[RouterMeasures::unrouted] = sums[2];
+  measure[RouterMeasures::balance] = sums[3];
+  double *claims = measure + RouterMeasures::per_expert, *kept = claims + E;
+  std::fill(claims, kept, 0.0);
+  for (std::int64_t g = 0; g < chosen_GE.rows; ++g) {
+    for (std::int64_t e = 0; e < E; ++e) claims[e] += chosen_GE.row<std::int32_t>(g)[e];
+  }
+  for (std::int64_t e = 0; e < E; ++e) kept[e] = count_E.as<std::int32_t>()[e];
+}
+
+void balance_gradient(KernelContext& /*context*/, const Tensor& dp_GE, const Tensor& balance_GE,
+                      std::span<const std::int64_t> first_token, double weight, std::int64_t step_groups) {
+  expect_balance_gradient(dp_GE, balance_GE, first_token);
+  for (std::int64_t g = 0; g < dp_GE.rows; ++g) {
+    const double tokens = double(first_token[std::size_t(g) + 1] - first_token[std::size_t(g)]);
+    auto* dp = dp_GE.row<float>(g);
+    const bool none = balance_GE.absent() || tokens == 0;
+    const auto* balance = none ? nullptr : balance_GE.row<std::int32_t>(g);
+    for (std::int64_t e = 0; e < dp_GE.cols; ++e) {
+      const double f = none ? 0.0 : balance[e] / tokens;
+      dp[e] = f > 0 ? float(weight * f / (double(step_groups) * tokens)) : 0.0F;
+    }
+  }
+}
+
+void add_claims(KernelContext& /*context*/, const Tensor& claims_E, const Tensor& chosen_GE) {
+  expect_claims(claims_E, chosen_GE);
+  auto* claims = claims_E.as<float>();
+  for (std::int64_t g = 0; g < chosen_GE.rows; ++g) {
+    for (std::int64_t e = 0; e < claims_E.cols; ++e) claims[e] += float(chosen_GE.row<std::int32_t>(g)[e]);
+  }
 }
 
 /// dlogit = p (g - <p, g> + z), where dlogit holds the part of g that comes from the balance loss on entry.
@@ -366,7 +436,8 @@ std::size_t scratch_bytes(std::int64_t tokens, std::int64_t experts) { return sc
 
 }  // namespace
 
-const RouterKernels router_kernels = {jitter, softmax, top_k,         spread,  weigh,    admit,
-                                      count,  assign,  expert_choice, row_map, backward, scratch_bytes};
+const RouterKernels router_kernels = {jitter,     softmax,  top_k,         spread,  weigh,   admit,
+                                      count,      assign,   expert_choice, row_map, measure, balance_gradient,
+                                      add_claims, backward, scratch_bytes};
 
 }  // namespace flanmoe::cpu

@@ -129,8 +129,26 @@ void zero(KernelContext& context, const Tensor& x) {
         "cudaMemset2DAsync");
 }
 
+/// One block: every thread adds up its share in order, then the shares are added.
+template <class X>
+__global__ void __launch_bounds__(kThreads) sum_kernel(double* sum, Elements<const X> x, std::int64_t rows) {
+  double own = 0;
+  for (std::int64_t r = threadIdx.x; r < rows; r += kThreads) own += double(load_as_float(*x.at(r, 0)));
+  own = block_reduce(own, shared_memory<double>());
+  if (threadIdx.x == 0) *sum = own;
+}
+
+void sum(KernelContext& context, const Tensor& sum, const Tensor& x) {
+  expect_matrix(sum, DType::f64, 1, 1, "sum");
+  expect_matrix(x, x.dtype, x.rows, 1, "x");
+  with_type<float, bf16>(x, "x", [&]<class X>(std::type_identity<X>) {
+    launch(sum_kernel<X>, 1, kThreads, block_reduce_bytes<double>(kThreads), context, sum.as<double>(),
+           elements<const X>(x), x.rows);
+  });
+}
+
 }  // namespace
 
-const ElementwiseKernels elementwise_kernels = {convert, add, scale, zero};
+const ElementwiseKernels elementwise_kernels = {convert, add, scale, zero, sum};
 
 }  // namespace flanmoe::cuda

@@ -360,10 +360,7 @@ struct Backward {
 
 __global__ void __launch_bounds__(kThreads) backward_kernel(Backward o) {
   over_tokens(o.tokens, [&](std::int64_t t) {
-    int group = 0;  // the last one that begins at or before t
-    for (int step = 1 << 30; step > 0; step /= 2) {
-      if (group + step < o.groups && o.first_token[group + step] <= t) group += step;
-    }
+    const int group = group_of(o.first_token, o.groups, t);
     float* dp = o.dlogits.at(t, 0);
     const float* p = o.p.at(t, 0);
     for (int e = lane_index(); e < o.E; e += kWarp) dp[e] = *o.dp.at(group, e);
@@ -416,12 +413,13 @@ void backward(KernelContext& context, const Tensor& dlogits_TE, const Tensor& dw
 
 std::size_t scratch_bytes(std::int64_t tokens, std::int64_t experts) {
   return scratch_size<std::int32_t>(tokens) + scratch_size<std::int32_t>(kMostParts * experts) +
-         scratch_size<std::int32_t>(1);
+         scratch_size<std::int32_t>(1) + measure_scratch();
 }
 
 }  // namespace
 
-const RouterKernels router_kernels = {jitter, softmax, top_k,         spread,  weigh,    admit,
-                                      count,  assign,  expert_choice, row_map, backward, scratch_bytes};
+const RouterKernels router_kernels = {jitter,     softmax,  top_k,         spread,  weigh,   admit,
+                                      count,      assign,   expert_choice, row_map, measure, balance_gradient,
+                                      add_claims, backward, scratch_bytes};
 
 }  // namespace flanmoe::cuda

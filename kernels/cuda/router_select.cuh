@@ -27,8 +27,26 @@ inline void expect_counters(std::int64_t experts) {
 
 /// row_map of RouterKernels, with counters for at most kMostParts parts of the copies.
 constexpr std::int64_t kMostParts = 256;
-std::int64_t row_map(KernelContext& context, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
-                     const Tensor& choice_Tk, const Tensor& kept_Tk);
+void row_map(KernelContext& context, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
+             const Tensor& choice_Tk, const Tensor& kept_Tk);
+
+/// measure, balance_gradient and add_claims of RouterKernels.
+void measure(KernelContext& context, const Tensor& measure_S, const Tensor& logits_TE, const Tensor& p_TE,
+             const Tensor& log_z_T, const Tensor& kept_Tk, const Tensor& count_E, const Tensor& chosen_GE,
+             const Tensor& balance_GE, std::span<const std::int64_t> first_token);
+std::size_t measure_scratch();
+void balance_gradient(KernelContext& context, const Tensor& dp_GE, const Tensor& balance_GE,
+                      std::span<const std::int64_t> first_token, double weight, std::int64_t step_groups);
+void add_claims(KernelContext& context, const Tensor& claims_E, const Tensor& chosen_GE);
+
+/// The last group that begins at or before token t.
+__device__ inline int group_of(const std::int64_t* first_token, int groups, std::int64_t t) {
+  int group = 0;
+  for (int step = 1 << 30; step > 0; step /= 2) {
+    if (group + step < groups && first_token[group + step] <= t) group += step;
+  }
+  return group;
+}
 
 /// Gives every item 0 .. n-1 with expert(i) = e >= 0 its place among the items of e: f(i, e, taken[e] + items of e
 /// before i). On return taken[e] has grown by the items of e. Each warp owns a stretch of neighbours: a histogram of

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 #include "kernels/cuda/runtime.hpp"
 
@@ -9,12 +10,24 @@ void check(cudaError_t error, const char* call) {
   if (error != cudaSuccess) fail("{}: {} (CUDA error {})", call, cudaGetErrorString(error), int(error));
 }
 
+namespace {
+
+/// While an exception ends this rank its stream may wait for ranks that never come, and whatever is given back waits
+/// for the stream. The process ends soon anyway, and its GPU's memory with it.
+bool unwinding() { return std::uncaught_exceptions() > 0; }
+
+}  // namespace
+
 Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
-Stream::~Stream() { (void)cudaStreamDestroy(stream_); }
+Stream::~Stream() {
+  if (!unwinding()) (void)cudaStreamDestroy(stream_);
+}
 void Stream::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 Event::Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
-Event::~Event() { (void)cudaEventDestroy(event_); }
+Event::~Event() {
+  if (!unwinding()) (void)cudaEventDestroy(event_);
+}
 void Event::record(cudaStream_t stream) const { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
 void Event::hold(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
 void Event::synchronize() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
@@ -25,7 +38,11 @@ void* take_device_memory(std::size_t bytes) {
   void* memory = nullptr;
   return cudaMalloc(&memory, bytes) == cudaSuccess ? memory : nullptr;
 }
-void give_device_memory_back(void* memory, std::size_t /*bytes*/) { (void)cudaFree(memory); }
+void give_device_memory_back(void* memory, std::size_t /*bytes*/) {
+  if (unwinding()) return;
+  (void)cudaDeviceSynchronize();  // what is queued may still use it
+  (void)cudaFree(memory);
+}
 
 }  // namespace
 
@@ -39,6 +56,7 @@ Staging::Staging(std::size_t bytes) : part_bytes_(bytes / kParts / 64 * 64), rea
   device_ = static_cast<char*>(memory);
 }
 Staging::~Staging() {
+  if (unwinding()) return;
   (void)cudaFreeHost(pinned_);
   (void)cudaFree(device_);
 }

@@ -61,8 +61,18 @@ void zero(KernelContext& /*context*/, const Tensor& x) {
   }
 }
 
+void sum(KernelContext& /*context*/, const Tensor& sum, const Tensor& x) {
+  expect_matrix(sum, DType::f64, 1, 1, "sum");
+  expect_matrix(x, x.dtype, x.rows, 1, "x");
+  with_type<float, bf16, double>(x, "x", [&]<class X>(std::type_identity<X>) {
+    double total = 0;
+    for (std::int64_t r = 0; r < x.rows; ++r) total += double(widen(*x.row<X>(r)));
+    *sum.as<double>() = total;
+  });
+}
+
 }  // namespace
 
-const ElementwiseKernels elementwise_kernels = {convert, add, scale, zero};
+const ElementwiseKernels elementwise_kernels = {convert, add, scale, zero, sum};
 
 }  // namespace flanmoe::reference

@@ -218,8 +218,8 @@ void expert_choice(KernelContext& context, const Tensor& kept_TE, const Tensor& 
   });
 }
 
-std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
-                     const Tensor& choice_Tk, const Tensor& kept_Tk) {
+void row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Tensor& token_N, const Tensor& count_E,
+             const Tensor& choice_Tk, const Tensor& kept_Tk) {
   const std::int64_t T = choice_Tk.rows;
   const std::int64_t k = choice_Tk.cols;
   expect_row_map(slot_Tk, token_N, count_E, choice_Tk, kept_Tk);
@@ -240,7 +240,80 @@ std::int64_t row_map(KernelContext& /*context*/, const Tensor& slot_Tk, const Te
     }
     count_E.as<std::int32_t>()[e] = std::int32_t(row - first_row);
   }
-  return row;
+}
+
+template <class A>
+void measure_tokens(double* measure, const Tensor& logits_TE, const Tensor& p_TE, const Tensor& log_z_T,
+                    const Tensor& kept_Tk) {
+  for (std::int64_t t = 0; t < p_TE.rows; ++t) {
+    const double log_z = double(*log_z_T.row<A>(t));
+    double mean_logit = 0;
+    for (std::int64_t e = 0; e < p_TE.cols; ++e)
+      mean_logit += double(p_TE.row<A>(t)[e]) * double(logits_TE.row<A>(t)[e]);
+    measure[RouterMeasures::entropy] += log_z - mean_logit;
+    measure[RouterMeasures::log_z2] += log_z * log_z;
+    bool kept = false;
+    for (std::int64_t j = 0; j < kept_Tk.cols; ++j) kept = kept || kept_Tk.row<std::int32_t>(t)[j] != 0;
+    if (!kept) measure[RouterMeasures::unrouted] += 1;
+  }
+}
+
+/// sum_e balance_ge * (sum over the tokens of group g of p_te) / tokens^2.
+template <class A>
+double balance_of_group(const Tensor& p_TE, const std::int32_t* balance, std::int64_t first, std::int64_t last) {
+  if (first == last) return 0;
+  double product = 0;
+  for (std::int64_t e = 0; e < p_TE.cols; ++e) {
+    double mass = 0;
+    for (std::int64_t t = first; t < last; ++t) mass += double(p_TE.row<A>(t)[e]);
+    product += double(balance[e]) * mass;
+  }
+  const double tokens = double(last - first);
+  return product / (tokens * tokens);
+}
+
+void measure(KernelContext& /*context*/, const Tensor& measure_S, const Tensor& logits_TE, const Tensor& p_TE,
+             const Tensor& log_z_T, const Tensor& kept_Tk, const Tensor& count_E, const Tensor& chosen_GE,
+             const Tensor& balance_GE, std::span<const std::int64_t> first_token) {
+  expect_measure(measure_S, logits_TE, p_TE, log_z_T, kept_Tk, count_E, chosen_GE, balance_GE, first_token);
+  auto* measure = measure_S.as<double>();
+  std::fill(measure, measure + measure_S.cols, 0.0);
+  for (std::int64_t e = 0; e < p_TE.cols; ++e) {
+    double* of_expert = measure + RouterMeasures::per_expert + e;
+    for (std::int64_t g = 0; g < chosen_GE.rows; ++g) *of_expert += chosen_GE.row<std::int32_t>(g)[e];
+    of_expert[p_TE.cols] = count_E.as<std::int32_t>()[e];
+  }
+  with_type<float, double>(p_TE, "p", [&]<class A>(std::type_identity<A>) {
+    measure_tokens<A>(measure, logits_TE, p_TE, log_z_T, kept_Tk);
+    for (std::int64_t g = 0; g < chosen_GE.rows && !balance_GE.absent(); ++g) {
+      measure[RouterMeasures::balance] += balance_of_group<A>(
+          p_TE, balance_GE.row<std::int32_t>(g), first_token[std::size_t(g)], first_token[std::size_t(g) + 1]);
+    }
+  });
+}
+
+void balance_gradient(KernelContext& /*context*/, const Tensor& dp_GE, const Tensor& balance_GE,
+                      std::span<const std::int64_t> first_token, double weight, std::int64_t step_groups) {
+  expect_balance_gradient(dp_GE, balance_GE, first_token);
+  with_type<float, double>(dp_GE, "dp", [&]<class A>(std::type_identity<A>) {
+    for (std::int64_t g = 0; g < dp_GE.rows; ++g) {
+      const double tokens = double(first_token[std::size_t(g) + 1] - first_token[std::size_t(g)]);
+      for (std::int64_t e = 0; e < dp_GE.cols; ++e) {
+        const bool none = balance_GE.absent() || tokens == 0;
+        const double f = none ? 0.0 : balance_GE.row<std::int32_t>(g)[e] / tokens;
+        dp_GE.row<A>(g)[e] = f > 0 ? A(weight * f / (double(step_groups) * tokens)) : A(0);
+      }
+    }
+  });
+}
+
+void add_claims(KernelContext& /*context*/, const Tensor& claims_E, const Tensor& chosen_GE) {
+  expect_claims(claims_E, chosen_GE);
+  with_type<float, double>(claims_E, "claims", [&]<class A>(std::type_identity<A>) {
+    for (std::int64_t g = 0; g < chosen_GE.rows; ++g) {
+      for (std::int64_t e = 0; e < claims_E.cols; ++e) claims_E.as<A>()[e] += A(chosen_GE.row<std::int32_t>(g)[e]);
+    }
+  });
 }
 
 template <class A>
@@ -288,7 +361,8 @@ std::size_t scratch_bytes(std::int64_t tokens, std::int64_t /*experts*/) { retur
 
 }  // namespace
 
-const RouterKernels router_kernels = {jitter, softmax, top_k,         spread,  weigh,    admit,
-                                      count,  assign,  expert_choice, row_map, backward, scratch_bytes};
+const RouterKernels router_kernels = {jitter,     softmax,  top_k,         spread,  weigh,   admit,
+                                      count,      assign,   expert_choice, row_map, measure, balance_gradient,
+                                      add_claims, backward, scratch_bytes};
 
 }  // namespace flanmoe::reference

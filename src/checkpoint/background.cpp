@@ -134,7 +134,7 @@ void BackgroundWriter::copy_state() {
   optimizer_.visit_state([&](const StateTensor& state) {
     const Tensor& copy = copies_.at(i++).tensor;
     FLANMOE_EXPECT(state.tensor.contiguous() && state.tensor.bytes() == copy.bytes(), "copy {} is of another size", i);
-    std::memcpy(copy.data, state.tensor.data, copy.bytes());
+    optimizer_.copy_state(copy, state.tensor);
   });
 }
 

@@ -54,8 +54,7 @@ CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const Paramete
         reader.require_kinds(store.specs()[std::size_t(parameter)], kinds);
       }
     }
-    optimizer.visit_state([&](const StateTensor& state) {
-      if (weights_only && std::string(state.kind) != "master") return;
+    optimizer.fill_state(weights_only, [&](const StateTensor& state) {
       reader.read_matrix(store.specs()[std::size_t(state.parameter)], state.kind,
                          store.first_expert(state.parameter) + state.expert, state.tensor);
     });
@@ -100,8 +99,7 @@ CheckpointInfo upcycle_checkpoint(const std::string& checkpoint_dir, const Param
   together(world, [&] {
     const CheckpointReader reader(checkpoint_dir);
     info = reader.info();
-    optimizer.visit_state([&](const StateTensor& state) {
-      if (std::string(state.kind) != "master") return;
+    optimizer.fill_state(/*masters_only=*/true, [&](const StateTensor& state) {
       const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
       const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
       const UpcycleSource source = upcycle_source(spec);
@@ -139,7 +137,7 @@ std::exception_ptr read_dense_weights(const CheckpointReader& reader, const Para
       world.broadcast(std::span(&failed, 1), source);
       if (failed != 0) return failure;
       world.broadcast(std::span(staging.data(), matrix.bytes()), source);
-      kernels.elementwise.convert(context, store.weight(int(p)).matrix(e), matrix);
+      kernels.transfer.upload(context, store.weight(int(p)).matrix(e), matrix);
     }
   }
   return nullptr;
@@ -154,7 +152,7 @@ void read_expert_weights(const CheckpointReader& reader, const ParameterStore& s
     for (std::int64_t e = 0; e < store.local_experts(int(p)); ++e) {
       const Tensor matrix{staging.data(), accumulate_dtype(store.compute()), 1, spec.rows, spec.cols, spec.cols};
       reader.read_matrix(spec, "master", store.first_expert(int(p)) + e, matrix);
-      kernels.elementwise.convert(context, store.weight(int(p)).matrix(e), matrix);
+      kernels.transfer.upload(context, store.weight(int(p)).matrix(e), matrix);
     }
   }
 }

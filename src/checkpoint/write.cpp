@@ -60,7 +60,7 @@ namespace {
 
 /// Every matrix this rank owns, with its checksum. Not collective.
 void write_owned(hid_t file, const ParameterStore& store, const Optimizer& optimizer) {
-  optimizer.visit_state([&](const StateTensor& state) {
+  optimizer.read_state([&](const StateTensor& state) {
     const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
     const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
     const std::uint32_t crc = detail::checksum(state.tensor);

@@ -150,7 +150,7 @@ void check_model(const Deck& deck, Problems& problems) {
     add(problems, "model.bias_max_distance = {}: expected more than model.bias_buckets / 2 = {} / 2 = {}",
         model.bias_max_distance, model.bias_buckets, model.bias_buckets / 2);
   if (deck.run.device == "reference" && deck.run.precision == "bf16")
-    problems.add("run.precision = bf16 needs run.device = cpu: the reference computes in fp32 only");
+    problems.add("run.precision = bf16 needs run.device = cpu or cuda: the reference computes in fp32 only");
 }
 
 bool sparse_stack(const Deck& deck, bool encoder) {

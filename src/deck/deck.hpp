@@ -13,7 +13,7 @@ struct RunDeck {
   std::string dir = "runs/run";    // run folder
   std::int64_t steps = 100;        // total optimizer steps
   std::int64_t seed = 1;
-  std::string device = "cpu";      // cpu | reference
+  std::string device = "cpu";      // cpu | cuda | reference
   std::string precision = "fp32";  // fp32 | bf16
   std::string init_from;           // checkpoint folder, or run folder (its newest checkpoint): weights only
   bool upcycle = false;            // init_from is dense: every expert starts as a copy of its feed-forward

@@ -52,8 +52,9 @@ void add_run(std::vector<Parameter>& table) {
   rows.required_text("dir", &S::dir, "Run folder: metrics, log, checkpoints and summary are written here.");
   rows.number("steps", &S::steps, at_least(1), "steps", "Optimizer steps in all, counted from the start of this run.");
   rows.number("seed", &S::seed, at_least(0), "", "Seed of weights, data order, masks and dropout.");
-  rows.choice("device", &S::device, {"cpu", "reference"},
-              "Kernels to use: the fast CPU path, or the scalar reference that it is tested against.");
+  rows.choice("device", &S::device, {"cpu", "cuda", "reference"},
+              "What to compute on: the cores of the host, a GPU for every rank (executed in emulation only so far), or "
+              "the scalar reference that both are tested against.");
   rows.choice("precision", &S::precision, {"fp32", "bf16"},
               "Type of activations and matrix products; master weights, router and losses stay fp32.");
   rows.text("init_from", &S::init_from,

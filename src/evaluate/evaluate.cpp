@@ -17,11 +17,12 @@ namespace {
 /// A model with its memory, for inference.
 class LoadedModel {
  public:
-  LoadedModel(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, BatchLimits limits,
-              const std::string& checkpoint)
+  LoadedModel(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators,
+              const KernelContext& context, BatchLimits limits, const std::string& checkpoint)
       : kernels_(kernels_for(deck.run.device)),
         store_(model_parameters(deck.model, deck.moe), grid.coordinates(),
-               deck.run.precision == "bf16" ? DType::bf16 : DType::f32) {
+               deck.run.precision == "bf16" ? DType::bf16 : DType::f32),
+        context_{&scratch_, context.stream, context.staging} {
     store_.lay(weights_, nullptr);
     weights_.commit();
     weights_.rewind();
@@ -33,7 +34,6 @@ class LoadedModel {
     scratch_.commit();
     scratch_.rewind();
     model_->lay(activations_, scratch_, limits, false);
-    context_.scratch = &scratch_;
     const auto mib = [](const Arena& arena) { return double(arena.measured()) / (1 << 20); };
     log_info("memory: weights {:.1f} + activations {:.1f} + scratch {:.1f} MiB on the first rank", mib(weights_),
              mib(activations_), mib(scratch_));
@@ -45,7 +45,8 @@ class LoadedModel {
 
  private:
   const Kernels& kernels_;
-  Arena weights_{"weights"}, activations_{"activations"}, scratch_{"scratch"};
+  const MemorySource& memory_ = *kernels_.transfer.memory;
+  Arena weights_{"weights", memory_}, activations_{"activations", memory_}, scratch_{"scratch", memory_};
   ParameterStore store_;
   KernelContext context_;
   std::unique_ptr<Model> model_;
@@ -99,7 +100,8 @@ std::string find_weights(const RunDeck& run) {
       run.init_from.empty() ? "run.dir" : "run.init_from", from, from, from);
 }
 
-Outcome run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators) {
+Outcome run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators,
+                       const KernelContext& context) {
   const Communicator& world = communicators.world;
   const double start = seconds_now();
   const StopRequest stop(deck.run);
@@ -131,7 +133,7 @@ Outcome run_evaluation(const Deck& deck, const ProcessGrid& grid, const Communic
   PredictionTask task;
   together(world, [&] { task = session->task(world, before); });
   const BatchLimits limits = same_on_all_ranks(prediction_limits(task, deck.evaluate), world);
-  LoadedModel model(deck, grid, communicators, limits, checkpoint);
+  LoadedModel model(deck, grid, communicators, context, limits, checkpoint);
 
   // 3. The measurement.
   log_info("evaluate {} examples of {} on {} ranks with {} (step {}){}", task.total, deck.evaluate.shards, world.size(),

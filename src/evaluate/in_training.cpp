@@ -11,8 +11,14 @@
 namespace flanmoe {
 
 TrainingEvaluation::TrainingEvaluation(const Deck& deck, ParameterStore& store, const Communicators& communicators,
-                                       const Kernels& kernels, const std::string& tokenizer_fingerprint)
-    : deck_(deck), world_(communicators.world), model_(deck, store, communicators, kernels) {
+                                       const Kernels& kernels, const KernelContext& context,
+                                       const std::string& tokenizer_fingerprint)
+    : deck_(deck),
+      world_(communicators.world),
+      activations_("evaluation", *kernels.transfer.memory),
+      scratch_("evaluation scratch", *kernels.transfer.memory),
+      context_{&scratch_, context.stream, context.staging},
+      model_(deck, store, communicators, kernels) {
   together(world_, [&] {
     session_.emplace(deck);
     session_->check_weights(tokenizer_fingerprint, "data.train");

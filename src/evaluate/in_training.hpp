@@ -17,9 +17,9 @@ namespace flanmoe {
 class TrainingEvaluation {
  public:
   /// Reads the examples and measures memory; takes none yet. The training's tokenizer must be that of the examples.
-  /// Everything is used by reference. Collective.
+  /// `context`: of the device of `kernels`. Everything is used by reference. Collective.
   TrainingEvaluation(const Deck& deck, ParameterStore& store, const Communicators& communicators,
-                     const Kernels& kernels, const std::string& tokenizer_fingerprint);
+                     const Kernels& kernels, const KernelContext& context, const std::string& tokenizer_fingerprint);
 
   std::vector<const Arena*> arenas() const { return {&activations_, &scratch_}; }
   void commit_memory();
@@ -39,8 +39,8 @@ class TrainingEvaluation {
   std::optional<EvaluationSession> session_;
   PredictionTask task_;
   BatchLimits limits_;
-  Arena activations_{"evaluation"}, scratch_{"evaluation scratch"};
-  KernelContext context_{.scratch = &scratch_};
+  Arena activations_, scratch_;
+  KernelContext context_;
   Model model_;
 };
 

@@ -26,7 +26,7 @@ void bind(NewRows& rows, const std::vector<NewTokens>& news, std::int64_t longes
     for (std::int32_t i = 0; i < count; ++i) rows.slot_T.push_back(rows.key_begin_S.back() + n.place + i);
     rows.last_B.push_back(std::int32_t(rows.batch.tokens()) - 1);
   }
-  rows.side.bind(rows.batch, 0, 1, 1, 1);
+  rows.side.bind(rows.batch, 0, 1, 1, 1);  // places follow
   for (std::size_t s = 0; s < news.size(); ++s) {
     for (std::size_t i = 0; i < news[s].tokens.size(); ++i) {
       rows.side.place_T[std::size_t(rows.batch.segment_begin_S[s]) + i] = news[s].place + std::int32_t(i);
@@ -41,19 +41,20 @@ void extend_rows(const LayerContext& c, Model::State& s, const std::vector<NewTo
   NewRows rows;
   bind(rows, news, s.cache.longest, s.deck.model.attention == "prefix");
   s.check_fits({}, rows.batch);
+  rows.side.place(c.context, c.k.transfer, s.decoder_room, rows.batch);
   CachedKeys cached;
   for (const DecodingCache::Layer& layer : s.cache.layers) {
     cached.k_CQ.push_back(layer.self_k_CQ);
     cached.v_CQ.push_back(layer.self_v_CQ);
   }
-  cached.slot_T = make_tensor(rows.slot_T.data(), rows.side.tokens, 1);
+  cached.slot_T = s.list(c.context, s.cache.slot_T, rows.slot_T);
   cached.segments = {rows.side.self.query_begin, rows.side.self.query_count, rows.key_begin_S, rows.key_count_S,
                      rows.prefix_S};
   const Tensor out_TD = s.decoder->forward(c, s.work, rows.side, nullptr, nullptr, statistics, &cached);
   const PartScope part(Part::logits);
   const auto count = std::int64_t(news.size());
   const Tensor last_BD = first_rows(s.work.sublayer.part_TD, count);
-  c.k.permute.gather(c.context, last_BD, out_TD, make_tensor(rows.last_B.data(), count, 1));
+  c.k.permute.gather(c.context, last_BD, out_TD, s.list(c.context, s.cache.last_B, rows.last_B));
   const Transpose tied = s.deck.model.tied_logits ? Transpose::yes : Transpose::no;
   c.k.matmul.product(c.context, first_rows(s.cache.logits_BV, count), last_BD, Transpose::no, c.weight(s.logits()),
                      tied, 0.0F);

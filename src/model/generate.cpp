@@ -14,6 +14,7 @@ struct DecodingStep {
   Side side;
   std::vector<std::int32_t> key_begin_S, key_count_S;          // of the self cache
   std::vector<std::int32_t> encoder_begin_S, encoder_count_S;  // of the input
+  std::vector<std::int32_t> slot_B;                            // rows of the self cache that new keys go to
 };
 
 /// Points the step at the slots in `active`, whose newest tokens are `newest`. Input i of the batch owns the slots
@@ -26,10 +27,12 @@ void bind_step(DecodingStep& step, const std::vector<std::int32_t>& active, cons
   step.key_count_S.assign(active.size(), std::int32_t(position + 1));
   step.encoder_begin_S.clear();
   step.encoder_count_S.clear();
+  step.slot_B.clear();
   for (const std::int32_t slot : active) {
     const auto input = std::size_t(slot / beams);
     append_row(step.batch, {newest[std::size_t(slot)]});
     step.key_begin_S.push_back(std::int32_t(slot * longest));
+    step.slot_B.push_back(std::int32_t(slot * longest + position));
     step.encoder_begin_S.push_back(encoder.segment_begin_S[input]);
     step.encoder_count_S.push_back(encoder.segment_count_S[input]);
   }
@@ -64,8 +67,7 @@ void fill_cross_cache(const LayerContext& c, Model::State& s, const Tensor& enco
 }
 
 /// Runs the decoder on the newest tokens and leaves logits in the cache. Collective over the expert group.
-void decode_position(const LayerContext& c, Model::State& s, const DecodingStep& step,
-                     const std::vector<std::int32_t>& active, std::int64_t position, std::int64_t input_tokens,
+void decode_position(const LayerContext& c, Model::State& s, const DecodingStep& step, std::int64_t input_tokens,
                      StepStatistics& statistics) {
   StackActivations& a = s.decoder->activations();
   const Side& side = step.side;
@@ -73,10 +75,7 @@ void decode_position(const LayerContext& c, Model::State& s, const DecodingStep&
   const AttentionSegments self{side.self.query_begin, side.self.query_count, step.key_begin_S, step.key_count_S};
   const AttentionSegments cross{side.self.query_begin, side.self.query_count, step.encoder_begin_S,
                                 step.encoder_count_S};
-  const Tensor slot_B = rows(s.cache.slot_B);
-  for (std::size_t i = 0; i < active.size(); ++i) {
-    *slot_B.row<std::int32_t>(std::int64_t(i)) = std::int32_t(active[i] * s.cache.longest + position);
-  }
+  const Tensor slot_B = s.list(c.context, s.cache.slot_T, step.slot_B);
   s.decoder->embed(c, side);
   for (std::size_t l = 0; l < s.cache.layers.size(); ++l) {
     LayerActivations& saved = a.layers[l];
@@ -117,6 +116,7 @@ struct Decoding {
   std::vector<std::int32_t> active;  // slots that go on, ascending
   std::vector<std::int32_t> parent;  // beam search: the slot whose keys and values each active one continues
   TokenIds newest;                   // of every slot
+  Tensor logit_BV{};                 // of the active slots, on the host
 };
 
 /// The tokens that a decoder-only model has not seen yet: first the input behind a pad, later the newest one of each
@@ -138,23 +138,22 @@ std::vector<NewTokens> unseen_tokens(const Decoding& d, const RaggedSide& inputs
 }
 
 template <class T>
-std::span<const T> logits_of(const Model::State& s, std::size_t i) {
-  return {s.cache.logits_BV.row<T>(std::int64_t(i)), std::size_t(s.cache.logits_BV.cols)};
+std::span<const T> logits_of(const Decoding& d, std::size_t i) {
+  return {d.logit_BV.row<T>(std::int64_t(i)), std::size_t(d.logit_BV.cols)};
 }
 
 /// Adds one token to every active row, greedily or by sampling; rows that end become inactive.
 template <class T>
-void choose_tokens(const Model::State& s, Decoding& d, std::int64_t position, double logit_scale) {
+void choose_tokens(Model::State& s, Decoding& d, std::int64_t position, double logit_scale) {
   std::vector<std::int32_t> still_active;
   for (std::size_t i = 0; i < d.active.size(); ++i) {
     const auto row = std::size_t(d.active[i]);
     Generated& output = d.outputs[row];
-    const auto logit_V = logits_of<T>(s, i);
+    const auto logit_V = logits_of<T>(d, i);
     std::int32_t id = 0;
     if (d.options.temperature > 0) {
       const double uniform = decoding_uniform(d.options.seed, d.requests[row].id, position);
-      id = sample_token(logit_V, logit_scale, d.options, uniform,
-                        {s.cache.weight_V.flat<double>(), s.cache.order_V.flat<std::int32_t>()});
+      id = sample_token(logit_V, logit_scale, d.options, uniform, {s.cache.weight_V, s.cache.order_V});
     } else {
       id = argmax(logit_V);
     }
@@ -169,7 +168,7 @@ void choose_tokens(const Model::State& s, Decoding& d, std::int64_t position, do
 
 /// One step of every beam search that goes on.
 template <class T>
-void advance_beams(const Model::State& s, Decoding& d, double logit_scale) {
+void advance_beams(Decoding& d, double logit_scale) {
   const auto beams = std::size_t(d.options.beams);
   std::vector<std::int32_t> still_active;
   d.parent.clear();
@@ -177,7 +176,7 @@ void advance_beams(const Model::State& s, Decoding& d, double logit_scale) {
     const std::size_t input = std::size_t(d.active[i]) / beams;
     BeamSearch& search = d.searches[input];
     const std::size_t live = search.live().size();
-    for (std::size_t b = 0; b < live; ++b) search.offer(std::int32_t(b), logits_of<T>(s, i + b), logit_scale);
+    for (std::size_t b = 0; b < live; ++b) search.offer(std::int32_t(b), logits_of<T>(d, i + b), logit_scale);
     i += live;
     search.advance();
     if (search.done()) continue;
@@ -212,11 +211,12 @@ void reorder_caches(const LayerContext& c, Model::State& s, const Decoding& d, s
 void next_tokens(const LayerContext& c, Model::State& s, Decoding& d, std::int64_t position) {
   const double logit_scale = s.cross_entropy_shape(0.0).logit_scale;
   const bool wide = s.cache.logits_BV.dtype == DType::f64;
+  d.logit_BV = s.on_host->read(c.context, first_rows(s.cache.logits_BV, std::int64_t(d.active.size())));
   if (d.options.beams == 1) {
     wide ? choose_tokens<double>(s, d, position, logit_scale) : choose_tokens<float>(s, d, position, logit_scale);
     return;
   }
-  wide ? advance_beams<double>(s, d, logit_scale) : advance_beams<float>(s, d, logit_scale);
+  wide ? advance_beams<double>(d, logit_scale) : advance_beams<float>(d, logit_scale);
   reorder_caches(c, s, d, position + 1);
 }
 
@@ -234,6 +234,7 @@ void decode_batch(Model::State& s, KernelContext& kernel, std::span<const Genera
   if (!s.decoder_only()) {
     s.check_fits(batch.encoder, batch.decoder);
     s.encoder_side.bind(batch.encoder, 0, 1, 1, 1);
+    s.encoder_side.place(kernel, s.kernels.transfer, s.encoder_room, batch.encoder);
     const Tensor encoded_TD = s.encoder->forward(c, s.work, s.encoder_side, nullptr, nullptr, statistics);
     fill_cross_cache(c, s, encoded_TD);
   }
@@ -251,7 +252,8 @@ void decode_batch(Model::State& s, KernelContext& kernel, std::span<const Genera
       extend_rows(c, s, unseen_tokens(d, batch.encoder, position), statistics);
     } else {
       bind_step(step, d.active, d.newest, batch.encoder, options.beams, position, s.cache.longest);
-      decode_position(c, s, step, d.active, position, s.encoder_side.tokens, statistics);
+      step.side.place(kernel, s.kernels.transfer, s.decoder_room, step.batch);
+      decode_position(c, s, step, s.encoder_side.tokens, statistics);
     }
     next_tokens(c, s, d, position);
   }
@@ -298,7 +300,7 @@ std::vector<Generated> generate(Model& model, KernelContext& kernel, const std::
                  "decoding {} tokens with {} beams needs a model laid for evaluation with room for them ({} and {})",
                  options.max_new_tokens, options.beams, s.limits.longest_target, s.limits.rows);
   FLANMOE_EXPECT(
-      (options.beams == 1 || !s.cache.spare_CQ.absent()) && (options.temperature == 0 || !s.cache.weight_V.absent()),
+      (options.beams == 1 || !s.cache.spare_CQ.absent()) && (options.temperature == 0 || !s.cache.weight_V.empty()),
       "{} beams at temperature {} need memory that was not laid", options.beams, options.temperature);
   std::vector<GenerateRequest> trimmed = requests;
   for (GenerateRequest& r : trimmed) r.input = with_eos(std::move(r.input), s.limits.longest_input);

@@ -1,6 +1,7 @@
 #include "model/model.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -8,20 +9,6 @@
 #include "model/model_state.hpp"
 
 namespace flanmoe {
-namespace {
-
-double sum_of(const Tensor& t) {
-  double sum = 0.0;
-  if (t.dtype == DType::f64) {
-    for (const double x : t.flat<double>()) sum += x;
-  } else {
-    for (const float x : t.flat<float>()) sum += double(x);
-  }
-  return sum;
-}
-
-}  // namespace
-
 Model::State::State(const Deck& deck_in, ParameterStore& store_in, const Communicators& communicators_in,
                     const Kernels& kernels_in)
     : deck(deck_in),
@@ -70,7 +57,8 @@ void Model::State::check_fits(const RaggedSide& inputs, const RaggedSide& target
                  most.longest_input, most.longest_target);
 }
 
-void Model::State::bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train) {
+void Model::State::bind(KernelContext& kernel, const PackedBatch& batch,
+                        const std::vector<std::int32_t>& decoder_encoder_S, bool train) {
   // In evaluation every row is a routing group of its own, so that a row's result does not depend on its neighbours.
   const std::int64_t group_rows = train ? deck.moe.group_rows : 1;
   if (decoder_only()) {
@@ -79,12 +67,15 @@ void Model::State::bind(const PackedBatch& batch, const std::vector<std::int32_t
     decoder_side.bind(joined.side, batch.first_row, group_rows, batch.step_rows,
                       batch.step_encoder_tokens + batch.step_target_tokens);
     decoder_side.bind_prefix(joined.prefix_S);
+    decoder_side.place(kernel, kernels.transfer, decoder_room, joined.side);
     return;
   }
   check_fits(batch.encoder, batch.decoder);
   encoder_side.bind(batch.encoder, batch.first_row, group_rows, batch.step_rows, batch.step_encoder_tokens);
   decoder_side.bind(batch.decoder, batch.first_row, group_rows, batch.step_rows, batch.step_target_tokens);
   decoder_side.bind_cross(batch.decoder, batch.encoder, decoder_encoder_S);
+  encoder_side.place(kernel, kernels.transfer, encoder_room, batch.encoder);
+  decoder_side.place(kernel, kernels.transfer, decoder_room, batch.decoder);
 }
 
 void Model::State::prepare(StepStatistics& statistics) const {
@@ -96,10 +87,19 @@ void Model::State::prepare(StepStatistics& statistics) const {
   }
 }
 
-void Model::State::add_losses(StepStatistics& statistics, std::int64_t tokens) const {
-  statistics.nll += sum_of(first_rows(nll_T, tokens));
-  statistics.z += sum_of(first_rows(z_T, tokens));
-  statistics.hits += sum_of(first_rows(hit_T, tokens));
+void Model::State::sum_losses(KernelContext& kernel, std::int64_t tokens) const {
+  std::int64_t place = 0;
+  for (const Tensor* t : {&nll_T, &z_T, &hit_T}) {
+    kernels.elementwise.sum(kernel, loss_S.slice_cols(place++, 1), first_rows(*t, tokens));
+  }
+}
+
+void Model::State::add_losses(KernelContext& kernel, StepStatistics& statistics, std::int64_t tokens) const {
+  std::array<double, 3> sums{};
+  kernels.transfer.download(kernel, make_tensor(sums.data(), 1, 3), loss_S);
+  statistics.nll += sums[0];
+  statistics.z += sums[1];
+  statistics.hits += sums[2];
   statistics.targets += double(tokens);
 }
 
@@ -109,6 +109,29 @@ Model::~Model() = default;
 
 const std::vector<std::string>& Model::moe_layers() const { return state_->moe_layers; }
 const Deck& Model::deck() const { return state_->deck; }
+
+void Model::State::lay_evaluation(Arena& activations, const BatchLimits& most) {
+  const DType compute = store.compute(), a = accumulate_dtype(compute);
+  const std::int64_t kv = deck.model.key_heads() * deck.model.head_width;
+  cache.longest = most.longest_target;
+  cache.layers.assign(tensors.decoder.layers.size(), {});
+  for (auto& layer : cache.layers) {
+    layer.self_k_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
+    layer.self_v_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
+    if (decoder_only()) continue;
+    layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
+    layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
+  }
+  cache.spare_CQ = {};
+  if (deck.evaluate.beams > 1) cache.spare_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
+  const bool samples = deck.evaluate.temperature > 0;
+  cache.weight_V.resize(samples ? std::size_t(deck.model.vocabulary) : 0);
+  cache.order_V.resize(cache.weight_V.size());
+  cache.logits_BV = activations.allocate(a, limits.rows, deck.model.vocabulary);
+  cache.slot_T = list_room(kernels.transfer, activations, most.decoder_tokens);
+  cache.last_B = list_room(kernels.transfer, activations, limits.rows);
+  on_host->reserve(std::max(cache.logits_BV.bytes(), nll_T.bytes()));
+}
 
 void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, bool training) {
   State& s = *state_;
@@ -120,33 +143,18 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
   const BatchLimits most = s.stack_limits();
   if (s.encoder) s.encoder->lay(activations, compute, most, training, ranks);
   s.decoder->lay(activations, compute, most, training, ranks);
-  s.decoder->lay_work(activations, s.work, compute, most, training, ranks);
+  s.decoder->lay_work(activations, s.kernels.transfer, s.work, compute, most, training, ranks);
   for (Tensor* t : {&s.nll_T, &s.z_T, &s.hit_T}) *t = activations.allocate(a, most.decoder_tokens, 1);
+  s.on_host.emplace(s.kernels.transfer);
+  s.loss_S = activations.allocate(DType::f64, 1, 3);
+  s.encoder_room.lay(activations, s.kernels.transfer, most.encoder_tokens);
+  s.decoder_room.lay(activations, s.kernels.transfer, most.decoder_tokens);
+  s.joined_T = list_room(s.kernels.transfer, activations, s.decoder_only() ? most.decoder_tokens : 0);
+  s.target_T = list_room(s.kernels.transfer, activations, limits.decoder_tokens);
   if (s.decoder_only()) s.joined.reserve(most);
   s.encoder_side.reserve(most.encoder_tokens, most.rows);
   s.decoder_side.reserve(most.decoder_tokens, most.rows);
-  if (!training) {
-    const std::int64_t kv = s.deck.model.key_heads() * s.deck.model.head_width;
-    s.cache.longest = most.longest_target;
-    s.cache.layers.assign(s.tensors.decoder.layers.size(), {});
-    for (auto& layer : s.cache.layers) {
-      layer.self_k_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
-      layer.self_v_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
-      if (s.decoder_only()) continue;
-      layer.cross_k_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
-      layer.cross_v_TQ = activations.allocate(compute, limits.encoder_tokens, kv);
-    }
-    s.cache.spare_CQ = s.cache.weight_V = s.cache.order_V = {};
-    if (s.deck.evaluate.beams > 1) {
-      s.cache.spare_CQ = activations.allocate(compute, limits.rows * most.longest_target, kv);
-    }
-    if (s.deck.evaluate.temperature > 0) {
-      s.cache.weight_V = activations.allocate(DType::f64, s.deck.model.vocabulary, 1);
-      s.cache.order_V = activations.allocate(DType::i32, s.deck.model.vocabulary, 1);
-    }
-    s.cache.logits_BV = activations.allocate(a, limits.rows, s.deck.model.vocabulary);
-    s.cache.slot_B = activations.allocate(DType::i32, limits.rows, 1);
-  }
+  if (!training) s.lay_evaluation(activations, most);
   const std::size_t scratch_bytes = kernel_scratch_bytes(s.kernels, s.deck, compute, most, s.cross_entropy_shape(1.0));
   scratch.allocate(DType::bf16, 1, std::int64_t(scratch_bytes + 1) / 2);
   scratch.rewind();
@@ -160,7 +168,7 @@ Tensor Model::State::forward(const LayerContext& c, StepStatistics& statistics) 
   const Tensor out_TD = decoder->forward(c, work, decoder_side, nullptr, nullptr, statistics);
   const auto targets = std::int64_t(joined.place_T.size());
   const Tensor target_TD = first_rows(work.sublayer.part_TD, targets);
-  kernels.permute.gather(c.context, target_TD, out_TD, make_tensor(joined.place_T.data(), targets, 1));
+  kernels.permute.gather(c.context, target_TD, out_TD, list(c.context, joined_T, joined.place_T));
   return target_TD;
 }
 
@@ -173,8 +181,7 @@ void Model::State::backward(const LayerContext& c) {
     const auto targets = std::int64_t(joined.place_T.size());
     const Tensor dout_TD = first_rows(work.dout_TD, decoder_side.tokens);
     kernels.elementwise.zero(c.context, dout_TD);
-    kernels.permute.scatter(c.context, dout_TD, target_gradient(targets),
-                            make_tensor(joined.place_T.data(), targets, 1));
+    kernels.permute.scatter(c.context, dout_TD, target_gradient(targets), list(c.context, joined_T, joined.place_T));
     decoder->backward(c, work, decoder_side, nullptr, nullptr);
     return;
   }
@@ -190,7 +197,7 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
   State& s = *state_;
   FLANMOE_EXPECT(s.training, "the model was laid for evaluation");
   const LayerContext c = s.context(kernel, true, batch.step);
-  s.bind(batch, {}, true);
+  s.bind(kernel, batch, {}, true);
   s.prepare(statistics);
   const auto tokens = std::int64_t(batch.target_T.size());
   const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
@@ -201,38 +208,41 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
   // Loss, and its gradient by the decoder's output.
   {
     const PartScope part(Part::logits);
-    const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
+    const Tensor target_T = s.list(kernel, s.target_T, batch.target_T);
     const double scale = 1.0 / double(std::max<std::int64_t>(1, batch.step_target_tokens));
     CrossEntropyShape shape = s.cross_entropy_shape(scale);
     shape.beta = c.beta(s.logits());
     s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T),
                                              s.target_gradient(tokens), s.store.gradient(s.logits(), 0), decoded_TD,
                                              c.weight(s.logits()), target_T, shape);
-    s.add_losses(statistics, tokens);
+    s.sum_losses(kernel, tokens);
   }
 
   s.backward(c);
   // What nothing contributed to is zero.
   for (std::size_t p = 0; p < s.store.specs().size(); ++p) c.gradient(int(p));
+  s.add_losses(kernel, statistics, tokens);  // last: until here a device needs no answer of the host
 }
 
 std::vector<float> Model::evaluate(KernelContext& kernel, const PackedBatch& batch,
                                    const std::vector<std::int32_t>& decoder_encoder_S, StepStatistics& statistics) {
   State& s = *state_;
   const LayerContext c = s.context(kernel, false, batch.step);
-  s.bind(batch, decoder_encoder_S, false);
+  s.bind(kernel, batch, decoder_encoder_S, false);
   s.prepare(statistics);
   const auto tokens = std::int64_t(batch.target_T.size());
   const auto rows = [tokens](const Tensor& t) { return first_rows(t, tokens); };
   const Tensor decoded_TD = s.forward(c, statistics);
   const PartScope part(Part::logits);
-  const Tensor target_T = make_tensor(const_cast<std::int32_t*>(batch.target_T.data()), tokens, 1);
+  const Tensor target_T = s.list(kernel, s.target_T, batch.target_T);
   s.kernels.cross_entropy.forward_backward(kernel, rows(s.nll_T), rows(s.z_T), rows(s.hit_T), {}, {}, decoded_TD,
                                            c.weight(s.logits()), target_T, s.cross_entropy_shape(0.0));
-  s.add_losses(statistics, tokens);
+  s.sum_losses(kernel, tokens);
+  s.add_losses(kernel, statistics, tokens);
+  const Tensor nll_T = s.on_host->read(kernel, rows(s.nll_T));
   std::vector<float> nll(std::size_t(tokens), 0.0F);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    nll[std::size_t(t)] = s.nll_T.dtype == DType::f64 ? float(*s.nll_T.row<double>(t)) : *s.nll_T.row<float>(t);
+    nll[std::size_t(t)] = nll_T.dtype == DType::f64 ? float(*nll_T.row<double>(t)) : *nll_T.row<float>(t);
   }
   return nll;
 }

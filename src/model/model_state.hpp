@@ -18,11 +18,12 @@ struct DecodingCache {
     Tensor cross_k_TQ, cross_v_TQ;  // C: of the encoder's tokens
   };
   std::vector<Layer> layers;
-  Tensor spare_CQ;   // C: takes the place of a self cache whose rows are reordered; beam search only
-  Tensor weight_V;   // f64: sampling only
-  Tensor order_V;    // i32: sampling only
-  Tensor logits_BV;  // A
-  Tensor slot_B;     // i32: cache row that a new key goes to; not used by decoder-only models
+  Tensor spare_CQ;               // C: takes the place of a self cache whose rows are reordered; beam search only
+  Tensor logits_BV;              // A
+  Tensor slot_T;                 // i32: room for the cache rows that new keys go to
+  Tensor last_B;                 // i32: room for the last new token of each row; decoder-only models
+  std::vector<double> weight_V;  // sampling only; on the host, which chooses tokens
+  std::vector<std::int32_t> order_V;
   std::int64_t longest = 0;
 };
 
@@ -37,8 +38,12 @@ struct Model::State {
   std::unique_ptr<Stack> encoder, decoder;  // decoder-only models have no encoder
   StackWork work;
   Side encoder_side, decoder_side;
-  JoinedBatch joined;        // decoder-only models: what decoder_side views
-  Tensor nll_T, z_T, hit_T;  // A: per target token
+  SideRoom encoder_room, decoder_room;
+  JoinedBatch joined;               // decoder-only models: what decoder_side views
+  Tensor joined_T, target_T;        // i32: room for JoinedBatch::place_T; for the targets
+  Tensor nll_T, z_T, hit_T;         // A: per target token
+  Tensor loss_S;                    // f64: sums of the three
+  std::optional<HostRoom> on_host;  // of nll_T in evaluation, of logits in decoding
   DecodingCache cache;
   BatchLimits limits;
   bool training = false;
@@ -52,7 +57,11 @@ struct Model::State {
   bool decoder_only() const { return deck.model.decoder_only(); }
   /// What the stacks must hold.
   BatchLimits stack_limits() const { return decoder_only() ? joined_limits(limits) : limits; }
-  void bind(const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S, bool train);
+  void bind(KernelContext& kernel, const PackedBatch& batch, const std::vector<std::int32_t>& decoder_encoder_S,
+            bool train);
+  Tensor list(KernelContext& kernel, const Tensor& room, const std::vector<std::int32_t>& list) const {
+    return list_on_device(kernel, kernels.transfer, room, list);
+  }
   /// The decoder's output (C) for every target token, in buffers that the backward uses again.
   Tensor forward(const LayerContext& c, StepStatistics& statistics);
   /// From the gradient of what forward() returned, in target_gradient().
@@ -60,8 +69,12 @@ struct Model::State {
   Tensor target_gradient(std::int64_t targets) const;
   void check_fits(const RaggedSide& inputs, const RaggedSide& targets) const;
   void prepare(StepStatistics& statistics) const;
-  /// Adds the sums over the first `tokens` entries of nll_T, z_T and hit_T.
-  void add_losses(StepStatistics& statistics, std::int64_t tokens) const;
+  /// Memory for decoding and scoring.
+  void lay_evaluation(Arena& activations, const BatchLimits& most);
+  /// Sums of the first `tokens` entries of nll_T, z_T and hit_T, on the device.
+  void sum_losses(KernelContext& kernel, std::int64_t tokens) const;
+  /// Adds them to the statistics. Waits for the device.
+  void add_losses(KernelContext& kernel, StepStatistics& statistics, std::int64_t tokens) const;
 };
 
 /// Bytes of scratch that the kernels of one microbatch need.

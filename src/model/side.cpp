@@ -14,8 +14,6 @@ void Side::reserve(std::int64_t most_tokens, std::int64_t rows) {
 void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
                 std::int64_t step_tokens) {
   tokens = batch.tokens();
-  // Kernels only read ids; Tensor has no const form.
-  ids_T = make_tensor(const_cast<std::int32_t*>(batch.token_T.data()), tokens, 1);
   self = {batch.segment_begin_S, batch.segment_count_S, batch.segment_begin_S, batch.segment_count_S};
   const std::int64_t rows = std::int64_t(batch.row_first.size()) - 1;
   row_T.clear();
@@ -36,9 +34,18 @@ void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t gr
       place_T[std::size_t(batch.segment_begin_S[s] + i)] = i;
     }
   }
-  segment_place_T = make_tensor(place_T.data(), tokens, 1);
   groups.step_groups = std::max<std::int64_t>(1, (step_rows + group_rows - 1) / group_rows);
   groups.step_tokens = std::max<std::int64_t>(1, step_tokens);
+}
+
+void Side::place(KernelContext& context, const TransferKernels& transfer, const SideRoom& room,
+                 const RaggedSide& batch) {
+  ids_T = list_on_device(context, transfer, room.ids_T, batch.token_T);
+  segment_place_T = list_on_device(context, transfer, room.place_T, place_T);
+}
+
+void SideRoom::lay(Arena& arena, const TransferKernels& transfer, std::int64_t tokens) {
+  for (Tensor* t : {&ids_T, &place_T}) *t = list_room(transfer, arena, tokens);
 }
 
 void Side::bind_cross(const RaggedSide& decoder, const RaggedSide& encoder,

@@ -6,14 +6,21 @@
 
 #include "data/batch.hpp"
 #include "kernels/attention.hpp"
+#include "kernels/transfer.hpp"
 #include "moe/layer_context.hpp"
 #include "moe/router.hpp"
 
 namespace flanmoe {
 
+/// Memory of the device for what kernels read of a side; none where they read the host's lists.
+struct SideRoom {
+  Tensor ids_T, place_T;
+  void lay(Arena& arena, const TransferKernels& transfer, std::int64_t tokens);
+};
+
 struct Side {
   std::int64_t tokens = 0;
-  Tensor ids_T;                   // view of the batch's token ids
+  Tensor ids_T;                   // i32: the batch's token ids; with segment_place_T valid after place()
   Tensor segment_place_T;         // i32: position of each token in its segment
   AttentionSegments self, cross;  // cross: decoder only
   RoutingGroups groups;
@@ -29,6 +36,8 @@ struct Side {
   /// `step_rows`, `step_tokens` are the sizes of the whole step. The batch must outlive this.
   void bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
             std::int64_t step_tokens);
+  /// Brings ids and positions, which were bound, to where kernels read them.
+  void place(KernelContext& context, const TransferKernels& transfer, const SideRoom& room, const RaggedSide& batch);
   /// Self attention sees the first prefix_S[s] tokens of segment s in both directions (empty: none; must outlive this).
   void bind_prefix(const std::vector<std::int32_t>& prefix_S) { self.prefix = prefix_S; }
   /// Cross attention from `decoder` to `encoder` segments; `encoder_of_S` empty: the same index.

@@ -115,8 +115,8 @@ void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool tra
   }
 }
 
-void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLimits& limits, bool training,
-                     std::int64_t expert_ranks) const {
+void Stack::lay_work(Arena& arena, const TransferKernels& transfer, StackWork& work, DType compute,
+                     const BatchLimits& limits, bool training, std::int64_t expert_ranks) const {
   const DType a = accumulate_dtype(compute);
   const ModelDeck& model = deck_.model;
   const std::int64_t tokens = std::max(limits.encoder_tokens, limits.decoder_tokens);
@@ -131,7 +131,7 @@ void Stack::lay_work(Arena& arena, StackWork& work, DType compute, const BatchLi
       columns = std::max(columns, routing_of(deck_.moe, encoder).columns);
     }
     work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), most);
-    dispatcher_->lay(arena, compute, most.received, model.width);
+    dispatcher_->lay(arena, transfer, compute, most.received, model.width);
   }
   if (!training) return;
   const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});

@@ -67,8 +67,8 @@ class Stack {
 
   /// In evaluation all layers share one set of activations.
   void lay(Arena& arena, DType compute, const BatchLimits& limits, bool training, std::int64_t expert_ranks);
-  void lay_work(Arena& arena, StackWork& work, DType compute, const BatchLimits& limits, bool training,
-                std::int64_t expert_ranks) const;
+  void lay_work(Arena& arena, const TransferKernels& transfer, StackWork& work, DType compute,
+                const BatchLimits& limits, bool training, std::int64_t expert_ranks) const;
 
   /// Runs the stack; the decoder of an encoder-decoder model attends to `encoder`, that of a decoder-only model to
   /// `cached` keys if given. Returns the output (C), valid until the next forward.

@@ -21,16 +21,18 @@ Dispatcher::Dispatcher(const Communicator& expert_group, const MoeDeck& moe)
       send_count_(std::size_t(moe.experts), 0),
       receive_count_(std::size_t(moe.experts), 0) {}
 
-void Dispatcher::lay(Arena& arena, DType compute, std::int64_t received, std::int64_t width) {
+void Dispatcher::lay(Arena& arena, const TransferKernels& transfer, DType compute, std::int64_t received,
+                     std::int64_t width) {
   arrival_RD_ = arena.allocate(compute, local() ? 0 : received, width);
+  arrivals_.emplace(transfer).reserve(std::size_t(arrival_RD_.rows) * sizeof(std::int32_t));
 }
 
-void Dispatcher::plan(DispatchRecord& record, const Tensor& count_E, std::int64_t row_limit) {
+void Dispatcher::plan(const LayerContext& c, DispatchRecord& record, std::span<const std::int64_t> kept_E,
+                      std::int64_t row_limit) {
   const PartScope part(Part::routing);
   const auto ranks = std::size_t(group_.size());
   const std::size_t local_experts = std::size_t(experts_) / ranks;
-  const auto counts = count_E.flat<std::int32_t>();
-  std::copy(counts.begin(), counts.end(), send_count_.begin());
+  std::copy(kept_E.begin(), kept_E.end(), send_count_.begin());
   if (local()) {
     receive_count_ = send_count_;
   } else {
@@ -63,7 +65,8 @@ void Dispatcher::plan(DispatchRecord& record, const Tensor& count_E, std::int64_
   }
   if (local()) return;
   // Arrival order is (source rank, expert, row); expert order is (expert, source rank, row).
-  auto* arrival = record.arrival_R.as<std::int32_t>();
+  const Tensor arrival_R = first_rows(record.arrival_R, record.received);
+  auto* arrival = arrivals_->like(arrival_R).as<std::int32_t>();
   for (std::size_t e = 0; e < local_experts; ++e) {
     std::int64_t start = 0;
     for (std::size_t r = 0; r < ranks; ++r) {
@@ -73,6 +76,7 @@ void Dispatcher::plan(DispatchRecord& record, const Tensor& count_E, std::int64_
       start += record.receive_rows[r];
     }
   }
+  arrivals_->write(c.context, arrival_R);
 }
 
 void Dispatcher::send(const LayerContext& c, const Tensor& row_RD, const Tensor& row_ND, const DispatchRecord& record) {

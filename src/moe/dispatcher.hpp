@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "moe/layer_context.hpp"
@@ -28,11 +30,11 @@ class Dispatcher {
   Dispatcher(const Communicator& expert_group, const MoeDeck& moe);
 
   bool local() const { return group_.size() == 1; }
-  void lay(Arena& arena, DType compute, std::int64_t received, std::int64_t width);
+  void lay(Arena& arena, const TransferKernels& transfer, DType compute, std::int64_t received, std::int64_t width);
 
-  /// Exchanges the counts of kept copies (count_E: 1 x E, i32). Collective. Throws Error naming moe.buffer_factor when
+  /// Exchanges the counts of kept copies by expert. Collective. Throws Error naming moe.buffer_factor when
   /// more rows arrive than the buffers hold.
-  void plan(DispatchRecord& record, const Tensor& count_E, std::int64_t row_limit);
+  void plan(const LayerContext&, DispatchRecord& record, std::span<const std::int64_t> kept_E, std::int64_t row_limit);
   /// row_RD = rows of all ranks for this rank's experts, in expert order. row_ND: this rank's copies in expert order.
   void send(const LayerContext&, const Tensor& row_RD, const Tensor& row_ND, const DispatchRecord& record);
   /// The inverse move; also the backward of send, as send is the backward of this.
@@ -43,6 +45,7 @@ class Dispatcher {
   std::int64_t experts_;
   Tensor arrival_RD_;  // rows in order of arrival
   std::vector<std::int64_t> send_count_, receive_count_;
+  std::optional<HostRoom> arrivals_;  // where the host fills DispatchRecord::arrival_R
 };
 
 }  // namespace flanmoe

@@ -85,7 +85,7 @@ void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& save
   // 1. Router: who goes where, with which weight.
   route_forward(c, saved.router, work.router, x_TD, router_of(c, layer), groups, statistics);
   // 2. Dispatch: copies in expert order, then to the ranks of their experts.
-  dispatcher.plan(saved.dispatch, saved.router.count_E, saved.x_RD.rows);
+  dispatcher.plan(c, saved.dispatch, saved.router.kept_E, saved.x_RD.rows);
   const std::int64_t sent = saved.dispatch.sent;
   const Tensor x_RD = first_rows(saved.x_RD, saved.dispatch.received);
   const Tensor send_ND = dispatcher.local() ? x_RD : first_rows(work.send_ND, sent);

@@ -1,85 +1,35 @@
 #include "moe/router.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/timer.hpp"
 
 namespace flanmoe {
 namespace {
 
-/// Loss terms of one forward, before their coefficients; T is the accumulate type.
-template <class T>
-void add_losses(MoeLayerStatistics& statistics, const RouterActivations& saved, const Tensor& logits_TE,
-                const RoutingGroups& groups, double scale) {
-  const std::int64_t experts = logits_TE.cols;
-  double z = 0.0;
-  for (std::int64_t t = 0; t < groups.tokens(); ++t) {
-    const T* p = saved.p_TE.row<T>(t);
-    const T* logit = logits_TE.row<T>(t);
-    const double log_z = double(*saved.log_z_T.row<T>(t));
-    double mean_logit = 0.0;
-    for (std::int64_t e = 0; e < experts; ++e) mean_logit += double(p[e]) * double(logit[e]);
-    statistics.entropy += log_z - mean_logit;
-    z += log_z * log_z;
-  }
-  statistics.z += z / double(groups.step_tokens);
-  if (saved.balance_GE.absent()) return;
-  for (std::int64_t g = 0; g < groups.count(); ++g) {
-    const std::int64_t first = groups.first_token[std::size_t(g)];
-    const std::int64_t last = groups.first_token[std::size_t(g) + 1];
-    if (first == last) continue;
-    const std::int32_t* chosen = saved.balance_GE.row<std::int32_t>(g);
-    double product = 0.0;
-    for (std::int64_t e = 0; e < experts; ++e) {
-      double mass = 0.0;
-      for (std::int64_t t = first; t < last; ++t) mass += double(saved.p_TE.row<T>(t)[e]);
-      product += double(chosen[e]) * mass;
-    }
-    const double tokens = double(last - first);
-    statistics.balance += scale * product / (tokens * tokens) / double(groups.step_groups);
-  }
-}
-
-void add_counts(MoeLayerStatistics& statistics, const RouterActivations& saved, const RoutingGroups& groups) {
-  const std::int64_t experts = saved.chosen_GE.cols;
-  if (statistics.load_E.empty()) statistics.load_E.assign(std::size_t(experts), 0.0);
-  double claims = 0.0;
-  for (std::int64_t g = 0; g < groups.count(); ++g) {
-    const std::int32_t* chosen = saved.chosen_GE.row<std::int32_t>(g);
-    for (std::int64_t e = 0; e < experts; ++e) {
-      statistics.load_E[std::size_t(e)] += chosen[e];
-      claims += chosen[e];
-    }
-  }
+/// What a forward did, for the host: kept copies by expert, and sums for the statistics.
+void add_measures(RouterActivations& saved, MoeLayerStatistics& statistics, std::span<const double> measure_S,
+                  const RoutingGroups& groups, double scale) {
+  const std::size_t experts = saved.kept_E.size();
+  const auto claims = measure_S.subspan(RouterMeasures::per_expert, experts);
+  const auto kept = measure_S.subspan(RouterMeasures::per_expert + experts, experts);
+  std::copy(kept.begin(), kept.end(), saved.kept_E.begin());
+  saved.rows = std::accumulate(saved.kept_E.begin(), saved.kept_E.end(), std::int64_t{0});
+  FLANMOE_EXPECT(saved.rows <= saved.token_N.rows, "{} kept copies, room for {}", saved.rows, saved.token_N.rows);
+  if (statistics.load_E.empty()) statistics.load_E.assign(experts, 0.0);
+  for (std::size_t e = 0; e < experts; ++e) statistics.load_E[e] += claims[e];
   statistics.tokens += double(groups.tokens());
-  statistics.dropped += claims - double(saved.rows);
-  for (std::int64_t t = 0; t < groups.tokens(); ++t) {
-    const std::int32_t* kept = saved.kept_Tk.row<std::int32_t>(t);
-    if (std::find(kept, kept + saved.kept_Tk.cols, 1) == kept + saved.kept_Tk.cols) statistics.unrouted += 1;
-  }
+  statistics.dropped += std::accumulate(claims.begin(), claims.end(), 0.0) - double(saved.rows);
+  statistics.unrouted += measure_S[RouterMeasures::unrouted];
+  statistics.entropy += measure_S[RouterMeasures::entropy];
+  statistics.z += measure_S[RouterMeasures::log_z2] / double(groups.step_tokens);
+  statistics.balance += scale * measure_S[RouterMeasures::balance] / double(groups.step_groups);
 }
 
-/// Gradient of the balance loss by p: weight * f_e / (groups * tokens of the group), f_e the fraction of tokens that
-/// choose e; 0 where experts choose.
-template <class T>
-void balance_gradient(const Tensor& dp_GE, const RouterActivations& saved, const RoutingGroups& groups, double weight) {
-  const bool none = saved.balance_GE.absent();
-  for (std::int64_t g = 0; g < groups.count(); ++g) {
-    const double tokens = double(groups.first_token[std::size_t(g) + 1] - groups.first_token[std::size_t(g)]);
-    for (std::int64_t e = 0; e < dp_GE.cols; ++e) {
-      const double f = none || tokens == 0 ? 0.0 : saved.balance_GE.row<std::int32_t>(g)[e] / tokens;
-      dp_GE.row<T>(g)[e] = f > 0 ? T(weight * f / (double(groups.step_groups) * tokens)) : T(0);
-    }
-  }
-}
-
-/// What the update of the bias needs to know stands in its gradient: the claims of each expert. Whole numbers, so that
-/// sums over microbatches and ranks are exact in any order.
-template <class T>
-void add_claims(const Tensor& claims_E, const Tensor& chosen_GE, std::int64_t groups) {
-  for (std::int64_t g = 0; g < groups; ++g) {
-    for (std::int64_t e = 0; e < claims_E.cols; ++e) claims_E.as<T>()[e] += T(chosen_GE.row<std::int32_t>(g)[e]);
-  }
+/// balance_GE of the groups in use; absent where experts choose.
+Tensor balance_of(const RouterActivations& saved, const RoutingGroups& groups) {
+  return saved.balance_GE.rows == 0 ? Tensor{} : first_rows(saved.balance_GE, groups.count());
 }
 
 bool changes_input(const LayerContext& c) { return c.mixed() || (c.training && c.deck.moe.jitter > 0.0); }
@@ -159,6 +109,7 @@ void RouterActivations::lay(Arena& arena, const MoeDeck& moe, const Routing& rou
   chosen_GE = arena.allocate(DType::i32, groups, moe.experts);
   if (!routing.expert_choice) balance_GE = arena.allocate(DType::i32, groups, moe.experts);
   count_E = arena.allocate(DType::i32, 1, moe.experts);
+  kept_E.assign(std::size_t(moe.experts), 0);
 }
 
 void RouterWork::lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
@@ -167,6 +118,8 @@ void RouterWork::lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64
   logits_TE = arena.allocate(a, tokens, moe.experts);
   dp_GE = arena.allocate(a, groups, moe.experts);
   if (a != compute || moe.jitter > 0.0) x_TD = arena.allocate(a, tokens, width);
+  measure_S = arena.allocate(DType::f64, 1, RouterMeasures::size(moe.experts));
+  measured_S.assign(std::size_t(measure_S.cols), 0.0);
   capacity.reserve(std::size_t(groups));
 }
 
@@ -194,15 +147,14 @@ void route_forward(const LayerContext& c, RouterActivations& saved, RouterWork& 
     choose_experts(c, saved, router, groups, work.capacity);
   }
 
-  // 3. Rows in expert order.
-  saved.rows = c.k.router.row_map(c.context, rows(saved.slot_Tk), saved.token_N, saved.count_E, rows(saved.choice_Tk),
-                                  rows(saved.kept_Tk));
-  add_counts(statistics, saved, groups);
-  if (c.accumulate() == DType::f64) {
-    add_losses<double>(statistics, saved, logits_TE, groups, balance_scale(moe));
-  } else {
-    add_losses<float>(statistics, saved, logits_TE, groups, balance_scale(moe));
-  }
+  // 3. Rows in expert order, and what the host must know of them.
+  const Tensor kept_Tk = rows(saved.kept_Tk);
+  c.k.router.row_map(c.context, rows(saved.slot_Tk), saved.token_N, saved.count_E, rows(saved.choice_Tk), kept_Tk);
+  c.k.router.measure(c.context, work.measure_S, logits_TE, rows(saved.p_TE), rows(saved.log_z_T), kept_Tk,
+                     saved.count_E, first_rows(saved.chosen_GE, groups.count()), balance_of(saved, groups),
+                     groups.first_token);
+  c.k.transfer.download(c.context, make_tensor(work.measured_S.data(), 1, work.measure_S.cols), work.measure_S);
+  add_measures(saved, statistics, work.measured_S, groups, balance_scale(moe));
 }
 
 void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work, const Tensor& dweight_Tk,
@@ -211,22 +163,19 @@ void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work
   const PartScope part(Part::routing);
   const MoeDeck& moe = c.deck.moe;
   const auto rows = [&](const Tensor& t) { return first_rows(t, groups.tokens()); };
-  const bool is_double = c.accumulate() == DType::f64;
   const double share = auxiliary_share(moe, router.layers);
 
   // 1. By the logits.
   const Tensor dp_GE = first_rows(work.dp_GE, groups.count());
   const double weight = moe.balance_coefficient * share * balance_scale(moe);
-  is_double ? balance_gradient<double>(dp_GE, saved, groups, weight)
-            : balance_gradient<float>(dp_GE, saved, groups, weight);
+  c.k.router.balance_gradient(c.context, dp_GE, balance_of(saved, groups), groups.first_token, weight,
+                              groups.step_groups);
   const double z_scale = moe.z_coefficient * share / double(groups.step_tokens);
   const Tensor dlogits_TE = rows(work.logits_TE);
   c.k.router.backward(c.context, dlogits_TE, dweight_Tk, dp_GE, z_scale, rows(saved.p_TE), rows(saved.log_z_T),
                       rows(saved.choice_Tk), groups.first_token, renormalizes(c, router));
   if (router.bias_E >= 0 && c.trains(router.bias_E)) {
-    const Tensor claims_E = c.gradient(router.bias_E);
-    is_double ? add_claims<double>(claims_E, saved.chosen_GE, groups.count())
-              : add_claims<float>(claims_E, saved.chosen_GE, groups.count());
+    c.k.router.add_claims(c.context, c.gradient(router.bias_E), first_rows(saved.chosen_GE, groups.count()));
   }
 
   // 2. By the matrix, and by the input.

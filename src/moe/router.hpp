@@ -50,9 +50,10 @@ struct RouterActivations {
   Tensor weight_Tk;                             // A; p_TE itself where experts choose
   Tensor choice_Tk, kept_Tk, slot_Tk, token_N;  // i32
   Tensor chosen_GE;                             // i32: claims before capacity
-  Tensor balance_GE;      // i32: choices that the balance loss counts; absent where experts choose
-  Tensor count_E;         // i32
-  std::int64_t rows = 0;  // kept copies of this rank
+  Tensor balance_GE;                 // i32: choices that the balance loss counts; absent where experts choose
+  Tensor count_E;                    // i32
+  std::vector<std::int64_t> kept_E;  // the same for the host: kept copies of this rank by expert
+  std::int64_t rows = 0;             // all of them
 
   void lay(Arena& arena, const MoeDeck& moe, const Routing& routing, DType compute, std::int64_t tokens,
            std::int64_t groups, std::int64_t copies);
@@ -61,14 +62,16 @@ struct RouterActivations {
 /// Shared by the layers of a model, valid within one forward or backward.
 struct RouterWork {
   Tensor logits_TE, dp_GE;  // A
-  Tensor x_TD;  // A: the input as the router sees it, or its gradient; laid where that is not the input itself
+  Tensor x_TD;       // A: the input as the router sees it, or its gradient; laid where that is not the input itself
+  Tensor measure_S;  // f64: see RouterMeasures
+  std::vector<double> measured_S;  // the same for the host
   std::vector<std::int64_t> capacity;
 
   void lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
            std::int64_t width);
 };
 
-/// Routes x_TD (C): fills `saved`, adds to `statistics`.
+/// Routes x_TD (C): fills `saved`, adds to `statistics`. The host waits for the device once, for the numbers of rows.
 void route_forward(const LayerContext&, RouterActivations& saved, RouterWork& work, const Tensor& x_TD,
                    const Router& router, const RoutingGroups& groups, MoeLayerStatistics& statistics);
 

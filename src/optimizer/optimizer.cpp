@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/timer.hpp"
@@ -39,6 +41,7 @@ struct Optimizer::State {
   ParameterStore& store;
   const Communicators& communicators;
   const Kernels& kernels;
+  KernelContext context;  // of the state; for moves to the host and back
   bool adafactor = false;
   std::vector<OwnedUnit> owned;           // trained; dense, then expert; by parameter inside a placement
   std::vector<OwnedUnit> frozen;          // the same of what is frozen: masters only
@@ -63,8 +66,8 @@ struct Optimizer::State {
 };
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
-                     const Kernels& kernels)
-    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, {}, {}, {}, {}, {}, {}})) {
+                     const Kernels& kernels, KernelContext context)
+    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, context, {}, {}, {}, {}, {}, {}})) {
   State& s = *state_;
   FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
   s.adafactor = deck.name == "adafactor";
@@ -142,9 +145,11 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
 
 void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
   State& s = *state_;
+  HostRoom room(s.kernels.transfer);
   for (const auto* units : {&s.owned, &s.frozen}) {
     for (const OwnedUnit& unit : *units) {
-      initialize_matrix(unit.master, s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
+      initialize_matrix(room.like(unit.master), s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
+      room.write(context, unit.master);
     }
   }
   for (const OwnedUnit& unit : s.owned) {
@@ -268,9 +273,13 @@ void Optimizer::State::publish_frozen(KernelContext& context, Placement placemen
     if (weight.data != unit.master.data) kernels.elementwise.convert(context, weight, unit.master);
   }
   if (store.replica_size(placement) == 1) return;
+  HostRoom room(kernels.transfer);
   for (const ParameterUnit& unit : store.frozen_units(placement)) {
     const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
-    replicas(placement).broadcast(std::span(static_cast<char*>(weight.data), weight.bytes()), unit.owner);
+    const bool own = unit.owner == store.replica_rank(placement);
+    const Tensor here = own ? room.read(context, weight) : room.like(weight);
+    replicas(placement).broadcast(std::span(static_cast<char*>(here.data), here.bytes()), unit.owner);
+    if (!own) room.write(context, weight);
   }
 }
 
@@ -283,6 +292,30 @@ void Optimizer::visit_state(const std::function<void(const StateTensor&)>& f) co
     if (unit.col.rows > 0) f({unit.parameter, unit.expert, "col", unit.col});
   }
   for (const OwnedUnit& unit : state_->frozen) f({unit.parameter, unit.expert, "master", unit.master});
+}
+
+void Optimizer::read_state(const std::function<void(const StateTensor&)>& f) const {
+  State& s = *state_;
+  HostRoom room(s.kernels.transfer);
+  visit_state([&](StateTensor t) {
+    t.tensor = room.read(s.context, t.tensor);
+    f(t);
+  });
+}
+
+void Optimizer::fill_state(bool masters_only, const std::function<void(const StateTensor&)>& f) {
+  State& s = *state_;
+  HostRoom room(s.kernels.transfer);
+  visit_state([&](StateTensor t) {
+    if (masters_only && std::string(t.kind) != "master") return;
+    const Tensor there = std::exchange(t.tensor, room.like(t.tensor));
+    f(t);
+    room.write(s.context, there);
+  });
+}
+
+void Optimizer::copy_state(const Tensor& copy, const Tensor& state) const {
+  state_->kernels.transfer.download(state_->context, copy, state);
 }
 
 }  // namespace flanmoe

@@ -31,7 +31,9 @@ struct StateTensor {
 /// weight itself where that has the same type, and is never written in a step.
 class Optimizer {
  public:
-  Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators, const Kernels&);
+  /// `context`: of the device that holds store and state; the host's has nothing in it.
+  Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators, const Kernels&,
+            KernelContext context = {});
   ~Optimizer();
 
   /// Lays masters, moments and communication work into the arena (measuring first, then committed; each time after the
@@ -55,6 +57,12 @@ class Optimizer {
 
   /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order.
   void visit_state(const std::function<void(const StateTensor&)>& f) const;
+  /// The same with tensors in memory of the host, one at a time: what the state holds.
+  void read_state(const std::function<void(const StateTensor&)>& f) const;
+  /// What f fills becomes the state, of masters alone or of all tensors.
+  void fill_state(bool masters_only, const std::function<void(const StateTensor&)>& f);
+  /// `copy`, in memory of the host, = a tensor of the state.
+  void copy_state(const Tensor& copy, const Tensor& state) const;
 
  private:
   struct State;

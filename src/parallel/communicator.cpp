@@ -126,6 +126,7 @@ Communicator::Communicator(Communicator&& other) noexcept
       size_(std::exchange(other.size_, 0)),
       name_(std::move(other.name_)),
       imagined_(other.imagined_),
+      transport_(std::move(other.transport_)),
       traffic_(std::exchange(other.traffic_, {})) {}
 
 Communicator& Communicator::operator=(Communicator&& other) noexcept {
@@ -136,6 +137,7 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
   size_ = std::exchange(other.size_, 0);
   name_ = std::move(other.name_);
   imagined_ = other.imagined_;
+  transport_ = std::move(other.transport_);
   traffic_ = std::exchange(other.traffic_, {});
   return *this;
 }
@@ -143,6 +145,7 @@ Communicator& Communicator::operator=(Communicator&& other) noexcept {
 Communicator::~Communicator() { release(); }
 
 void Communicator::release() noexcept {
+  transport_.reset();
   // Freeing is collective; while an exception ends this rank the others may never come.
   if (comm_ != MPI_COMM_NULL && std::uncaught_exceptions() == 0 && mpi_runs()) MPI_Comm_free(&comm_);
   comm_ = MPI_COMM_NULL;

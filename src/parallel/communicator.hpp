@@ -4,11 +4,14 @@
 #include <mpi.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "parallel/process_grid.hpp"
+#include "parallel/tensor_transport.hpp"
 #include "parallel/traffic.hpp"
 #include "tensor/tensor.hpp"
 
@@ -90,6 +93,10 @@ class Communicator {
   /// Sum over ranks by the same fixed tree, on every rank; for losses and counts.
   void sum_tree(std::span<double> values) const;
 
+  /// From now on all_to_all_rows, reduce_scatter_tree and all_gather_segments hand over to this, which reaches the
+  /// memory of devices; checks and counts stay here. All else is for memory of the host.
+  void carry_by(std::unique_ptr<const TensorTransport> transport) { transport_ = std::move(transport); }
+
   /// What this rank has handed to the others so far.
   const Traffic& traffic() const { return traffic_; }
 
@@ -104,6 +111,7 @@ class Communicator {
   int rank_ = 0, size_ = 1;
   std::string name_;
   bool imagined_ = false;
+  std::unique_ptr<const TensorTransport> transport_;
   mutable Traffic traffic_;
   mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
   mutable std::vector<double> gathered_;  // what sum_tree receives

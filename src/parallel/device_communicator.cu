@@ -69,8 +69,8 @@ void expect_counts(const Tensor& x, std::span<const std::int64_t> counts, int si
 
 }  // namespace
 
-DeviceCommunicator::DeviceCommunicator(const Communicator& host)
-    : name_(host.name()), rank_(host.rank()), size_(host.size()) {
+DeviceCommunicator::DeviceCommunicator(const Communicator& host, cudaStream_t stream)
+    : name_(host.name()), rank_(host.rank()), size_(host.size()), stream_(stream) {
   ncclUniqueId id{};
   if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
   host.broadcast(std::span<char>(id.internal, sizeof id.internal), 0);
@@ -89,28 +89,26 @@ void DeviceCommunicator::check(int code, const char* call) const {
   }
 }
 
-void DeviceCommunicator::all_to_all_rows(KernelContext& context, const Tensor& receive,
-                                         std::span<const std::int64_t> receive_rows, const Tensor& send,
-                                         std::span<const std::int64_t> send_rows) const {
+void DeviceCommunicator::all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
+                                         const Tensor& send, std::span<const std::int64_t> send_rows) const {
   expect_counts(receive, receive_rows, size_, receive.batch * receive.rows, "receive");
   expect_counts(send, send_rows, size_, send.batch * send.rows, "send");
   FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols, "rows of {} {} sent, of {} {} received",
                  send.cols, name_of(send.dtype), receive.cols, name_of(receive.dtype));
-  const cudaStream_t stream = cuda::stream_of(context);
   std::int64_t from = 0, to = 0;
   check(ncclGroupStart(), "ncclGroupStart");
   for (int r = 0; r < size_; ++r) {
     const std::int64_t out = send_rows[std::size_t(r)] * send.cols, in = receive_rows[std::size_t(r)] * send.cols;
-    if (out > 0) check(ncclSend(bytes_at(send, from), bytes_of(send, out), ncclUint8, r, comm_, stream), "ncclSend");
-    if (in > 0) check(ncclRecv(bytes_at(receive, to), bytes_of(receive, in), ncclUint8, r, comm_, stream), "ncclRecv");
+    if (out > 0) check(ncclSend(bytes_at(send, from), bytes_of(send, out), ncclUint8, r, comm_, stream_), "ncclSend");
+    if (in > 0) check(ncclRecv(bytes_at(receive, to), bytes_of(receive, in), ncclUint8, r, comm_, stream_), "ncclRecv");
     from += out;
     to += in;
   }
   check(ncclGroupEnd(), "ncclGroupEnd");
 }
 
-void DeviceCommunicator::reduce_scatter_tree(KernelContext& context, const Tensor& flat,
-                                             std::span<const std::int64_t> segment_sizes, const Tensor& work) const {
+void DeviceCommunicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
+                                             const Tensor& work) const {
   expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
   if (size_ == 1) return;
   const std::int64_t needed = Communicator::reduce_scatter_work(segment_sizes, flat.dtype);
@@ -118,36 +116,34 @@ void DeviceCommunicator::reduce_scatter_tree(KernelContext& context, const Tenso
                  "work of {} elements, {} needed", work.size(), needed);
   const detail::ReducePlan plan(segment_sizes, flat.dtype);
   if (plan.halves) {
-    reduce_by_halving(context, flat, segment_sizes, work, plan.piece);
+    reduce_by_halving(flat, segment_sizes, work, plan.piece);
   } else {
-    reduce_in_pieces(context, flat, segment_sizes, work, plan.piece);
+    reduce_in_pieces(flat, segment_sizes, work, plan.piece);
   }
 }
 
-void DeviceCommunicator::reduce_by_halving(KernelContext& context, const Tensor& flat,
-                                           std::span<const std::int64_t> sizes, const Tensor& work,
+void DeviceCommunicator::reduce_by_halving(const Tensor& flat, std::span<const std::int64_t> sizes, const Tensor& work,
                                            std::int64_t piece) const {
   FLANMOE_EXPECT(flat.dtype == DType::f32, "halving of {}", name_of(flat.dtype));
-  const cudaStream_t stream = cuda::stream_of(context);
   for (int distance = 1; distance < size_; distance *= 2) {
     detail::HalvingRound round(sizes, rank_, distance);
     while (round.give.left() > 0 || round.keep.left() > 0) {
       const std::int64_t out = std::min(piece, round.give.left()), in = std::min(piece, round.keep.left());
       check(ncclGroupStart(), "ncclGroupStart");
       round.give.take(out, [&](std::int64_t first, std::int64_t n) {
-        check(ncclSend(bytes_at(flat, first), bytes_of(flat, n), ncclUint8, round.partner, comm_, stream), "ncclSend");
+        check(ncclSend(bytes_at(flat, first), bytes_of(flat, n), ncclUint8, round.partner, comm_, stream_), "ncclSend");
       });
       // The partner gives the same parts in the same order.
       detail::SegmentStream arriving = round.keep;
       std::int64_t at = 0;
       arriving.take(in, [&](std::int64_t /*first*/, std::int64_t n) {
-        check(ncclRecv(bytes_at(work, at), bytes_of(work, n), ncclUint8, round.partner, comm_, stream), "ncclRecv");
+        check(ncclRecv(bytes_at(work, at), bytes_of(work, n), ncclUint8, round.partner, comm_, stream_), "ncclRecv");
         at += n;
       });
       check(ncclGroupEnd(), "ncclGroupEnd");
       const float* from = work.as<float>();
       round.keep.take(in, [&](std::int64_t first, std::int64_t n) {
-        cuda::launch(add_to, cuda::striding_blocks(n, kThreads), kThreads, 0, context, flat.as<float>() + first, from,
+        cuda::launch(add_to, cuda::striding_blocks(n, kThreads), kThreads, 0, stream_, flat.as<float>() + first, from,
                      n);
         from += n;
       });
@@ -155,11 +151,9 @@ void DeviceCommunicator::reduce_by_halving(KernelContext& context, const Tensor&
   }
 }
 
-void DeviceCommunicator::reduce_in_pieces(KernelContext& context, const Tensor& flat,
-                                          std::span<const std::int64_t> sizes, const Tensor& work,
+void DeviceCommunicator::reduce_in_pieces(const Tensor& flat, std::span<const std::int64_t> sizes, const Tensor& work,
                                           std::int64_t piece) const {
   FLANMOE_EXPECT(size_ < (1 << kLevels), "{} ranks in a tree of {} levels", size_, kLevels);
-  const cudaStream_t stream = cuda::stream_of(context);
   const std::int64_t own = sizes[std::size_t(rank_)], longest = *std::max_element(sizes.begin(), sizes.end());
   for (std::int64_t at = 0; at < longest; at += piece) {
     const std::int64_t in = std::clamp(own - at, std::int64_t{0}, piece);
@@ -169,24 +163,23 @@ void DeviceCommunicator::reduce_in_pieces(KernelContext& context, const Tensor& 
       const std::int64_t count = std::clamp(sizes[std::size_t(r)] - at, std::int64_t{0}, piece);
       if (r == rank_) own_at = first + at;
       if (count > 0) {
-        check(ncclSend(bytes_at(flat, first + at), bytes_of(flat, count), ncclUint8, r, comm_, stream), "ncclSend");
+        check(ncclSend(bytes_at(flat, first + at), bytes_of(flat, count), ncclUint8, r, comm_, stream_), "ncclSend");
       }
       if (in > 0) {
-        check(ncclRecv(bytes_at(work, r * in), bytes_of(work, in), ncclUint8, r, comm_, stream), "ncclRecv");
+        check(ncclRecv(bytes_at(work, r * in), bytes_of(work, in), ncclUint8, r, comm_, stream_), "ncclRecv");
       }
       first += sizes[std::size_t(r)];
     }
     check(ncclGroupEnd(), "ncclGroupEnd");
     if (in == 0) continue;
     with_type<float, bf16>(flat, "flat", [&]<class T>(std::type_identity<T>) {
-      cuda::launch(add_in_tree<T>, cuda::striding_blocks(in, kThreads), kThreads, 0, context, flat.as<T>() + own_at,
+      cuda::launch(add_in_tree<T>, cuda::striding_blocks(in, kThreads), kThreads, 0, stream_, flat.as<T>() + own_at,
                    work.as<T>(), size_, in, in);
     });
   }
 }
 
-void DeviceCommunicator::all_gather_segments(KernelContext& context, const Tensor& flat,
-                                             std::span<const std::int64_t> segment_sizes) const {
+void DeviceCommunicator::all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const {
   expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
   std::int64_t at = 0;
   check(ncclGroupStart(), "ncclGroupStart");
@@ -194,22 +187,20 @@ void DeviceCommunicator::all_gather_segments(KernelContext& context, const Tenso
     const std::int64_t count = segment_sizes[std::size_t(r)];
     char* segment = bytes_at(flat, at);
     if (count > 0) {
-      check(ncclBroadcast(segment, segment, bytes_of(flat, count), ncclUint8, r, comm_, cuda::stream_of(context)),
-            "ncclBroadcast");
+      check(ncclBroadcast(segment, segment, bytes_of(flat, count), ncclUint8, r, comm_, stream_), "ncclBroadcast");
     }
     at += count;
   }
   check(ncclGroupEnd(), "ncclGroupEnd");
 }
 
-void DeviceCommunicator::all_reduce(KernelContext& context, const Tensor& x, ReduceOp op) const {
+void DeviceCommunicator::all_reduce(const Tensor& x, ReduceOp op) const {
   FLANMOE_EXPECT(x.contiguous() && x.dtype != DType::bf16, "an all_reduce of {} with stride {}", name_of(x.dtype),
                  x.stride);
   if (x.size() == 0) return;
   const ncclDataType_t type = x.dtype == DType::i32 ? ncclInt32 : x.dtype == DType::f32 ? ncclFloat32 : ncclFloat64;
   const ncclRedOp_t how = op == ReduceOp::sum ? ncclSum : op == ReduceOp::min ? ncclMin : ncclMax;
-  check(ncclAllReduce(x.data, x.data, std::size_t(x.size()), type, how, comm_, cuda::stream_of(context)),
-        "ncclAllReduce");
+  check(ncclAllReduce(x.data, x.data, std::size_t(x.size()), type, how, comm_, stream_), "ncclAllReduce");
 }
 
 }  // namespace flanmoe

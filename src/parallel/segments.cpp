@@ -72,6 +72,10 @@ void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::i
                std::uint64_t((sum_of(send_rows) - kept) * send.cols) * size_of(send.dtype))) {
     return;
   }
+  if (transport_) {
+    transport_->all_to_all_rows(receive, receive_rows, send, send_rows);
+    return;
+  }
   const auto n = std::size_t(size_);
   counts_.resize(4 * n);
   int* const c = counts_.data();
@@ -117,6 +121,10 @@ void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::
                  "work of {} {} elements, {} {} needed", work.size(), name_of(work.dtype), needed, name_of(flat.dtype));
   const auto [partners, elements] = given(segment_sizes, rank_, flat.dtype);
   if (!counted(CollectiveKind::reduce_scatter_tree, partners, std::uint64_t(elements) * size_of(flat.dtype))) return;
+  if (transport_) {
+    transport_->reduce_scatter_tree(flat, segment_sizes, work);
+    return;
+  }
   const ReducePlan plan(segment_sizes, flat.dtype);
   const auto reduce = [&]<class T>(T* values) {
     if constexpr (!std::is_same_v<T, bf16>) {
@@ -162,6 +170,10 @@ void Communicator::all_gather_segments(const Tensor& flat, std::span<const std::
   if (size_ == 1) return;
   const std::int64_t own = segment_sizes[std::size_t(rank_)];
   if (!counted(CollectiveKind::all_gather_segments, own > 0 ? others() : 0, std::uint64_t(own) * size_of(flat.dtype))) {
+    return;
+  }
+  if (transport_) {
+    transport_->all_gather_segments(flat, segment_sizes);
     return;
   }
   if (flat.size() <= largest_count) {

@@ -75,11 +75,12 @@ std::uint64_t hash_of_rows(BatchSource& source, std::int64_t step, const RankRow
 }
 
 /// The steps of one layout, on its ranks. `checkpoint`: of the first layout, written by it when still empty.
-Trace run_layout(const Deck& deck, const ProcessGrid& grid, const Communicator& group, BatchSource& source,
-                 std::string& checkpoint) {
-  const Communicators communicators = Communicators::make(group, grid);
+Trace run_layout(const Deck& deck, const ProcessGrid& grid, const Communicator& group, Device& device,
+                 BatchSource& source, std::string& checkpoint) {
+  Communicators communicators = Communicators::make(group, grid);
+  device.connect(communicators);
   const RankRows rows = RankRows::of(deck, grid);
-  Trainer trainer(deck, grid, communicators);
+  Trainer trainer(deck, grid, communicators, device.context());
   const auto memory = std::size_t(sysconf(_SC_PHYS_PAGES)) * std::size_t(sysconf(_SC_PAGESIZE));
   if (trainer.arena_bytes() > memory) {
     fail("{} ranks need {} MiB each, and this host has {}: check a smaller model", grid.world_size(),
@@ -111,14 +112,15 @@ Trace run_layout(const Deck& deck, const ProcessGrid& grid, const Communicator& 
 }
 
 /// Runs one layout while the other ranks wait, and tells all what it did.
-Trace trace_of(const Deck& deck, Layout layout, const Communicator& world, BatchSource& source,
+Trace trace_of(const Deck& deck, Layout layout, const Communicator& world, Device& device, BatchSource& source,
                std::string& checkpoint) {
   const bool takes_part = world.rank() < layout.ranks;
   const Communicator group = world.split(takes_part ? 0 : 1, world.rank(), "selfcheck");
   Trace trace;
   const Deck changed = deck_of(deck, layout);
   if (takes_part) {
-    trace = run_layout(changed, ProcessGrid(layout.ranks, world.rank(), layout.expert), group, source, checkpoint);
+    trace =
+        run_layout(changed, ProcessGrid(layout.ranks, world.rank(), layout.expert), group, device, source, checkpoint);
   }
   world.broadcast(std::span<double>(trace.loss), 0);
   world.broadcast(std::span<double>(trace.norm), 0);
@@ -159,7 +161,7 @@ std::string detail::agreement(const Deck& deck, Layout layout, const Trace& trac
   return same ? "the same bits" : fmt::format("the same to {:.1g}", difference);
 }
 
-bool selfcheck(const Deck& deck_in, const Communicator& world) {
+bool selfcheck(const Deck& deck_in, const Communicator& world, Device& device) {
   if (deck_in.run.stage == "evaluate" || deck_in.run.stage == "plan") {
     usage_fail("selfcheck: run.stage = {} trains nothing; expected pretrain, instruct or finetune", deck_in.run.stage);
   }
@@ -180,7 +182,7 @@ bool selfcheck(const Deck& deck_in, const Communicator& world) {
   std::optional<Trace> first;
   bool right = true;
   for (const Layout layout : layouts) {
-    const Trace trace = trace_of(deck, layout, world, *source, checkpoint);
+    const Trace trace = trace_of(deck, layout, world, device, *source, checkpoint);
     std::string wrong;
     if (!first) first = trace;
     const std::string text = detail::agreement(deck, layout, trace, layouts.front(), *first, wrong);

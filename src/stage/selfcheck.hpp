@@ -7,6 +7,7 @@
 
 #include "deck/deck.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/device.hpp"
 
 namespace flanmoe {
 
@@ -15,7 +16,7 @@ namespace flanmoe {
 /// of the first layout on every other one. Prints a table; true when all agree as far as the deck promises: to the bit
 /// where reduction.leaves shapes the sums of both, else to rounding. Leaves nothing behind; its folder, run.dir with
 /// .selfcheck after it, must not exist. Collective.
-bool selfcheck(const Deck& deck, const Communicator& world);
+bool selfcheck(const Deck& deck, const Communicator& world, Device& device);
 
 namespace detail {
 

@@ -41,6 +41,7 @@ class Arena {
   void release(std::size_t mark) { used_ = mark; }
 
   const std::string& name() const { return name_; }
+  bool on_host() const { return source_ == &host_memory; }
   std::size_t measured() const { return high_water_; }  // bytes
   std::size_t used() const { return used_; }            // bytes
 

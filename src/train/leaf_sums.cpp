@@ -67,9 +67,9 @@ void LeafSums::merge_sources() {
   }
 }
 
-bool rows_are_independent(const Kernels& kernels, DType compute) {
+bool rows_are_independent(const Kernels& kernels, KernelContext context, DType compute) {
   constexpr std::int64_t kMost = 200, kDepth = 192, kCols = 160;
-  Arena memory("rows"), scratch("rows scratch");
+  Arena memory("rows", *kernels.transfer.memory), scratch("rows scratch", *kernels.transfer.memory);
   scratch.allocate(DType::f32, 1, std::int64_t(kernels.matmul.scratch_bytes() / sizeof(float)));
   scratch.commit();
   scratch.rewind();
@@ -83,22 +83,19 @@ bool rows_are_independent(const Kernels& kernels, DType compute) {
   memory.commit();
   memory.rewind();
   lay();
+  context.scratch = &scratch;
   for (const Tensor& t : {x, w}) {
-    for (std::int64_t i = 0; i < t.size(); ++i) {
-      const float number = float(i * 7919 % 1021) / 512 - 1;
-      if (compute == DType::bf16) {
-        t.as<bf16>()[i] = bf16(number);
-      } else {
-        t.as<float>()[i] = number;
-      }
-    }
+    std::vector<float> numbers(std::size_t(t.size()));
+    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = float(i * 7919 % 1021) / 512 - 1;
+    kernels.transfer.upload(context, t, make_tensor(numbers.data(), t.rows, t.cols));
   }
-  KernelContext context{.scratch = &scratch};
+  HostRoom all_on_host(kernels.transfer), part_on_host(kernels.transfer);
   kernels.matmul.product(context, all, x, Transpose::no, w, Transpose::no, 0.0F);
+  const Tensor expected = all_on_host.read(context, all);
   for (const std::int64_t rows : {1, 7, 8, 17, 40, 64, 65, 100}) {
     const Tensor part = some.slice_rows(0, rows);
     kernels.matmul.product(context, part, x.slice_rows(0, rows), Transpose::no, w, Transpose::no, 0.0F);
-    if (std::memcmp(part.data, all.data, part.bytes()) != 0) return false;
+    if (std::memcmp(part_on_host.read(context, part).data, expected.data, part.bytes()) != 0) return false;
   }
   return true;
 }

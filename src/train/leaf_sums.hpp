@@ -46,6 +46,6 @@ class LeafSums {
 
 /// Whether a row of a matrix product has the same bits whatever the number of rows beside it: sums along the tree
 /// differ between layouts where this does not hold.
-bool rows_are_independent(const Kernels& kernels, DType compute);
+bool rows_are_independent(const Kernels& kernels, KernelContext context, DType compute);
 
 }  // namespace flanmoe

@@ -11,10 +11,10 @@ namespace flanmoe {
 namespace {
 
 /// Of all matrices of a parameter that this rank holds.
-std::uint32_t checksum_of(const ParameterStore& store, int parameter) {
+std::uint32_t checksum_of(const ParameterStore& store, int parameter, HostRoom& room, KernelContext& context) {
   uLong crc = crc32_z(0, nullptr, 0);
   for (std::int64_t e = 0; e < store.local_experts(parameter); ++e) {
-    const Tensor matrix = store.weight(parameter).matrix(e);
+    const Tensor matrix = room.read(context, store.weight(parameter).matrix(e));
     FLANMOE_EXPECT(matrix.contiguous(), "a checksum of {} columns with stride {}", matrix.cols, matrix.stride);
     crc = crc32_z(crc, static_cast<const Bytef*>(matrix.data), matrix.bytes());
   }
@@ -37,13 +37,13 @@ std::string who_has_what(const std::vector<std::int64_t>& checksums, const std::
 
 /// What is wrong with the parameters of one placement in the replica group of this rank; empty when nothing is.
 std::string difference(const ParameterStore& store, Placement placement, const Communicator& replicas,
-                       std::int32_t world_rank) {
+                       std::int32_t world_rank, HostRoom& room, KernelContext& context) {
   std::vector<std::int64_t> least, most;
   std::vector<int> parameters;
   for (std::size_t p = 0; p < store.specs().size(); ++p) {
     if (store.specs()[p].placement != placement) continue;
     parameters.push_back(int(p));
-    least.push_back(checksum_of(store, int(p)));
+    least.push_back(checksum_of(store, int(p), room, context));
   }
   most = least;
   const std::vector<std::int64_t> own = least;
@@ -59,10 +59,12 @@ std::string difference(const ParameterStore& store, Placement placement, const C
 
 }  // namespace
 
-void compare_replicas(const ParameterStore& store, const Communicators& communicators) {
+void compare_replicas(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels,
+                      KernelContext& context) {
   const Communicator& world = communicators.world;
-  std::string problem = difference(store, Placement::dense, world, world.rank());
-  const std::string experts = difference(store, Placement::expert, communicators.data, world.rank());
+  HostRoom room(kernels.transfer);
+  std::string problem = difference(store, Placement::dense, world, world.rank(), room, context);
+  const std::string experts = difference(store, Placement::expert, communicators.data, world.rank(), room, context);
   if (problem.empty()) problem = experts;
   together(world, [&] {
     if (!problem.empty()) {

@@ -74,6 +74,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   world.sum_tree(parts);
   world.sum_tree(first_parts);
   const std::vector<std::uint64_t> announced = world.all_gather(std::uint64_t(facts.announced_bytes));
+  const std::vector<std::uint64_t> device = world.all_gather(std::uint64_t(facts.device_bytes));
   const std::vector<std::uint64_t> peak = world.all_gather(std::uint64_t(peak_resident_bytes()));
   if (world.rank() != 0) return;
 
@@ -101,6 +102,9 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
   for (int rank = 0; rank < world.size(); ++rank) {
     summary["memory"]["announced_mib_per_rank"].push_back(to_mib(announced[std::size_t(rank)]));
     summary["memory"]["peak_resident_mib_per_rank"].push_back(to_mib(peak[std::size_t(rank)]));
+    if (deck.run.device == "cuda") {
+      summary["memory"]["gpu_mib_per_rank"].push_back(to_mib(device[std::size_t(rank)]));
+    }
   }
   summary["last_session"] = speed;  // since the newest (re)start; the figures above it cover the whole run
   for (std::size_t part = 0; part < kParts; ++part) {

@@ -27,7 +27,8 @@ struct SessionFacts {
   WorkCounts work;
   double roof_flops_per_second = 0;  // 0: not measured
   std::int64_t parameters = 0;       // of the whole model
-  std::size_t announced_bytes = 0;   // of this rank
+  std::size_t announced_bytes = 0;   // of this rank, on its host
+  std::size_t device_bytes = 0;      // and in the memory of its GPU
   int threads = 0;
 };
 

@@ -41,8 +41,13 @@ std::string duration(double seconds) {
 
 class Loop {
  public:
-  Loop(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
-      : deck_(deck), grid_(grid), world_(communicators.world), communicators_(communicators), paths_{deck.run.dir} {}
+  Loop(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, const KernelContext& context)
+      : deck_(deck),
+        grid_(grid),
+        world_(communicators.world),
+        communicators_(communicators),
+        context_(context),
+        paths_{deck.run.dir} {}
 
   Outcome run(Examples examples);
 
@@ -71,6 +76,7 @@ class Loop {
   const ProcessGrid& grid_;
   const Communicator& world_;
   const Communicators& communicators_;
+  const KernelContext context_;  // of the device
   RunPaths paths_;
   StopRequest stop_{deck_.run};
   std::shared_ptr<BatchSource> source_;
@@ -125,19 +131,21 @@ void Loop::find_initial_weights() {
 
 void Loop::prepare_memory() {
   session_.threads = omp_get_max_threads();
-  trainer_.emplace(deck_, grid_, communicators_);
+  trainer_.emplace(deck_, grid_, communicators_, context_);
   for (const ParameterSpec& spec : trainer_->store().specs()) session_.parameters += spec.global_size();
   if (deck_.run.device == "cpu") {
     session_.roof_flops_per_second = measure_roof(trainer_->kernels(), compute_type(deck_.run), world_);
   }
   predict();
   if (deck_.evaluate.every > 0) {
-    evaluation_.emplace(deck_, trainer_->store(), communicators_, trainer_->kernels(),
+    evaluation_.emplace(deck_, trainer_->store(), communicators_, trainer_->kernels(), context_,
                         source_->tokenizer_fingerprint());
   }
   base_bytes_ = resident_bytes();
   session_.announced_bytes = base_bytes_;
-  for (const Arena* arena : arenas()) session_.announced_bytes += arena->measured();
+  for (const Arena* arena : arenas()) {
+    (arena->on_host() ? session_.announced_bytes : session_.device_bytes) += arena->measured();
+  }
 }
 
 void Loop::predict() {
@@ -201,11 +209,16 @@ std::vector<const Arena*> Loop::arenas() const {
 }
 
 void Loop::announce() const {
-  std::array<double, 2> most = {to_mib(session_.announced_bytes), to_mib(base_bytes_)};
+  std::array<double, 3> most = {to_mib(session_.announced_bytes), to_mib(base_bytes_), to_mib(session_.device_bytes)};
   world_.all_reduce(std::span<double>(most), ReduceOp::max);
-  std::string parts;
+  std::string parts, device_parts;
   for (const Arena* arena : arenas()) {
-    parts += fmt::format("{} {:.1f} + ", arena->name(), world_.all_reduce(to_mib(arena->measured()), ReduceOp::max));
+    const double mib = world_.all_reduce(to_mib(arena->measured()), ReduceOp::max);
+    if (arena->on_host()) {
+      parts += fmt::format("{} {:.1f} + ", arena->name(), mib);
+    } else {
+      device_parts += fmt::format("{}{} {:.1f}", device_parts.empty() ? "" : " + ", arena->name(), mib);
+    }
   }
   log_info("{}: {} parameters, {} ranks ({} data x {} expert), {} threads each, {} {}", deck_.run.stage,
            session_.parameters, grid_.world_size(), grid_.data_size(), grid_.expert_size(), session_.threads,
@@ -215,6 +228,7 @@ void Loop::announce() const {
   }
   announce_sums();
   log_info("memory: {}program {:.1f} = {:.1f} MiB per rank", parts, most[1], most[0]);
+  if (!device_parts.empty()) log_info("memory of the GPU: {} = {:.1f} MiB per rank", device_parts, most[2]);
   const WorkCounts row = full_row(deck_);
   log_info("work: {:.4g} GFLOP per token in full rows{}",
            training_flops(deck_.model, deck_.moe, row).total() / (row.encoder_tokens + row.decoder_tokens) / 1e9,
@@ -264,7 +278,7 @@ void Loop::announce_sums() const {
                 world_.size(), leaves);
     return;
   }
-  const int independent = rows_are_independent(trainer_->kernels(), compute_type(deck_.run)) ? 1 : 0;
+  const int independent = rows_are_independent(trainer_->kernels(), context_, compute_type(deck_.run)) ? 1 : 0;
   if (world_.all_reduce(independent, ReduceOp::min) == 0) {
     log_warning(
         "a row of a matrix product depends on how many others there are on this machine: reduction.leaves = {} "
@@ -440,8 +454,9 @@ Outcome Loop::run(Examples examples) {
 
 }  // namespace
 
-Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, Examples examples) {
-  return Loop(deck, grid, communicators).run(examples);
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators,
+              const KernelContext& context, Examples examples) {
+  return Loop(deck, grid, communicators, context).run(examples);
 }
 
 }  // namespace flanmoe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "deck/deck.hpp"
+#include "kernels/context.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/process_grid.hpp"
 #include "parallel/stop.hpp"
@@ -12,7 +13,8 @@ namespace flanmoe {
 enum class Examples { text_or_pairs, pairs };
 
 /// Trains up to deck.run.steps in deck.run.dir, from the newest checkpoint there, else from run.init_from, else from
-/// the seed. Collective.
-Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, Examples examples);
+/// the seed. `context`: of the device that run.device names. Collective.
+Outcome train(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators,
+              const KernelContext& context, Examples examples);
 
 }  // namespace flanmoe

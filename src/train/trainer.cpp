@@ -55,15 +55,16 @@ RankRows RankRows::of(const Deck& deck, const ProcessGrid& grid) {
   return {.first = rows * grid.world_rank(), .rows = rows, .microbatch = microbatch};
 }
 
-Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators)
+Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, KernelContext context)
     : deck_(deck),
       communicators_(communicators),
       kernels_(kernels_for(deck.run.device)),
       limits_(limits_of(deck.batch, RankRows::of(deck, grid).microbatch)),
       sums_(leaf_sums(deck, grid)),
+      context_{&scratch_, context.stream, context.staging},
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
-      optimizer_(deck.optimizer, store_, communicators, kernels_) {
+      optimizer_(deck.optimizer, store_, communicators, kernels_, context_) {
   if (deck.checkpoint.background) {
     arenas_.push_back(&copies_);
     writer_.emplace(deck.run.dir, deck.checkpoint.keep, store_, optimizer_, communicators.world);
@@ -111,7 +112,7 @@ CheckpointInfo Trainer::go_on_from(const std::string& checkpoint) {
 
 std::uint64_t Trainer::state_hash() const {
   std::uint64_t sum = 0;
-  optimizer_.visit_state([&](const StateTensor& s) {
+  optimizer_.read_state([&](const StateTensor& s) {
     const ParameterSpec& spec = store_.specs()[std::size_t(s.parameter)];
     const std::uint64_t bytes = hash_name({static_cast<const char*>(s.tensor.data), s.tensor.bytes()});
     sum += hash_name(fmt::format("{} {} {} {}", spec.name, store_.first_expert(s.parameter) + s.expert, s.kind, bytes));
@@ -123,7 +124,7 @@ std::string Trainer::save(const CheckpointInfo& info) {
   return write_checkpoint(deck_.run.dir, info, store_, optimizer_, communicators_.world, deck_.checkpoint.keep);
 }
 
-void Trainer::compare_replicas() const { flanmoe::compare_replicas(store_, communicators_); }
+void Trainer::compare_replicas() { flanmoe::compare_replicas(store_, communicators_, kernels_, context_); }
 
 bool Trainer::sum_over_ranks(WorkCounts& work, bool stop_asked) {
   std::vector<double> numbers = statistics_.pack();

@@ -54,8 +54,9 @@ struct RankRows {
 
 class Trainer {
  public:
-  /// Builds everything and measures its memory; takes none yet.
-  Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators);
+  /// Builds everything and measures its memory; takes none yet. `context`: of the device that run.device names
+  /// (Device::context); the host's has nothing in it.
+  Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators& communicators, KernelContext context = {});
 
   /// Takes the memory of all arenas, touched: after this model and optimizer take none from the heap in a step.
   void commit_memory();
@@ -75,7 +76,7 @@ class Trainer {
   /// Writes one behind the training; null without checkpoint.background.
   BackgroundWriter* writer() { return writer_ ? &*writer_ : nullptr; }
   /// Throws Error, on every rank, naming ranks and parameter when ranks that hold the same weights differ. Collective.
-  void compare_replicas() const;
+  void compare_replicas();
 
   struct StepOutcome {
     StepRecord record;
@@ -91,6 +92,7 @@ class Trainer {
   const ParameterStore& store() const { return store_; }
   ParameterStore& store() { return store_; }
   const Kernels& kernels() const { return kernels_; }
+  const KernelContext& context() const { return context_; }
 
  private:
   void lay();
@@ -105,10 +107,11 @@ class Trainer {
   const Kernels& kernels_;
   BatchLimits limits_;
   std::optional<GradientSums> sums_;  // where leaves shape the sums
-  Arena weights_{"weights"}, gradients_{"gradients"}, activations_{"activations"}, scratch_{"scratch"},
-      optimizer_state_{"optimizer state"}, copies_{"checkpoint copy"};
+  const MemorySource& memory_ = *kernels_.transfer.memory;
+  Arena weights_{"weights", memory_}, gradients_{"gradients", memory_}, activations_{"activations", memory_},
+      scratch_{"scratch", memory_}, optimizer_state_{"optimizer state", memory_}, copies_{"checkpoint copy"};
   std::vector<Arena*> arenas_{&weights_, &gradients_, &activations_, &scratch_, &optimizer_state_};
-  KernelContext context_{.scratch = &scratch_};
+  KernelContext context_;
   ParameterStore store_;
   Model model_;
   Optimizer optimizer_;

@@ -2,6 +2,8 @@
 // could go on does so is drawn, so that work that an event should have ordered runs in the wrong order sooner or later.
 #include <sched.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <vector>
 
@@ -122,9 +124,24 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-// As many devices as the tests of one machine have ranks; each process uses one.
+namespace {
+
+/// As many as the tests of one machine have ranks, each of which uses one; or FLANMOE_EMULATION_DEVICES.
+int device_count() {
+  static const int count = [] {
+    const char* text = std::getenv("FLANMOE_EMULATION_DEVICES");
+    return text != nullptr ? std::atoi(text) : 8;
+  }();
+  return count;
+}
+
+}  // namespace
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 8;
+  *count = device_count();
+  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int device) {
+  std::snprintf(id, std::size_t(size), "0000:%02x:00.0", unsigned(device));
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) {
@@ -135,7 +152,7 @@ namespace {
 int current_device = 0;
 }
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= 8) return cudaErrorInvalidDevice;
+  if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
   current_device = device;
   return cudaSuccess;
 }

@@ -19,7 +19,8 @@ namespace flanmoe::test {
 inline const ElementwiseKernels cuda_elementwise{on_device<&cuda::elementwise_kernels, &ElementwiseKernels::convert>,
                                                  on_device<&cuda::elementwise_kernels, &ElementwiseKernels::add>,
                                                  on_device<&cuda::elementwise_kernels, &ElementwiseKernels::scale>,
-                                                 on_device<&cuda::elementwise_kernels, &ElementwiseKernels::zero>};
+                                                 on_device<&cuda::elementwise_kernels, &ElementwiseKernels::zero>,
+                                                 on_device<&cuda::elementwise_kernels, &ElementwiseKernels::sum>};
 inline const ActivationKernels cuda_activation{
     on_device<&cuda::activation_kernels, &ActivationKernels::relu_forward>,
     on_device<&cuda::activation_kernels, &ActivationKernels::relu_backward>,
@@ -70,6 +71,9 @@ inline const RouterKernels cuda_router{on_device<&cuda::router_kernels, &RouterK
                                        on_device<&cuda::router_kernels, &RouterKernels::assign>,
                                        on_device<&cuda::router_kernels, &RouterKernels::expert_choice>,
                                        on_device<&cuda::router_kernels, &RouterKernels::row_map>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::measure>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::balance_gradient>,
+                                       on_device<&cuda::router_kernels, &RouterKernels::add_claims>,
                                        on_device<&cuda::router_kernels, &RouterKernels::backward>,
                                        cuda::router_kernels.scratch_bytes};
 

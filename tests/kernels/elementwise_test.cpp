@@ -94,6 +94,24 @@ TEST(Elementwise, AddSumsInFp32AndRoundsOnce) {
   }
 }
 
+TEST(Elementwise, SumIsInFp64) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const std::int64_t n : {0, 1, 255, 256, 257, 5000}) {
+      TestContext context;
+      Buffer x(type, n, 1, 2);
+      x.randomize(std::uint64_t(n), 1000);
+      double expected = 0;
+      for (std::int64_t i = 0; i < n; ++i) expected += x.get(i);
+      for (const auto& device :
+           test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels, test::cuda_elementwise)) {
+        Buffer sum(DType::f64, 1, 1);
+        device.kernels.sum(context, sum, x);
+        EXPECT_NEAR(sum.get(0), expected, 1e-10 * double(n)) << device.device << " " << n;
+      }
+    }
+  }
+}
+
 TEST(Elementwise, RejectsShapesThatDiffer) {
   for (const auto& device :
        test::devices_of(reference::elementwise_kernels, cpu::elementwise_kernels, test::cuda_elementwise)) {

@@ -58,13 +58,18 @@ struct RouterProblem {
                        SlotPriority priority = SlotPriority::token_order) {
     const std::vector<std::int64_t> capacity(static_cast<std::size_t>(G), slots);
     kernels.assign(context, kept, chosen, choice, p, first, capacity, priority);
-    rows = kernels.row_map(context, slot, token, count, choice, kept);
+    map_rows(kernels);
+  }
+  void map_rows(const RouterKernels& kernels) {
+    kernels.row_map(context, slot, token, count, choice, kept);
+    rows = 0;
+    for (std::int64_t e = 0; e < E; ++e) rows += std::int64_t(count.get(e));
   }
   void softmax_in_double() { reference::router_kernels.softmax(context, p, log_z, logits); }
   /// Experts take tokens; k is E.
   void expert_choice(const RouterKernels& kernels, const std::vector<std::int64_t>& capacity) {
     kernels.expert_choice(context, kept, chosen, choice, p, first, capacity);
-    rows = kernels.row_map(context, slot, token, count, choice, kept);
+    map_rows(kernels);
   }
   void backward(const RouterKernels& kernels, double z_scale, bool renormalize) {
     kernels.backward(context, dlogits, dweight, dp, z_scale, p, log_z, choice, first, renormalize);

@@ -39,7 +39,7 @@ class Mirrored {
   std::vector<char> bytes_;
 };
 
-KernelContext& context() { return Mirrored::bench().context; }
+cudaStream_t stream() { return Mirrored::bench().stream.get(); }
 
 /// Any sign, magnitudes over six decades, so that every order of adding rounds differently.
 float number(int rank, std::int64_t i) {
@@ -74,13 +74,13 @@ std::vector<char> segment(const std::vector<char>& bytes, const std::vector<std:
 
 TEST(DeviceCommunicator, ReduceScatterGivesTheBitsOfTheHost) {
   const auto world = Communicator::world();
-  const DeviceCommunicator devices(world);
+  const DeviceCommunicator devices(world, stream());
   const auto sizes = segments(world.size());
   for (const DType dtype : {DType::f32, DType::bf16}) {
     Mirrored flat(dtype, 1, sum(sizes)),
         work(dtype, 1, std::max<std::int64_t>(1, Communicator::reduce_scatter_work(sizes, dtype)));
     fill(flat, world.rank());
-    devices.reduce_scatter_tree(context(), flat.device, sizes, work.device);
+    devices.reduce_scatter_tree(flat.device, sizes, work.device);
     const auto got = segment(flat.on_device(), sizes, world.rank(), dtype);
     world.reduce_scatter_tree(flat.host, sizes, work.host);
     EXPECT_EQ(got, segment(flat.on_host(), sizes, world.rank(), dtype)) << name_of(dtype);
@@ -89,11 +89,11 @@ TEST(DeviceCommunicator, ReduceScatterGivesTheBitsOfTheHost) {
 
 TEST(DeviceCommunicator, SegmentsReachEveryRank) {
   const auto world = Communicator::world();
-  const DeviceCommunicator devices(world);
+  const DeviceCommunicator devices(world, stream());
   const auto sizes = segments(world.size());
   Mirrored flat(DType::bf16, 1, sum(sizes));
   fill(flat, world.rank());
-  devices.all_gather_segments(context(), flat.device, sizes);
+  devices.all_gather_segments(flat.device, sizes);
   const auto got = flat.on_device();
   world.all_gather_segments(flat.host, sizes);
   EXPECT_EQ(got, flat.on_host());
@@ -102,7 +102,7 @@ TEST(DeviceCommunicator, SegmentsReachEveryRank) {
 /// Rank s sends (3 s + r) % 4 rows to rank r.
 TEST(DeviceCommunicator, RowsGoWhereTheHostSendsThem) {
   const auto world = Communicator::world();
-  const DeviceCommunicator devices(world);
+  const DeviceCommunicator devices(world, stream());
   std::vector<std::int64_t> out, in;
   for (int r = 0; r < world.size(); ++r) {
     out.push_back((3 * world.rank() + r) % 4);
@@ -111,7 +111,7 @@ TEST(DeviceCommunicator, RowsGoWhereTheHostSendsThem) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     Mirrored send(dtype, sum(out), 33), receive(dtype, sum(in), 33);
     fill(send, world.rank());
-    devices.all_to_all_rows(context(), receive.device, in, send.device, out);
+    devices.all_to_all_rows(receive.device, in, send.device, out);
     world.all_to_all_rows(receive.host, in, send.host, out);
     EXPECT_EQ(receive.on_device(), receive.on_host()) << name_of(dtype);
   }
@@ -119,14 +119,14 @@ TEST(DeviceCommunicator, RowsGoWhereTheHostSendsThem) {
 
 TEST(DeviceCommunicator, ReducesCounts) {
   const auto world = Communicator::world();
-  const DeviceCommunicator devices(world);
+  const DeviceCommunicator devices(world, stream());
   for (const auto& [op, expected] : {std::pair{ReduceOp::sum, world.size() * (world.size() + 1) / 2},
                                      {ReduceOp::min, 1},
                                      {ReduceOp::max, world.size()}}) {
     Mirrored count(DType::i32, 1, 3);
     for (int i = 0; i < 3; ++i) count.host.as<std::int32_t>()[i] = world.rank() + 1;
     count.upload();
-    devices.all_reduce(context(), count.device, op);
+    devices.all_reduce(count.device, op);
     const auto bytes = count.on_device();
     for (int i = 0; i < 3; ++i) {
       std::int32_t got = 0;
@@ -140,13 +140,13 @@ TEST(DeviceCommunicator, ReducesCounts) {
 TEST(DeviceCommunicator, GroupsDoNotMix) {
   const auto world = Communicator::world();
   const auto half = world.split(world.rank() % 2, world.rank(), "half");
-  const DeviceCommunicator all(world), part(half);
+  const DeviceCommunicator all(world, stream()), part(half, stream());
   EXPECT_EQ(part.size(), half.size());
   Mirrored count(DType::i32, 1, 1);
   *count.host.as<std::int32_t>() = 1 + world.rank() % 2 * 10;
   count.upload();
-  part.all_reduce(context(), count.device, ReduceOp::sum);
-  all.all_reduce(context(), count.device, ReduceOp::max);
+  part.all_reduce(count.device, ReduceOp::sum);
+  all.all_reduce(count.device, ReduceOp::max);
   std::int32_t got = 0;
   std::memcpy(&got, count.on_device().data(), 4);
   const int even = (world.size() + 1) / 2, odd = world.size() / 2;
@@ -155,11 +155,11 @@ TEST(DeviceCommunicator, GroupsDoNotMix) {
 
 TEST(DeviceCommunicator, CountsThatDoNotFitAreRefused) {
   const auto world = Communicator::world();
-  const DeviceCommunicator devices(world);
+  const DeviceCommunicator devices(world, stream());
   Mirrored flat(DType::f32, 1, 8), work(DType::f32, 1, 1);
   const std::vector<std::int64_t> sizes(std::size_t(world.size()), 9), none(std::size_t(world.size()) + 1, 0);
-  EXPECT_THROW(devices.reduce_scatter_tree(context(), flat.device, sizes, work.device), LogicError);
-  EXPECT_THROW(devices.all_gather_segments(context(), flat.device, none), LogicError);
+  EXPECT_THROW(devices.reduce_scatter_tree(flat.device, sizes, work.device), LogicError);
+  EXPECT_THROW(devices.all_gather_segments(flat.device, none), LogicError);
 }
 
 }  // namespace

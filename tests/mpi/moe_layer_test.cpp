@@ -160,7 +160,7 @@ class Rig {
       y_TD_ = memory_.allocate(compute, groups_.tokens(), kExperts);
       saved_.lay(memory_, deck_, layer_.routing, compute, tokens, groups, limits, ranks);
       work_.lay(memory_, deck_, layer_.routing.columns, compute, tokens, groups, limits);
-      dispatcher_.lay(memory_, compute, limits.received, kExperts);
+      dispatcher_.lay(memory_, k_.transfer, compute, limits.received, kExperts);
       if (real) break;
       const std::size_t bytes = k_.matmul.scratch_bytes() + k_.router.scratch_bytes(tokens, kExperts) + 4096;
       scratch_.allocate(DType::f64, 1, std::int64_t(bytes / 8));

@@ -26,7 +26,9 @@ TEST(Replicas, OneFlippedBitIsFoundAndRankAndParameterAreNamed) {
   const Communicator world = Communicator::world();
   Rig rig(world, 1, rig_deck("adamw"));
   rig.optimizer.initialize(rig.context, 7);
-  const auto compare = [&] { return error_message([&] { compare_replicas(rig.store, rig.communicators); }); };
+  const auto compare = [&] {
+    return error_message([&] { compare_replicas(rig.store, rig.communicators, rig.kernels, rig.context); });
+  };
   EXPECT_EQ(compare(), "(nothing was thrown)");
 
   for (const char* name : {"embedding", "encoder/layer_00/expert_down"}) {
@@ -49,7 +51,8 @@ TEST(Replicas, ExpertsOfDifferentRanksMayDiffer) {
   Rig rig(world, world.size(), rig_deck("adamw"));
   rig.optimizer.initialize(rig.context, 7);
   flip(rig, "encoder/layer_00/expert_down");  // every rank has its own experts
-  EXPECT_EQ(error_message([&] { compare_replicas(rig.store, rig.communicators); }), "(nothing was thrown)");
+  EXPECT_EQ(error_message([&] { compare_replicas(rig.store, rig.communicators, rig.kernels, rig.context); }),
+            "(nothing was thrown)");
 }
 
 }  // namespace

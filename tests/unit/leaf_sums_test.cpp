@@ -99,7 +99,7 @@ TEST(LeafSums, BuffersFollowFromTheLayout) {
 }
 
 TEST(LeafSums, ARowOfAProductIsIndependentOfOthersOnThisMachine) {
-  for (const DType type : {DType::f32, DType::bf16}) EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), type));
+  for (const DType type : {DType::f32, DType::bf16}) EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), {}, type));
 }
 
 }  // namespace
