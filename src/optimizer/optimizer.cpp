@@ -152,12 +152,16 @@ void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
       room.write(context, unit.master);
     }
   }
-  for (const OwnedUnit& unit : s.owned) {
+  clear_moments(context);
+  publish_weights(context);
+}
+
+void Optimizer::clear_moments(KernelContext& context) {
+  for (const OwnedUnit& unit : state_->owned) {
     for (const Tensor* moment : {&unit.m, &unit.v, &unit.row, &unit.col}) {
-      if (moment->rows > 0) s.kernels.elementwise.zero(context, *moment);
+      if (moment->rows > 0) state_->kernels.elementwise.zero(context, *moment);
     }
   }
-  publish_weights(context);
 }
 
 void Optimizer::publish_weights(KernelContext& context) {

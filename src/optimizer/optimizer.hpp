@@ -41,6 +41,8 @@ class Optimizer {
   void lay(Arena& state, Arena& scratch);
   /// Initial weights: masters from initialize_matrix and zero moments, then to every rank as in step(). Collective.
   void initialize(KernelContext&, std::uint64_t seed);
+  /// Moments as before the first step; masters stay.
+  void clear_moments(KernelContext&);
   /// Copies masters to the working weights of all ranks (after a checkpoint was read into the masters). Collective.
   void publish_weights(KernelContext&);
 

@@ -100,6 +100,7 @@ CheckpointInfo Trainer::start_from_weights(const std::string& checkpoint) {
       deck_.run.upcycle
           ? upcycle_checkpoint(checkpoint, store_, optimizer_, communicators_.world, std::uint64_t(deck_.run.seed))
           : read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/true);
+  optimizer_.clear_moments(context_);
   optimizer_.publish_weights(context_);
   return info;
 }
