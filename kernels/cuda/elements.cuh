@@ -74,7 +74,7 @@ void over_elements(KernelContext& context, std::initializer_list<Tensor> operand
   for (const Tensor& x : operands) {
     // The narrowest type sets the width: 8 is one access of bf16 and two of fp32.
     wide = wide && x.dtype != DType::f64 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
-           (flat || x.stride % 8 == 0);
+           (flat || (x.stride % 8 == 0 && x.cols % 8 == 0));
   }
   if (rows == 0 || cols == 0) return;
   const auto run = [&](auto width) {

@@ -150,7 +150,7 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
   s.encoder_room.lay(activations, s.kernels.transfer, most.encoder_tokens);
   s.decoder_room.lay(activations, s.kernels.transfer, most.decoder_tokens);
   s.joined_T = list_room(s.kernels.transfer, activations, s.decoder_only() ? most.decoder_tokens : 0);
-  s.target_T = list_room(s.kernels.transfer, activations, limits.decoder_tokens);
+  s.target_T = list_room(s.kernels.transfer, activations, most.decoder_tokens);
   if (s.decoder_only()) s.joined.reserve(most);
   s.encoder_side.reserve(most.encoder_tokens, most.rows);
   s.decoder_side.reserve(most.decoder_tokens, most.rows);

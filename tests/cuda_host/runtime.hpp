@@ -16,6 +16,8 @@ using Work = std::function<bool()>;
 void enqueue(cudaStream_t stream, Work work);
 /// Runs everything that is queued anywhere.
 void run_all();
+/// Runs one piece of work of a stream that can go on, if there is one.
+void run_one();
 
 /// While one lives the host may touch device memory: work of streams runs inside.
 class OpenMemory {

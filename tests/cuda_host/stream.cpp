@@ -41,6 +41,25 @@ void drop_all() {
   for (cudaStream_t stream : streams()) stream->queue.clear();
 }
 
+std::vector<cudaStream_t> able_streams() {
+  std::vector<cudaStream_t> able;
+  for (cudaStream_t stream : streams()) {
+    if (can_go_on(*stream)) able.push_back(stream);
+  }
+  return able;
+}
+
+/// A piece of work of one of these streams, which is drawn. It stays queued while it waits for another process.
+void run_one_of(const std::vector<cudaStream_t>& able) {
+  cudaStream_t stream = able[random_below(std::uint32_t(able.size()))];
+  auto& item = stream->queue.front();
+  if (item.work && !item.work()) {
+    sched_yield();
+    return;
+  }
+  stream->queue.pop_front();
+}
+
 /// Runs work, of any stream, until `done`.
 void run_until(const std::function<bool()>& done) {
   if (done()) return;
@@ -48,18 +67,9 @@ void run_until(const std::function<bool()>& done) {
   const OpenMemory open;
   try {
     while (!done()) {
-      std::vector<cudaStream_t> able;
-      for (cudaStream_t stream : streams()) {
-        if (can_go_on(*stream)) able.push_back(stream);
-      }
+      const std::vector<cudaStream_t> able = able_streams();
       if (able.empty()) throw Fault(fmt::format("streams wait for events that nothing records; seed {}", seed()));
-      cudaStream_t stream = able[random_below(std::uint32_t(able.size()))];
-      auto& item = stream->queue.front();
-      if (item.work && !item.work()) {
-        sched_yield();  // it waits for another process
-        continue;
-      }
-      stream->queue.pop_front();
+      run_one_of(able);
     }
     check_guards();
   } catch (...) {
@@ -80,6 +90,13 @@ bool known(cudaStream_t stream) {
 void enqueue(cudaStream_t stream, Work work) {
   if (!known(stream)) throw Fault("work for the default stream or for one that does not exist");
   stream->queue.push_back({.work = std::move(work)});
+}
+
+void run_one() {
+  const std::vector<cudaStream_t> able = able_streams();
+  if (able.empty()) return;
+  const OpenMemory open;
+  run_one_of(able);
 }
 
 void run_all() {
