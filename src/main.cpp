@@ -3,6 +3,7 @@
 #include <csignal>
 #include <cstdio>
 #include <optional>
+#include <thread>
 
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
@@ -12,6 +13,7 @@
 #include "parallel/device.hpp"
 #include "parallel/process_grid.hpp"
 #include "parallel/stop.hpp"
+#include "parallel/together.hpp"
 #include "parallel/watchdog.hpp"
 #include "stage/arguments.hpp"
 #include "stage/selfcheck.hpp"
@@ -21,6 +23,7 @@
 
 namespace {
 
+constexpr std::chrono::seconds kTimeOfRankZero{3};
 enum ExitCode : int { kDone = 0, kError = 1, kUsage = 2, kStoppedEarly = 75 };
 
 }  // namespace
@@ -80,11 +83,13 @@ int main(int argc, char** argv) {
     return outcome == Outcome::stopped ? kStoppedEarly : kDone;
   } catch (const UsageError& error) {  // on every rank, before anything is written
     const int rank = mpi ? MpiEnvironment::world_rank() : launch.rank;
-    if (rank == 0) fmt::print(stderr, "flanmoe: {}\n", error.what());
+    if (rank == 0) put_error(fmt::format("flanmoe: {}", error.what()));
     return kUsage;
   } catch (const std::exception& error) {
     const int rank = mpi ? MpiEnvironment::world_rank() : launch.rank;
-    fmt::print(stderr, "flanmoe: rank {} on host {}: {}\n", rank, host_name(), error.what());
+    // What all ranks throw alike rank 0 says, and ends them; should it not, they do.
+    if (rank > 0 && dynamic_cast<const SharedError*>(&error) != nullptr) std::this_thread::sleep_for(kTimeOfRankZero);
+    put_error(fmt::format("flanmoe: rank {} on host {}: {}", rank, host_name(), error.what()));
     MpiEnvironment::abort(kError);
   }
 }

@@ -5,15 +5,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <mutex>
+#include <optional>
+
+#include "base/error.hpp"
+#include "base/line_file.hpp"
 
 namespace flanmoe {
 namespace {
-
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
 
 /// mpirun gives rank 0 a terminal of its own even when mpirun's output is a file, so ask about the launcher's output
 /// too. Where that cannot be seen (another host, no /proc) lines are plain.
@@ -35,7 +34,8 @@ struct Log {
   int rank = 0;
   bool terminal = can_rewrite_lines();
   bool open_progress = false;  // the cursor stands behind an unfinished progress line
-  std::unique_ptr<std::FILE, CloseFile> copy;
+  std::optional<LineFile> copy;
+  bool copy_is_whole = true;
 };
 
 Log& the_log() {
@@ -43,15 +43,31 @@ Log& the_log() {
   return log;
 }
 
+/// What has no room where standard output or standard error go is lost: a full disk is no reason to end a run.
+void put(std::FILE* out, const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), out);
+  std::fflush(out);
+}
+
 void end_progress(Log& log) {
-  if (log.open_progress) std::fputc('\n', stdout);
+  if (log.open_progress) put(stdout, "\n");
   log.open_progress = false;
+}
+
+/// Said once, until lines find room again.
+void say_incomplete(Log& log, const Error& error) {
+  if (log.copy_is_whole) put(stderr, fmt::format("rank {}: {}; lines of the log are lost\n", log.rank, error.what()));
+  log.copy_is_whole = false;
 }
 
 void copy_line(Log& log, const std::string& text) {
   if (!log.copy) return;
-  fmt::print(log.copy.get(), "{}\n", text);
-  std::fflush(log.copy.get());
+  try {
+    log.copy->append(text + "\n");
+    log.copy_is_whole = true;
+  } catch (const Error& error) {
+    say_incomplete(log, error);
+  }
 }
 
 }  // namespace
@@ -61,7 +77,13 @@ void configure_log(int rank, const std::string& file) {
   const std::lock_guard lock(log.mutex);
   log.rank = rank;
   log.copy.reset();
-  if (rank == 0 && !file.empty()) log.copy.reset(std::fopen(file.c_str(), "a"));
+  log.copy_is_whole = true;
+  if (rank != 0 || file.empty()) return;
+  try {
+    log.copy.emplace(file);
+  } catch (const Error& error) {
+    say_incomplete(log, error);
+  }
 }
 
 void log_line(const std::string& text) {
@@ -69,32 +91,39 @@ void log_line(const std::string& text) {
   const std::lock_guard lock(log.mutex);
   if (log.rank != 0) return;
   end_progress(log);
-  fmt::print("{}\n", text);
-  std::fflush(stdout);
+  put(stdout, text + "\n");
   copy_line(log, text);
 }
 
-void warn_line(const std::string& text) {
+namespace {
+
+void warn(const std::string& text, bool rank_0_only) {
   Log& log = the_log();
   const std::lock_guard lock(log.mutex);
+  if (rank_0_only && log.rank != 0) return;
   end_progress(log);
-  std::fflush(stdout);
-  fmt::print(stderr, "rank {}: {}\n", log.rank, text);
+  put(stderr, fmt::format("rank {}: {}\n", log.rank, text));
   copy_line(log, text);
 }
+
+}  // namespace
+
+void warn_line(const std::string& text) { warn(text, false); }
+void warn_shared_line(const std::string& text) { warn(text, true); }
+
+void put_error(const std::string& text) { put(stderr, text + "\n"); }
 
 void log_progress(const std::string& text, bool final_line) {
   Log& log = the_log();
   const std::lock_guard lock(log.mutex);
   if (log.rank != 0) return;
   if (log.terminal) {
-    fmt::print("\r\033[K{}", text);
+    put(stdout, "\r\033[K" + text);
     log.open_progress = true;
     if (final_line) end_progress(log);
   } else {
-    fmt::print("{}\n", text);
+    put(stdout, text + "\n");
   }
-  std::fflush(stdout);
   copy_line(log, text);
 }
 

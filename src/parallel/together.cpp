@@ -42,7 +42,7 @@ void together(const Communicator& world, const std::function<void()>& f) {
   }
   const std::string message = world.broadcast(outcome.message, rank);
   if (Failure(*first) == Failure::usage) throw UsageError(message);
-  throw Error(message);
+  throw SharedError(message);
 }
 
 void on_root(const Communicator& world, const std::function<void()>& f) {

@@ -105,11 +105,10 @@ struct Watchdog::State {
   }
 
   [[noreturn]] void end_all_ranks(const Hanging& hanging) const {
-    fmt::print(stderr,
-               "{}: {} on communicator {} has not returned after {:.0f} s (limit {} s): a rank it waits for has "
-               "stopped or is far behind; ending all ranks\n",
-               who, hanging.operation, hanging.communicator, hanging.seconds, limit.count());
-    std::fflush(stderr);
+    put_error(
+        fmt::format("{}: {} on communicator {} has not returned after {:.0f} s (limit {} s): a rank it waits for has "
+                    "stopped or is far behind; ending all ranks",
+                    who, hanging.operation, hanging.communicator, hanging.seconds, limit.count()));
     // Should MPI_Abort itself hang on the lock of the call that hangs, the default action of the alarm ends this
     // process, and the launcher then ends the others.
     alarm(10);

@@ -1,11 +1,7 @@
 #include "train/metrics.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <fstream>
@@ -110,22 +106,26 @@ std::vector<StepRecord> read_metrics(const std::string& path) {
   return records;
 }
 
-MetricsFile::MetricsFile(const std::string& path, std::int64_t last_step) : path_(path) {
-  if (std::filesystem::exists(path)) std::filesystem::resize_file(path, kept_bytes(path, last_step));
-  file_.reset(std::fopen(path.c_str(), "ab"));
-  check(file_ != nullptr, "open");
+MetricsFile::MetricsFile(const std::string& path, std::int64_t last_step) : file_(path) {
+  std::filesystem::resize_file(path, kept_bytes(path, last_step));
 }
 
-void MetricsFile::check(bool ok, const char* operation) const {
-  if (!ok) fail("{}: cannot {}: {}", path_, operation, std::strerror(errno));
+void MetricsFile::write_waiting() {
+  if (waiting_.empty()) return;
+  file_.append(waiting_);
+  waiting_.clear();
 }
 
 void MetricsFile::append(const StepRecord& record) {
-  const std::string line = to_json_line(record) + "\n";
-  check(std::fwrite(line.data(), 1, line.size(), file_.get()) == line.size() && std::fflush(file_.get()) == 0, "write");
+  waiting_ += to_json_line(record);
+  waiting_ += '\n';
+  write_waiting();
 }
 
-void MetricsFile::flush_to_disk() { check(fsync(fileno(file_.get())) == 0, "flush"); }
+void MetricsFile::flush_to_disk() {
+  write_waiting();
+  file_.flush_to_disk();
+}
 
 std::vector<double> recent_losses_and_norms(const std::string& path, std::size_t steps) {
   std::ifstream in(path);

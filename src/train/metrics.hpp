@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
-#include <memory>
 #include <string>
 #include <vector>
+
+#include "base/line_file.hpp"
 
 namespace flanmoe {
 
@@ -47,18 +47,16 @@ class MetricsFile {
   /// Opens for appending after the line of step `last_step`: later lines, and a line that a killed run left unfinished,
   /// are cut, so that no step appears twice.
   MetricsFile(const std::string& path, std::int64_t last_step);
-  /// Adds a line and hands it to the operating system at once.
+  /// Adds a line and hands it to the operating system at once. Throws Error when there is no room; then the file ends
+  /// with a whole line, and this one is written before the next one.
   void append(const StepRecord& record);
-  /// Waits until all lines are on the disk.
+  /// Waits until all lines are on the disk. Throws Error when one cannot be written.
   void flush_to_disk();
 
  private:
-  struct CloseFile {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
-  void check(bool ok, const char* operation) const;
-  std::string path_;
-  std::unique_ptr<std::FILE, CloseFile> file_;
+  void write_waiting();
+  LineFile file_;
+  std::string waiting_;  // lines for which there was no room
 };
 
 /// Loss and norm, in turn, of the last `steps` steps in a metrics file, in order.

@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 
-#include "base/error.hpp"
 #include "base/host.hpp"
 #include "base/log.hpp"
 
@@ -140,17 +137,17 @@ EventFile::EventFile(const std::string& folder, const std::string& metrics) {
     if (entry->path().filename().string().starts_with("events.out.tfevents.")) fs::remove(entry->path(), ignored);
   }
   const double now = wall_now();
-  path_ = fmt::format("{}/events.out.tfevents.{}.{}", folder, std::int64_t(now), host_name());
-  file_.reset(std::fopen(path_.c_str(), "wb"));
-  if (!file_) {
-    give_up("opened");
+  try {
+    file_.emplace(fmt::format("{}/events.out.tfevents.{}.{}", folder, std::int64_t(now), host_name()));
+  } catch (const Error& cannot_open) {
+    give_up(cannot_open);
     return;
   }
   std::vector<StepRecord> records;
   try {
     records = read_metrics(metrics);
-  } catch (const Error& error) {  // a damaged line: steps from here on are shown, and the run goes on
-    log_warning("{} begins without the steps so far: {}", path_, error.what());
+  } catch (const Error& damaged) {  // a damaged line: steps from here on are shown, and the run goes on
+    log_warning("{} begins without the steps so far: {}", file_->path(), damaged.what());
   }
   double wall = now;  // when these steps ended is not written down: as if they had run without a break until now
   for (const StepRecord& record : records) wall -= record.step_seconds;
@@ -165,13 +162,15 @@ void EventFile::append(const StepRecord& record) { write(scalar_event(wall_now()
 
 void EventFile::write(const std::string& bytes) {
   if (!file_) return;
-  if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size() || std::fflush(file_.get()) != 0) {
-    give_up("written");
+  try {
+    file_->append(bytes);
+  } catch (const Error& error) {
+    give_up(error);
   }
 }
 
-void EventFile::give_up(const char* what) {
-  log_warning("{} cannot be {}: {}; the run goes on without it", path_, what, std::strerror(errno));
+void EventFile::give_up(const Error& error) {
+  log_warning("{}; the run goes on without it", error.what());
   file_.reset();
 }
 

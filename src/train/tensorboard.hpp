@@ -3,12 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/error.hpp"
+#include "base/line_file.hpp"
 #include "train/metrics.hpp"
 
 namespace flanmoe {
@@ -39,13 +40,9 @@ class EventFile {
   void append(const StepRecord& record);
 
  private:
-  struct CloseFile {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
   void write(const std::string& bytes);
-  void give_up(const char* what);
-  std::string path_;
-  std::unique_ptr<std::FILE, CloseFile> file_;
+  void give_up(const Error& error);
+  std::optional<LineFile> file_;  // none once something could not be written
 };
 
 }  // namespace flanmoe
