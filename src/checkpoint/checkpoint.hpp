@@ -26,6 +26,18 @@ struct CheckpointInfo {
 std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& info, const ParameterStore& store,
                              const Optimizer& optimizer, const Communicator& world, std::int64_t keep);
 
+struct PublishedCheckpoint {
+  std::int64_t step = 0;
+  std::string folder;
+};
+/// All published checkpoint folders of a run folder, newest first; also one in which the file is missing. Not
+/// collective.
+std::vector<PublishedCheckpoint> checkpoints_of(const std::string& run_dir);
+
+/// Renames a checkpoint that cannot be read to damaged-step-<8 digits> beside it (-2, -3, ... behind that where there
+/// is one already): nothing reads, counts or removes it there. Returns the new folder. Not collective.
+std::string move_damaged_checkpoint(const PublishedCheckpoint& checkpoint);
+
 /// Newest published checkpoint folder of a run folder, if any. Not collective; call on rank 0 and broadcast.
 std::optional<std::string> newest_checkpoint(const std::string& run_dir);
 

@@ -87,7 +87,7 @@ fs::path aside_folder(const std::string& run_dir, std::int64_t step) {
   return checkpoints_folder(run_dir) / fmt::format("{}write-{:08}", aside_prefix, step);
 }
 
-std::vector<std::pair<std::int64_t, fs::path>> published_checkpoints(const std::string& run_dir) {
+std::vector<std::pair<std::int64_t, fs::path>> published_folders(const std::string& run_dir) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
   std::error_code code;
   const fs::path folder = checkpoints_folder(run_dir);
@@ -97,10 +97,25 @@ std::vector<std::pair<std::int64_t, fs::path>> published_checkpoints(const std::
   if (code) fail("cannot list {}: {}", folder.string(), code.message());
   for (const auto& entry : entries) {
     const std::int64_t step = step_of(entry.path().filename().string());
-    if (step >= 0 && fs::exists(entry.path() / checkpoint_file)) found.emplace_back(step, entry.path());
+    if (step >= 0) found.emplace_back(step, entry.path());
   }
   std::sort(found.begin(), found.end());
   return found;
+}
+
+std::vector<std::pair<std::int64_t, fs::path>> published_checkpoints(const std::string& run_dir) {
+  auto found = published_folders(run_dir);
+  std::erase_if(found, [](const auto& published) { return !fs::exists(published.second / checkpoint_file); });
+  return found;
+}
+
+fs::path move_damaged(const fs::path& folder) {
+  const fs::path wanted = folder.parent_path() / ("damaged-" + folder.filename().string());
+  fs::path target = wanted;
+  for (int number = 2; fs::exists(target); ++number) target = fmt::format("{}-{}", wanted.string(), number);
+  rename_folder(folder, target);
+  sync_to_disk(folder.parent_path());
+  return target;
 }
 
 void prepare_aside(const std::string& run_dir, std::int64_t step) {

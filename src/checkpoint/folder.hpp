@@ -1,6 +1,7 @@
 // Where checkpoints lie and how one becomes visible. Private to this folder and its tests.
 //
 // RUN/checkpoints/step-<8 digits>/         published: complete, on disk
+// RUN/checkpoints/damaged-step-<8 digits>/ published once, and found damaged; nothing touches it any more
 // RUN/checkpoints/.aside-<what>-<digits>/  being written or being removed; a leftover when no run is at work
 #pragma once
 
@@ -18,8 +19,14 @@ std::filesystem::path checkpoints_folder(const std::string& run_dir);
 std::filesystem::path published_folder(const std::string& run_dir, std::int64_t step);
 std::filesystem::path aside_folder(const std::string& run_dir, std::int64_t step);
 
-/// Published checkpoints of a run, oldest step first.
+/// Folders with the name of a published checkpoint, oldest step first; what is in them is not looked at.
+std::vector<std::pair<std::int64_t, std::filesystem::path>> published_folders(const std::string& run_dir);
+/// Those that have a checkpoint file.
 std::vector<std::pair<std::int64_t, std::filesystem::path>> published_checkpoints(const std::string& run_dir);
+
+/// Renames a published folder to damaged-<its name>, with a number behind it where there is one, and makes that
+/// durable. Returns the new path.
+std::filesystem::path move_damaged(const std::filesystem::path& folder);
 
 /// Removes leftovers of killed runs (a warning where that fails) and makes an empty folder to write in.
 void prepare_aside(const std::string& run_dir, std::int64_t step);

@@ -30,6 +30,18 @@ std::map<int, KindSet> kinds_of_owned(const Optimizer& optimizer) {
 
 }  // namespace
 
+std::vector<PublishedCheckpoint> checkpoints_of(const std::string& run_dir) {
+  std::vector<PublishedCheckpoint> newest_first;
+  for (const auto& [step, folder] : detail::published_folders(run_dir)) {
+    newest_first.insert(newest_first.begin(), {step, folder.string()});
+  }
+  return newest_first;
+}
+
+std::string move_damaged_checkpoint(const PublishedCheckpoint& checkpoint) {
+  return detail::move_damaged(checkpoint.folder).string();
+}
+
 std::optional<std::string> newest_checkpoint(const std::string& run_dir) {
   const auto published = detail::published_checkpoints(run_dir);
   if (published.empty()) return std::nullopt;

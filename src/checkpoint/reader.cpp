@@ -47,7 +47,7 @@ CheckpointInfo CheckpointReader::info() const {
   };
   const std::int64_t version = number("format_version");
   if (version != format_version) {
-    fail("{} has format version {}; this program reads version {}", path_, version, format_version);
+    usage_fail("{} has format version {}; this program reads version {}", path_, version, format_version);
   }
   return {number("step"), number("tokens_seen"), text("deck"), text("tokenizer_fingerprint")};
 }

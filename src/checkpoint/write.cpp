@@ -49,8 +49,8 @@ void write_or_tidy(const std::string& run_dir, std::int64_t step, const Communic
   } catch (const Error& error) {
     std::error_code ignored;  // the message that counts is the first one
     if (world.rank() == 0) fs::remove_all(aside_folder(run_dir, step), ignored);
-    throw Error(fmt::format("the checkpoint of step {} was not written in {}; older ones are as they were: {}", step,
-                            run_dir, error.what()));
+    throw SharedError(fmt::format("the checkpoint of step {} was not written in {}; older ones are as they were: {}",
+                                  step, run_dir, error.what()));
   }
 }
 

@@ -261,23 +261,25 @@ void add_checkpoint(std::vector<Parameter>& table) {
   rows.flag("background", &S::background,
             "Copy the state to memory (as much again as weights and optimizer state take) and write it while the "
             "training goes on; false: the training stands still and nothing is copied.");
-  rows.choice("on_failure", &S::on_failure, {"stop", "continue"},
-              "When a checkpoint cannot be written: end the run, or go on and try at the next one. The last "
-              "checkpoint of a run that ends must be written.");
+  rows.choice(
+      "on_failure", &S::on_failure, {"stop", "continue"},
+      "When a checkpoint or a line of metrics.jsonl cannot be written: end the run, or go on and try at the next "
+      "one. The last checkpoint of a run that ends must be written, and no checkpoint is without its metrics.");
 }
 
 void add_faults(std::vector<Parameter>& table) {
   SectionRows rows(table, "faults", &Deck::faults);
   using S = FaultsDeck;
   rows.choice("on_bad_step", &S::on_bad_step, {"stop", "skip"},
-              "When loss or gradient norm are not finite or spike, before the update: end the run, or go back to the "
-              "last checkpoint and, if the step is bad again, skip its batch.");
+              "When loss or gradient norm are not finite or spike, or weights that must be equal differ, before the "
+              "update: end the run, or go back to the last checkpoint and, if the batch is bad again, skip it.");
   rows.number("limit", &S::limit, at_least(1), "steps", "So many bad steps are forgiven until the run is ended.");
   rows.number("loss_spike", &S::loss_spike, at_least(0), "",
               "A loss of more than this times the median of the last 32 is bad; 0: only one that is not finite.");
   rows.number("norm_spike", &S::norm_spike, at_least(0), "", "The same of the gradient norm before clipping.");
   rows.number("compare_every", &S::compare_every, at_least(0), "steps",
-              "Compare the weights of all ranks that hold the same ones every this many steps; 0: never.");
+              "Compare the weights of all ranks that hold the same ones every this many steps, and in each step behind "
+              "which a checkpoint may be written; 0: never.");
 }
 
 void add_data(std::vector<Parameter>& table) {

@@ -49,9 +49,13 @@ void BadSteps::recall(const std::string& metrics, const Communicator& world) {
 
 void BadSteps::forgive(const BadStep& bad) {
   if (deck_.on_bad_step == "stop") throw BadStep(bad);
-  seen_.insert(bad.step());
-  if (std::int64_t(seen_.size()) > deck_.limit) {
-    fail("{}; {} bad steps were forgiven before (faults.limit)", bad.what(), deck_.limit);
+  if (bad.fault() == Fault::machine) {
+    machine_faults_ += 1;
+  } else {
+    seen_.insert(bad.step());
+  }
+  if (std::int64_t(seen_.size()) + machine_faults_ > deck_.limit) {
+    throw SharedError(fmt::format("{}; {} bad steps were forgiven before (faults.limit)", bad.what(), deck_.limit));
   }
 }
 

@@ -25,15 +25,16 @@ class BadSteps {
   /// The recent steps of a metrics file, instead of those known. Collective.
   void recall(const std::string& metrics, const Communicator& world);
 
-  /// After BadStep: throws it again when the deck says stop, or too many were forgiven; else remembers the step.
+  /// After BadStep: throws it again when the deck says stop, or too many were forgiven; else remembers it.
   void forgive(const BadStep& bad);
-  /// The step was bad before.
+  /// The step's batch was bad before.
   bool is_again(std::int64_t step) const { return seen_.contains(step); }
 
  private:
   const FaultsDeck& deck_;
   std::deque<double> losses_, norms_;
-  std::set<std::int64_t> seen_;  // from 0
+  std::set<std::int64_t> seen_;      // steps with bad batches, from 0
+  std::int64_t machine_faults_ = 0;  // no batch is to blame: each counts, also in the same step again
 };
 
 }  // namespace flanmoe

@@ -5,7 +5,6 @@
 #include <map>
 
 #include "base/error.hpp"
-#include "parallel/together.hpp"
 
 namespace flanmoe {
 namespace {
@@ -59,18 +58,18 @@ std::string difference(const ParameterStore& store, Placement placement, const C
 
 }  // namespace
 
-void compare_replicas(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels,
-                      KernelContext& context) {
+std::string replica_difference(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels,
+                               KernelContext& context) {
   const Communicator& world = communicators.world;
   HostRoom room(kernels.transfer);
-  std::string problem = difference(store, Placement::dense, world, world.rank(), room, context);
+  std::string found = difference(store, Placement::dense, world, world.rank(), room, context);
   const std::string experts = difference(store, Placement::expert, communicators.data, world.rank(), room, context);
-  if (problem.empty()) problem = experts;
-  together(world, [&] {
-    if (!problem.empty()) {
-      fail("{} (checksums of weights that must be equal; the memory or the network of a rank is at fault)", problem);
-    }
-  });
+  if (found.empty()) found = experts;
+  // The lowest rank that knows of one tells all.
+  const int who = world.all_reduce(std::int32_t(found.empty() ? world.size() : world.rank()), ReduceOp::min);
+  if (who == world.size()) return "";
+  return world.broadcast(found, who) +
+         " (checksums of weights that must be equal; the memory or the network of a rank is at fault)";
 }
 
 }  // namespace flanmoe

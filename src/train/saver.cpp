@@ -1,8 +1,9 @@
 #include "train/saver.hpp"
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
 
+#include "base/line_file.hpp"
 #include "base/log.hpp"
 #include "base/timer.hpp"
 #include "parallel/together.hpp"
@@ -11,12 +12,19 @@ namespace flanmoe {
 
 void Saver::note(nlohmann::ordered_json event) const {
   if (world_.rank() != 0) return;
-  std::ofstream out(events_, std::ios::app);
-  out << event.dump() << "\n" << std::flush;
-  if (!out) log_warning("{} cannot be written", events_);
+  try {
+    LineFile(events_).append(event.dump() + "\n");
+  } catch (const Error& error) {
+    log_warning("{}", error.what());
+  }
 }
 
-void Saver::report(const SaveReport& report) const {
+void Saver::report(const SaveReport& report) {
+  totals_.count += 1;
+  totals_.bytes += report.bytes;
+  totals_.seconds += report.seconds;
+  totals_.stall_seconds += report.stall_seconds;
+  totals_.longest_stall_seconds = std::max(totals_.longest_stall_seconds, report.stall_seconds);
   log_info("checkpoint of step {}: {:.4f} GB in {:.2f} s ({:.3f} GB/s), the training stood still for {:.3f} s",
            report.step, 1e-9 * double(report.bytes), report.seconds, report.gb_per_second(), report.stall_seconds);
   note({{"event", "checkpoint"},
@@ -34,7 +42,7 @@ void Saver::guarded(std::int64_t step, bool needed, const std::function<void()>&
     saved_ = -1;
     note({{"event", "checkpoint_failed"}, {"step", step}, {"why", error.what()}});
     if (needed || deck_.on_failure == "stop") throw;
-    log_warning("{}; the training goes on (checkpoint.on_failure = continue)", error.what());
+    log_shared_warning("{}; the training goes on (checkpoint.on_failure = continue)", error.what());
   }
 }
 

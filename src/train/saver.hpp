@@ -12,6 +12,13 @@
 
 namespace flanmoe {
 
+/// What the checkpoints of a session cost.
+struct SaveTotals {
+  std::int64_t count = 0, bytes = 0;
+  double seconds = 0;  // of all together; the training goes on meanwhile
+  double stall_seconds = 0, longest_stall_seconds = 0;
+};
+
 /// All calls are collective, and throw on all ranks or on none.
 class Saver {
  public:
@@ -29,18 +36,20 @@ class Saver {
   /// The state after so many steps is saved, or being saved.
   bool has(std::int64_t step) const { return saved_ == step; }
   void has_saved(std::int64_t step) { saved_ = step; }
+  const SaveTotals& totals() const { return totals_; }
   /// Adds a line to the events, on rank 0; a failure is a warning.
   void note(nlohmann::ordered_json event) const;
 
  private:
   void guarded(std::int64_t step, bool needed, const std::function<void()>& f);
-  void report(const SaveReport& report) const;
+  void report(const SaveReport& report);
 
   const CheckpointDeck& deck_;
   Trainer& trainer_;
   const Communicator& world_;
   std::string events_;
   std::int64_t saved_ = -1;
+  SaveTotals totals_;
 };
 
 }  // namespace flanmoe

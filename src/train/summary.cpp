@@ -65,6 +65,16 @@ ordered_json data_wait_json(const SessionFacts& facts, double seconds) {
   return wait;
 }
 
+ordered_json checkpoints_json(const SaveTotals& saves) {
+  ordered_json checkpoints;
+  checkpoints["count"] = saves.count;
+  checkpoints["bytes"] = saves.bytes;
+  checkpoints["seconds"] = saves.seconds;
+  checkpoints["stall_seconds"] = saves.stall_seconds;
+  checkpoints["longest_stall_seconds"] = saves.longest_stall_seconds;
+  return checkpoints;
+}
+
 }  // namespace
 
 void write_summary(const std::string& path, const std::string& metrics_path, const Deck& deck,
@@ -111,6 +121,7 @@ void write_summary(const std::string& path, const std::string& metrics_path, con
     summary["last_session"]["part_seconds"][name_of(Part(part))] = parts[part] / world.size();
   }
   summary["last_session"]["data_wait"] = data_wait_json(facts, parts[std::size_t(Part::data)] / world.size());
+  summary["last_session"]["checkpoints"] = checkpoints_json(facts.saves);
   const bool one = facts.steps < 2;  // then the first step is all there is
   for (std::size_t part = 0; part < kParts; ++part) {
     parts[part] = (parts[part] - (one ? 0 : first_parts[part])) / world.size() / double(one ? 1 : facts.steps - 1);

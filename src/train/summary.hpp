@@ -11,6 +11,7 @@
 #include "train/flops.hpp"
 #include "train/metrics.hpp"
 #include "train/plan/prediction.hpp"
+#include "train/saver.hpp"
 
 namespace flanmoe {
 
@@ -24,6 +25,7 @@ struct SessionFacts {
   std::array<double, std::size_t(Part::count)> parts{};
   Traffic traffic;              // of this rank in all steps
   std::int64_t data_waits = 0;  // steps whose batch was not read in time
+  SaveTotals saves;             // all of the session, whatever it went back on
   WorkCounts work;
   double roof_flops_per_second = 0;  // 0: not measured
   std::int64_t parameters = 0;       // of the whole model

@@ -2,7 +2,6 @@
 
 #include <omp.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -16,6 +15,7 @@
 #include "train/bad_steps.hpp"
 #include "train/plan/prediction.hpp"
 #include "train/resources.hpp"
+#include "train/resume.hpp"
 #include "train/roof.hpp"
 #include "train/run_folder.hpp"
 #include "train/saver.hpp"
@@ -25,13 +25,6 @@
 
 namespace flanmoe {
 namespace {
-
-/// Where the weights before the next step come from.
-struct Start {
-  std::string checkpoint;  // of this run; empty: none yet
-  std::int64_t steps = 0;  // completed
-  bool complete = false;   // nothing is left to do
-};
 
 std::string duration(double seconds) {
   const auto s = std::int64_t(seconds + 0.5);
@@ -58,14 +51,15 @@ class Loop {
   void prepare_memory();
   void predict();
   void enter_folder();
-  Start decide_start();
-  void load(const Start& start);
+  void load(Start& start);
+  CheckpointInfo read_own(Start& start);
   std::vector<const Arena*> arenas() const;
   void announce() const;
   void announce_sums() const;
   // The steps.
   Outcome steps_from(std::int64_t first);
   Trainer::StepOutcome one_step(Prefetcher& prefetcher, std::int64_t step);
+  void write_line(const StepRecord& record);
   void report(const StepRecord& record);
   void checkpoint(std::int64_t steps, bool needed);
   Outcome take_steps(Start start);
@@ -82,6 +76,7 @@ class Loop {
   std::shared_ptr<BatchSource> source_;
   std::string initial_weights_;  // checkpoint folder; empty: from the seed
   std::optional<Trainer> trainer_;
+  std::optional<Resume> resume_;
   std::optional<Saver> saver_;
   BadSteps bad_steps_{deck_.faults};
   std::optional<TrainingEvaluation> evaluation_;  // when evaluate.every asks for it
@@ -90,7 +85,8 @@ class Loop {
   SessionFacts session_;
   std::optional<RunFolder> folder_;     // rank 0
   std::optional<MetricsFile> metrics_;  // rank 0
-  std::optional<EventFile> events_;     // rank 0
+  bool metrics_are_whole_ = true;
+  std::optional<EventFile> events_;  // rank 0
   std::int64_t tokens_seen_ = 0;
   double reported_at_ = 0;  // progress line: time and tokens of the previous one
   std::int64_t reported_step_ = 0, tokens_since_report_ = 0;
@@ -165,42 +161,6 @@ void Loop::enter_folder() {
   });
 }
 
-Start Loop::decide_start() {
-  Start start;
-  on_root(world_, [&] {
-    const std::int64_t summarised = steps_of_summary(paths_.summary());
-    const std::optional<std::string> newest = newest_checkpoint(deck_.run.dir);
-    CheckpointInfo info;
-    if (newest) {
-      info = read_checkpoint_info(*newest);
-    } else if (summarised > 0) {  // a complete run that was to leave no checkpoint
-      info.step = summarised;
-      info.deck = read_file(paths_.deck());
-    } else {
-      return;
-    }
-    const std::vector<std::string> differences = training_differences(info.deck, print_deck(deck_));
-    if (!differences.empty()) {
-      usage_fail(
-          "run.dir: {} holds a run of {} steps that was trained with another deck; go on with that deck or choose "
-          "another folder. What differs:\n  {}",
-          deck_.run.dir, info.step, fmt::join(differences, "\n  "));
-    }
-    if (newest && info.tokenizer_fingerprint != source_->tokenizer_fingerprint()) {
-      usage_fail("data.train: is written with tokenizer {}, but {} was trained with tokenizer {}",
-                 source_->tokenizer_fingerprint(), *newest, info.tokenizer_fingerprint);
-    }
-    start.complete = summarised >= deck_.run.steps;
-    if (newest) start = {*newest, info.step, start.complete};
-  });
-  start.checkpoint = world_.broadcast(start.checkpoint, 0);
-  std::array<std::int64_t, 2> numbers = {start.steps, start.complete ? 1 : 0};
-  world_.broadcast(std::span<std::int64_t>(numbers), 0);
-  start.steps = numbers[0];
-  start.complete = numbers[1] != 0;
-  return start;
-}
-
 std::vector<const Arena*> Loop::arenas() const {
   std::vector<const Arena*> all = trainer_->arenas();
   if (!evaluation_) return all;
@@ -246,11 +206,32 @@ void Loop::announce() const {
   for (const std::string& note : source_->mixture_notes()) log_info("{}", note);
 }
 
-void Loop::load(const Start& start) {
+/// Reads the checkpoint of the start, or, where it is damaged, the newest one that is not.
+CheckpointInfo Loop::read_own(Start& start) {
+  while (true) {
+    try {
+      CheckpointInfo info = trainer_->go_on_from(start.checkpoint);
+      for (const DamagedCheckpoint& damaged : resume_->set_damaged_aside()) {
+        saver_->note({{"event", "checkpoint_damaged"},
+                      {"step", damaged.step},
+                      {"now_at", damaged.now_at},
+                      {"why", damaged.why}});
+      }
+      return info;
+    } catch (const UsageError&) {
+      throw;
+    } catch (const Error& error) {
+      resume_->pass_over(start.checkpoint, error.what());
+      start = resume_->decide();
+    }
+  }
+}
+
+void Loop::load(Start& start) {
   CheckpointInfo info;
   tokens_seen_ = 0;
   if (!start.checkpoint.empty()) {
-    info = trainer_->go_on_from(start.checkpoint);
+    info = read_own(start);
     saver_->has_saved(start.steps);
     tokens_seen_ = info.tokens_seen;
     log_info("going on from {} ({} steps, {} tokens)", start.checkpoint, start.steps, info.tokens_seen);
@@ -274,13 +255,14 @@ void Loop::announce_sums() const {
   const std::int64_t leaves = deck_.reduction.leaves;
   if (leaves == 0) return;
   if (!uses_leaves(deck_, world_.size())) {
-    log_warning("{} ranks do not divide reduction.leaves = {}: sums agree with those of other layouts to rounding only",
-                world_.size(), leaves);
+    log_shared_warning(
+        "{} ranks do not divide reduction.leaves = {}: sums agree with those of other layouts to rounding only",
+        world_.size(), leaves);
     return;
   }
   const int independent = rows_are_independent(trainer_->kernels(), context_, compute_type(deck_.run)) ? 1 : 0;
   if (world_.all_reduce(independent, ReduceOp::min) == 0) {
-    log_warning(
+    log_shared_warning(
         "a row of a matrix product depends on how many others there are on this machine: reduction.leaves = {} "
         "does not make layouts agree to the bit",
         leaves);
@@ -292,7 +274,6 @@ void Loop::announce_sums() const {
 
 Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   const double start = seconds_now();
-  const Traffic traffic = communicators_.traffic();
   std::vector<PackedBatch> microbatches;
   {
     const PartScope part(Part::data);
@@ -302,8 +283,8 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   try {
     outcome = trainer_->step(step, microbatches, stop_.made(), bad_steps_.limits());
   } catch (const BadStep& bad) {
-    if (!bad_steps_.is_again(step)) throw;
-    log_warning("{}; bad again after going back: its batch is skipped", bad.what());
+    if (bad.fault() != Fault::batch || !bad_steps_.is_again(step)) throw;
+    log_shared_warning("{}; bad again after going back: its batch is skipped", bad.what());
     saver_->note({{"event", "batch_skipped"}, {"step", step + 1}, {"why", bad.what()}});
     outcome.stop_asked = bad.stop_asked();
     return outcome;
@@ -313,8 +294,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   record.step_seconds = seconds_now() - start;
   tokens_seen_ += record.tokens;
   record.tokens_seen = tokens_seen_;
-  session_.traffic += communicators_.traffic();
-  session_.traffic -= traffic;
+  session_.traffic += outcome.traffic;
   if (session_.steps == 0) {
     session_.first_step_seconds = record.step_seconds;
     session_.first_step_parts = part_seconds();
@@ -327,9 +307,24 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   return outcome;
 }
 
+/// Adds the line of a step to the metrics.
+void Loop::write_line(const StepRecord& record) {
+  try {
+    metrics_->append(record);
+    metrics_are_whole_ = true;
+  } catch (const Error& error) {
+    if (deck_.checkpoint.on_failure == "stop") throw;
+    if (metrics_are_whole_) {
+      log_warning("{}; the training goes on, and lines wait for room (checkpoint.on_failure = continue)", error.what());
+      saver_->note({{"event", "metrics_failed"}, {"step", record.step}, {"why", error.what()}});
+    }
+    metrics_are_whole_ = false;
+  }
+}
+
 void Loop::report(const StepRecord& record) {
   if (world_.rank() != 0) return;
-  metrics_->append(record);
+  write_line(record);
   events_->append(record);
   tokens_since_report_ += record.tokens;
   const bool last = record.step == deck_.run.steps;
@@ -369,7 +364,10 @@ bool Loop::evaluate(std::int64_t steps, bool may_stop) {
 }
 
 Outcome Loop::stopped_after(std::int64_t steps) {
-  if (!saver_->has(steps)) checkpoint(steps, true);
+  if (!saver_->has(steps)) {
+    if (deck_.faults.compare_every > 0) trainer_->expect_equal_replicas(steps - 1, true);
+    checkpoint(steps, true);
+  }
   saver_->finish(true);
   log_info("stopped early after step {} of {} with a checkpoint; run the same command again to go on", steps,
            deck_.run.steps);
@@ -383,8 +381,7 @@ Outcome Loop::steps_from(std::int64_t first) {
   const std::int64_t waits_before = session_.data_waits;
   reported_at_ = seconds_now();
   reported_step_ = first;
-  const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every,
-                     compare_every = deck_.faults.compare_every;
+  const std::int64_t every = deck_.checkpoint.every, measure_every = deck_.evaluate.every;
   // A run that was ended between its checkpoint and the evaluation of the same step.
   if (evaluation_ && first > 0 && first % measure_every == 0 && !evaluation_->is_done(first)) {
     if (!evaluate(first, true)) return stopped_after(first);
@@ -394,7 +391,6 @@ Outcome Loop::steps_from(std::int64_t first) {
     session_.data_waits = waits_before + prefetcher.waits();
     const std::int64_t done = step + 1;
     if (outcome.record.step == done) report(outcome.record);  // not for a batch that was skipped
-    if (compare_every > 0 && done % compare_every == 0) trainer_->compare_replicas();
     saver_->look_after();
     const bool last = done == deck_.run.steps;
     const bool save = last ? deck_.checkpoint.final : outcome.stop_asked || (every > 0 && done % every == 0);
@@ -418,9 +414,10 @@ Outcome Loop::take_steps(Start start) {
     } catch (const BadStep& bad) {
       saver_->finish(false);  // it holds a good state
       bad_steps_.forgive(bad);
-      start = decide_start();
-      log_warning("{}; going back to {}", bad.what(),
-                  start.checkpoint.empty() ? "the beginning" : fmt::format("the checkpoint of step {}", start.steps));
+      start = resume_->decide();
+      log_shared_warning(
+          "{}; going back to {}", bad.what(),
+          start.checkpoint.empty() ? "the beginning" : fmt::format("the checkpoint of step {}", start.steps));
       saver_->note({{"event", "went_back"}, {"to_step", start.steps}, {"why", bad.what()}});
       // Moments of the optimizer are fresh again, too.
       if (start.checkpoint.empty()) trainer_->start_from_seed();
@@ -433,20 +430,22 @@ Outcome Loop::run(Examples examples) {
   find_initial_weights();
   prepare_memory();
   enter_folder();
-  const Start start = decide_start();
+  resume_.emplace(deck_, source_->tokenizer_fingerprint(), world_);
+  const Start start = resume_->decide();
   if (start.complete) {
     log_info("the run in {} is complete: all {} steps are done", deck_.run.dir, deck_.run.steps);
     return Outcome::done;
   }
   announce();
   if (deck_.run.stop_before_minutes > 0 && end_of_job() == 0) {
-    log_warning("run.stop_before_minutes: SLURM_JOB_END_TIME is not set, so nothing says when this job ends");
+    log_shared_warning("run.stop_before_minutes: SLURM_JOB_END_TIME is not set, so nothing says when this job ends");
   }
   trainer_->commit_memory();
   if (evaluation_) evaluation_->commit_memory();
   saver_.emplace(deck_.checkpoint, *trainer_, world_, paths_.events());
   const Outcome outcome = take_steps(start);
   if (outcome == Outcome::done) {
+    session_.saves = saver_->totals();
     write_summary(paths_.summary(), paths_.metrics(), deck_, session_, *prediction_, world_);
   }
   return outcome;

@@ -125,7 +125,19 @@ std::string Trainer::save(const CheckpointInfo& info) {
   return write_checkpoint(deck_.run.dir, info, store_, optimizer_, communicators_.world, deck_.checkpoint.keep);
 }
 
-void Trainer::compare_replicas() { flanmoe::compare_replicas(store_, communicators_, kernels_, context_); }
+void Trainer::expect_equal_replicas(std::int64_t step, bool stop_asked) {
+  const std::string difference = replica_difference(store_, communicators_, kernels_, context_);
+  if (difference.empty()) return;
+  optimizer_.discard_gradients();
+  throw BadStep(step, difference, stop_asked, Fault::machine);
+}
+
+bool Trainer::compares_in(std::int64_t step, bool stop_asked) const {
+  const std::int64_t every = deck_.faults.compare_every, save_every = deck_.checkpoint.every, done = step + 1;
+  if (every == 0) return false;
+  const bool may_save = stop_asked || done == deck_.run.steps || (save_every > 0 && done % save_every == 0);
+  return may_save || done % every == 0;
+}
 
 bool Trainer::sum_over_ranks(WorkCounts& work, bool stop_asked) {
   std::vector<double> numbers = statistics_.pack();
@@ -177,6 +189,7 @@ void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& w
 Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked,
                                    const StepLimits& limits) {
   // 1. Gradients and sums of this rank.
+  const Traffic before = communicators_.traffic();
   WorkCounts work;
   add_up(microbatches, work);
 
@@ -186,6 +199,11 @@ Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBa
   outcome.stop_asked = sum_over_ranks(work, stop_asked);
   outcome.work = work;
   expect_good_loss(step, nll_of_rank, limits, outcome.stop_asked);
+  // An update hands the weights round anew: what they were while they were used is only to be seen before it.
+  outcome.traffic = communicators_.traffic();
+  outcome.traffic -= before;
+  if (compares_in(step, outcome.stop_asked)) expect_equal_replicas(step, outcome.stop_asked);
+  const Traffic compared = communicators_.traffic();
 
   // 3. Update.
   StepRecord& record = outcome.record;
@@ -197,6 +215,8 @@ Trainer::StepOutcome Trainer::step(std::int64_t step, const std::vector<PackedBa
                                            : fmt::format("is not finite ({})", result.gradient_norm);
     throw BadStep(step, "the gradient norm " + what, outcome.stop_asked);
   }
+  outcome.traffic += communicators_.traffic();
+  outcome.traffic -= compared;
 
   // 4. What it did.
   const PackedBatch& batch = microbatches.front();

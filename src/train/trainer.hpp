@@ -17,6 +17,7 @@
 #include "optimizer/optimizer.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/process_grid.hpp"
+#include "parallel/together.hpp"
 #include "tensor/arena.hpp"
 #include "train/flops.hpp"
 #include "train/leaf_sums.hpp"
@@ -24,20 +25,28 @@
 
 namespace flanmoe {
 
-/// The step was not taken: its loss or gradient norm is not finite or above a limit. Thrown on every rank, before
-/// anything is updated.
-class BadStep : public Error {
+/// What is at fault when a step is bad.
+enum class Fault {
+  batch,    // loss or gradient norm are not finite or above a limit
+  machine,  // ranks that must hold the same weights do not
+};
+
+/// The step was not taken. Thrown on every rank, before anything is updated.
+class BadStep : public SharedError {
  public:
-  BadStep(std::int64_t step, const std::string& what, bool stop_asked)
-      : Error(fmt::format("step {}: {}; stopped before the update", step + 1, what)),
+  BadStep(std::int64_t step, const std::string& what, bool stop_asked, Fault fault = Fault::batch)
+      : SharedError(fmt::format("step {}: {}; stopped before the update", step + 1, what)),
         step_(step),
-        stop_asked_(stop_asked) {}
+        stop_asked_(stop_asked),
+        fault_(fault) {}
   std::int64_t step() const { return step_; }      // from 0
   bool stop_asked() const { return stop_asked_; }  // by any rank
+  Fault fault() const { return fault_; }
 
  private:
   std::int64_t step_;
   bool stop_asked_;
+  Fault fault_;
 };
 
 /// What a step may not exceed.
@@ -75,17 +84,19 @@ class Trainer {
   std::string save(const CheckpointInfo& info);
   /// Writes one behind the training; null without checkpoint.background.
   BackgroundWriter* writer() { return writer_ ? &*writer_ : nullptr; }
-  /// Throws Error, on every rank, naming ranks and parameter when ranks that hold the same weights differ. Collective.
-  void compare_replicas();
+  /// Throws BadStep, on every rank, naming ranks and parameter when ranks that hold the same weights differ; `step` is
+  /// the one that is under way or has ended. Collective.
+  void expect_equal_replicas(std::int64_t step, bool stop_asked);
 
   struct StepOutcome {
     StepRecord record;
     WorkCounts work;          // of the whole batch
     bool stop_asked = false;  // by any rank
+    Traffic traffic;          // of this rank, without comparisons of replicas
   };
   /// Optimizer step `step` (from 0) over this rank's microbatches. `stop_asked`: this rank wants to end after the step.
   /// Throws BadStep on every rank, before anything is updated, when the loss or the gradient norm is not finite or
-  /// above its limit. Collective.
+  /// above its limit, or when replicas are compared (see compares_in) and differ. Collective.
   StepOutcome step(std::int64_t step, const std::vector<PackedBatch>& microbatches, bool stop_asked,
                    const StepLimits& limits = {});
 
@@ -101,6 +112,9 @@ class Trainer {
   /// Sums over ranks of statistics_, work and the wish to stop, in one collective.
   bool sum_over_ranks(WorkCounts& work, bool stop_asked);
   void expect_good_loss(std::int64_t step, double nll_of_rank, const StepLimits& limits, bool stop_asked);
+  /// Every faults.compare_every steps, and in each step behind which a checkpoint may be written: so every published
+  /// one is of weights that were equal.
+  bool compares_in(std::int64_t step, bool stop_asked) const;
 
   const Deck& deck_;
   const Communicators& communicators_;

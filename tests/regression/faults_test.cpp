@@ -1,6 +1,7 @@
 // What goes wrong in a run: disks, folders, files, numbers. No fault loses a published checkpoint, and after it the run
 // goes on to the same end.
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -13,15 +14,11 @@
 
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
-#include "regression/program.hpp"
+#include "regression/faults_fixture.hpp"
 #include "train/run_folder.hpp"
 
 namespace flanmoe::regression {
 namespace {
-
-namespace fs = std::filesystem;
-
-constexpr int kSteps = 12;
 
 /// A small disk of its own in place of a folder, for those who may mount one.
 class SmallDisk {
@@ -47,44 +44,20 @@ class SmallDisk {
   bool mounted_ = false;
 };
 
-class Faults : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    silence_hdf5();
-    workplace_ = std::make_unique<Workplace>();
-    shard_ = write_text(*workplace_);
-    const Ended ended = run(2, command("undisturbed"));
-    ASSERT_EQ(ended.exit_code, 0) << ended.output;
-  }
-  static void TearDownTestSuite() { workplace_.reset(); }
+/// The files of rank 0 cannot grow beyond so many bytes.
+void limit_files(const Program& program, rlim_t bytes) {
+  const rlimit limit{bytes, RLIM_INFINITY};
+  ASSERT_EQ(prlimit(program.process_of_rank(0), RLIMIT_FSIZE, &limit, nullptr), 0) << std::strerror(errno);
+}
 
-  static std::string dir(const std::string& name) { return workplace_->path(name); }
-  static Words command(const std::string& name, const Words& more = {}) {
-    return with(smoke(shard_, dir(name),
-                      {fmt::format("--run.steps={}", kSteps), "--checkpoint.every=2", "--checkpoint.keep=2",
-                       "--parallel.expert=2", "--model.dropout=0.1"}),
-                more);
+/// The steps of a metrics file are 1, 2, ..., and every line of every file that grows is whole.
+void expect_whole_lines(const std::string& run_dir) {
+  const auto records = metrics_of(run_dir);  // which parses them
+  for (std::size_t i = 0; i < records.size(); ++i) EXPECT_EQ(records[i]["step"], i + 1);
+  for (const char* file : {"metrics.jsonl", "events.jsonl", "log"}) {
+    EXPECT_TRUE(read_file(run_dir + "/" + file).ends_with('\n')) << file;
   }
-  static void expect_same_end(const std::string& name, const std::string& as = "undisturbed") {
-    EXPECT_EQ(difference_of_metrics(dir(as), dir(name)), "");
-    EXPECT_EQ(difference_of_checkpoints(newest_of(dir(as)), newest_of(dir(name))), "");
-  }
-  static std::vector<nlohmann::json> events_of(const std::string& name, const std::string& kind) {
-    std::vector<nlohmann::json> events;
-    std::ifstream in(dir(name) + "/events.jsonl");
-    for (std::string line; std::getline(in, line);) {
-      auto event = nlohmann::json::parse(line);
-      if (event["event"] == kind) events.push_back(event);
-    }
-    return events;
-  }
-  static bool says(const Ended& ended, const std::string& part) { return ended.output.find(part) != std::string::npos; }
-
-  static std::unique_ptr<Workplace> workplace_;
-  static std::string shard_;
-};
-std::unique_ptr<Workplace> Faults::workplace_;
-std::string Faults::shard_;
+}
 
 TEST_F(Faults, EverySaveIsInTheLogAndInTheEventsWithBytesAndSeconds) {
   const auto saves = events_of("undisturbed", "checkpoint");
@@ -131,16 +104,55 @@ TEST_F(Faults, AFullDiskStopsOrDoesNotAsTheDeckSaysAndTheOlderCheckpointGoesOn) 
 TEST_F(Faults, AFileSizeLimitIsAnErrorOfTheCheckpointAndNotTheEndByASignal) {
   const std::string name = "file_size";
   Program program(2, command(name, {"--run.steps=400", "--checkpoint.on_failure=stop"}));
-  while (count_lines(dir(name) + "/metrics.jsonl") < 3 && program.running()) {
-    std::this_thread::sleep_for(std::chrono::microseconds(500));
-  }
-  const rlimit small{2'000'000, RLIM_INFINITY};  // less than the room that a checkpoint asks for
-  ASSERT_EQ(prlimit(program.process_of_rank(0), RLIMIT_FSIZE, &small, nullptr), 0) << std::strerror(errno);
+  wait_for_steps(program, name, 3);
+  limit_files(program, 2'000'000);  // less than the room that a checkpoint asks for
 
   EXPECT_EQ(program.wait(), 1) << program.output();
   EXPECT_NE(program.output().find("was not written"), std::string::npos) << program.output();
   EXPECT_NE(program.output().find("File too large"), std::string::npos) << program.output();
   EXPECT_NE(newest_of(dir(name)), "");
+}
+
+TEST_F(Faults, NoRoomForMetricsEndsTheRunWithWholeLinesAndItsCheckpoint) {
+  const std::string name = "metrics_stop";
+  copy_undisturbed(name);
+  Program program(2, command(name, {"--run.steps=1000000", "--checkpoint.every=0"}));
+  wait_for_steps(program, name, kSteps + 3);
+  limit_files(program, fs::file_size(dir(name) + "/metrics.jsonl") + 100);
+
+  EXPECT_EQ(program.wait(), 1) << program.output();
+  EXPECT_NE(program.output().find("metrics.jsonl: cannot write: File too large"), std::string::npos)
+      << program.output();
+  expect_whole_lines(dir(name));
+  EXPECT_EQ(difference_of_checkpoints(newest_of(dir("undisturbed")), newest_of(dir(name))), "");
+  const Ended ended = run(2, command(name, {fmt::format("--run.steps={}", kSteps + 2)}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.output;
+  EXPECT_EQ(count_lines(dir(name) + "/metrics.jsonl"), kSteps + 2);
+}
+
+TEST_F(Faults, NoRoomForMetricsDoesNotEndARunThatIsToContinueAndNoLineIsLost) {
+  const std::string name = "metrics_continue", metrics = dir(name) + "/metrics.jsonl";
+  copy_undisturbed(name);
+  Program program(2, command(name, {"--run.steps=1000000", "--checkpoint.on_failure=continue"}));
+  const auto wait_until = [&](const auto& condition) {
+    while (!condition() && program.running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  wait_for_steps(program, name, kSteps + 3);
+  limit_files(program, fs::file_size(metrics) + 100);
+  wait_until([&] { return !events_of(name, "checkpoint_failed").empty(); });
+  EXPECT_EQ(events_of(name, "metrics_failed").size(), 1U) << "said once";
+  EXPECT_TRUE(read_file(metrics).ends_with('\n'));
+  const std::int64_t lines = count_lines(metrics);
+  limit_files(program, RLIM_INFINITY);
+  const auto saves = events_of(name, "checkpoint").size();
+  wait_until([&] { return events_of(name, "checkpoint").size() > saves + 1; });
+  ASSERT_TRUE(program.running()) << program.output();
+  kill(program.process_of_rank(0), SIGTERM);
+
+  EXPECT_EQ(program.wait(), 75) << program.output();
+  expect_whole_lines(dir(name));
+  EXPECT_GT(count_lines(metrics), lines);
+  EXPECT_NE(newest_of(dir(name)).find(fmt::format("step-{:08}", count_lines(metrics))), std::string::npos);
 }
 
 TEST_F(Faults, ADiskThatMayOnlyBeReadIsSaidAndItsCheckpointStays) {
@@ -164,9 +176,7 @@ TEST_F(Faults, ADiskThatMayOnlyBeReadIsSaidAndItsCheckpointStays) {
 TEST_F(Faults, AFolderThatIsTakenAwayIsNotMadeAnew) {
   const std::string name = "taken";
   Program program(2, command(name, {"--run.steps=400"}));
-  while (count_lines(dir(name) + "/metrics.jsonl") < 3 && program.running()) {
-    std::this_thread::sleep_for(std::chrono::microseconds(500));
-  }
+  wait_for_steps(program, name, 3);
   fs::rename(dir(name), dir("elsewhere"));
 
   EXPECT_EQ(program.wait(), 1) << program.output();
@@ -176,23 +186,8 @@ TEST_F(Faults, AFolderThatIsTakenAwayIsNotMadeAnew) {
   EXPECT_FALSE(fs::exists(dir(name)));
 }
 
-TEST_F(Faults, ADamagedNewestCheckpointIsNamedAndTheOlderOneGoesOn) {
-  fs::copy(dir("undisturbed"), dir("damaged"), fs::copy_options::recursive);
-  fs::remove(dir("damaged") + "/summary.json");
-  const std::string newest = newest_of(dir("damaged"));
-  fs::resize_file(newest + "/checkpoint.h5", fs::file_size(newest + "/checkpoint.h5") / 2);
-  const Ended cut = run(2, command("damaged"));
-
-  EXPECT_EQ(cut.exit_code, 1) << cut.output;
-  EXPECT_TRUE(says(cut, newest + "/checkpoint.h5")) << cut.output;
-  fs::remove_all(newest);
-  EXPECT_EQ(run(2, command("damaged")).exit_code, 0);
-  expect_same_end("damaged");
-}
-
 TEST_F(Faults, TimesOfFilesDoNotDecideWhichCheckpointIsTheNewest) {
-  fs::copy(dir("undisturbed"), dir("clock"), fs::copy_options::recursive);
-  fs::remove(dir("clock") + "/summary.json");
+  copy_undisturbed("clock");
   const auto year = std::chrono::hours(24 * 365);
   const std::string checkpoints = dir("clock") + "/checkpoints";
   fs::last_write_time(checkpoints + "/step-00000010", fs::file_time_type::clock::now() + year);
@@ -239,8 +234,7 @@ TEST_F(Faults, StepsThatAreBadTwiceAreSkippedAndARestartSkipsTheSame) {
 
 TEST_F(Faults, ARunWhoseLastBatchWasSkippedIsComplete) {
   const std::string name = "last_skipped";
-  fs::copy(dir("undisturbed"), dir(name), fs::copy_options::recursive);
-  fs::remove(dir(name) + "/summary.json");
+  copy_undisturbed(name);
   std::string text = read_file(dir(name) + "/metrics.jsonl");
   text.resize(text.rfind('\n', text.size() - 2) + 1);  // what skipping leaves: no line of the last step
   write_file(dir(name) + "/metrics.jsonl", text);

@@ -42,5 +42,14 @@ TEST(BadSteps, AreForgivenUpToTheLimitAndNotAtAllWithStop) {
   EXPECT_THROW(steps.forgive(BadStep(4, "the loss is bad", false)), BadStep);
 }
 
+TEST(BadSteps, FaultsOfTheMachineCountEachTimeAndBlameNoBatch) {
+  const FaultsDeck deck{.on_bad_step = "skip", .limit = 3};
+  BadSteps steps(deck);
+  steps.forgive(BadStep(4, "the loss is bad", false));
+  for (int i = 0; i < 2; ++i) steps.forgive(BadStep(5, "the copies differ", false, Fault::machine));
+  EXPECT_FALSE(steps.is_again(5)) << "its batch is not to be skipped";
+  EXPECT_THROW(steps.forgive(BadStep(5, "the copies differ", false, Fault::machine)), Error);
+}
+
 }  // namespace
 }  // namespace flanmoe
