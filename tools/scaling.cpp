@@ -15,6 +15,7 @@
 #include "base/hdf5.hpp"
 #include "base/host.hpp"
 #include "base/tool.hpp"
+#include "train/checkpoint_study.hpp"
 #include "train/run_folder.hpp"
 
 namespace {
@@ -31,6 +32,8 @@ constexpr const char* kUsage =
     "same losses and writes FOLDER/scaling.csv, time.svg, efficiency.svg and prediction.svg. Where the deck names no\n"
     "data, random tokens fill its rows. What has run is not run again. For job arrays: --list says which layouts\n"
     "there are, --point N runs the Nth (from 0), --collect does what comes after.\n"
+    "--study=checkpoints instead measures what checkpoints cost: each layout without any, and with one after every\n"
+    "quarter of the steps, written behind the training or standing still; writes FOLDER/LAYOUT_checkpoints.csv.\n"
     "Exit codes: 0 done, 1 a run failed or losses differ, 2 wrong usage.\n\n"
     "Options";
 
@@ -62,7 +65,7 @@ Options parse(int argc, char** argv, bool& help) {
   known.add_options()("help,h", "this text")("output", po::value(&o.output), "folder of the study")(
       "ranks", po::value(&o.ranks)->default_value("1,2"), "numbers of ranks")(
       "experts", po::value(&o.experts)->default_value(""), "expert degrees; empty: all that divide")(
-      "study", po::value(&o.study)->default_value("both"), "strong, weak or both")(
+      "study", po::value(&o.study)->default_value("both"), "strong, weak, both or checkpoints")(
       "steps", po::value(&o.steps)->default_value(10), "steps of each run, at least 2")(
       "launcher", po::value(&o.launcher)->default_value("mpirun -n {ranks}"), "what starts {ranks} ranks")(
       "machine", po::value(&o.machine)->default_value(""), "description of the machine, for the prediction")(
@@ -138,8 +141,9 @@ std::string machine_of(const Options& o, int ranks) {
 
 std::string folder_of(const Options& o, const ScalingPoint& point) { return o.output + "/" + point.name(); }
 
-void run_point(const Options& o, const Deck& deck, const ScalingPoint& point) {
-  const std::string dir = folder_of(o, point);
+/// `saving`: overrides that say how it saves.
+void run_point(const Options& o, const Deck& deck, const ScalingPoint& point, const std::string& dir,
+               const std::vector<std::string>& saving) {
   std::vector<std::string> words = {program(), o.deck};
   words.insert(words.end(), o.overrides.begin(), o.overrides.end());
   if (deck.data.train.empty()) words.push_back("--data.train=" + random_pairs_of(o, deck));
@@ -148,16 +152,40 @@ void run_point(const Options& o, const Deck& deck, const ScalingPoint& point) {
   }
   for (const std::string& word :
        {"--run.dir=" + dir, fmt::format("--run.steps={}", o.steps), fmt::format("--batch.rows={}", point.rows),
-        fmt::format("--parallel.expert={}", point.expert), std::string("--checkpoint.every=0"),
-        std::string("--checkpoint.final=false"), std::string("--evaluate.every=0")}) {
+        fmt::format("--parallel.expert={}", point.expert), std::string("--checkpoint.final=false"),
+        std::string("--evaluate.every=0")}) {
     words.push_back(word);
   }
+  words.insert(words.end(), saving.begin(), saving.end());
   fmt::print("{} ranks = {} data x {} expert, {} rows\n", point.ranks, point.ranks / point.expert, point.expert,
              point.rows);
   std::fflush(stdout);
   const std::string log = dir + ".log";
   const int code = launch(o, point.ranks, words, log);
   if (code != 0) fail("{} ended with code {}: {}", dir, code, log);
+}
+
+/// One layout that saves in different ways.
+void study_checkpoints(const Options& o, const Deck& deck, const ScalingPoint& point) {
+  const std::string every = fmt::format("--checkpoint.every={}", o.steps / 4);
+  struct Way {
+    std::string name;
+    std::vector<std::string> words;
+  };
+  std::vector<SavingResult> results;
+  for (const Way& way : {Way{"none", {"--checkpoint.every=0"}},
+                         {"behind", {every, "--checkpoint.background=true", "--checkpoint.keep=1"}},
+                         {"standing_still", {every, "--checkpoint.background=false", "--checkpoint.keep=1"}}}) {
+    const std::string dir = folder_of(o, point) + "_" + way.name;
+    fmt::print("{}: ", way.name);
+    run_point(o, deck, point, dir, way.words);
+    const auto result = read_saving_result(dir, way.name);
+    if (!result) fail("{}: expected a run that has ended", dir);
+    results.push_back(*result);
+  }
+  const std::string csv = folder_of(o, point) + "_checkpoints.csv";
+  write_file(csv, saving_csv(results));
+  fmt::print("{}written: {}\n", saving_table(results), csv);
 }
 
 /// Checks and draws; the exit code.
@@ -187,13 +215,18 @@ int collect(const Options& o, const Deck& deck, const std::vector<ScalingPoint>&
 int study(const Options& o) {
   if (o.deck.empty() || o.output.empty()) usage_fail("expected a deck and --output FOLDER (see --help)");
   if (o.steps < 2) usage_fail("--steps: expected at least 2, found {}", o.steps);
-  if (o.study != "strong" && o.study != "weak" && o.study != "both") {
-    usage_fail("--study: expected strong, weak or both, found {}", o.study);
+  const bool checkpoints = o.study == "checkpoints";
+  if (o.study != "strong" && o.study != "weak" && o.study != "both" && !checkpoints) {
+    usage_fail("--study: expected strong, weak, both or checkpoints, found {}", o.study);
+  }
+  if (checkpoints && (o.steps < 8 || o.list || o.collect || o.point >= 0)) {
+    usage_fail("--study=checkpoints: expected --steps of at least 8 and none of --list, --point, --collect");
   }
   silence_hdf5();
   const Deck deck = parse_deck(o.deck, o.overrides);
-  const std::vector<ScalingPoint> points = scaling_points(
-      deck, numbers_of(o.ranks, "ranks"), numbers_of(o.experts, "experts"), o.study != "weak", o.study != "strong");
+  const std::vector<ScalingPoint> points =
+      scaling_points(deck, numbers_of(o.ranks, "ranks"), numbers_of(o.experts, "experts"), o.study != "weak",
+                     o.study != "strong" && !checkpoints);
   if (o.list) {
     for (std::size_t i = 0; i < points.size(); ++i) {
       fmt::print("{} {} ranks {} rows {}\n", i, points[i].name(), points[i].ranks, points[i].rows);
@@ -210,11 +243,18 @@ int study(const Options& o) {
     write_random_pairs(aside, deck, kExamples);
     fs::rename(aside, data);
   }
-  if (o.point >= 0) {
-    run_point(o, deck, points[std::size_t(o.point)]);
+  if (checkpoints) {
+    for (const ScalingPoint& point : points) study_checkpoints(o, deck, point);
     return 0;
   }
-  for (const ScalingPoint& point : points) run_point(o, deck, point);
+  const auto run = [&](const ScalingPoint& point) {
+    run_point(o, deck, point, folder_of(o, point), {"--checkpoint.every=0"});
+  };
+  if (o.point >= 0) {
+    run(points[std::size_t(o.point)]);
+    return 0;
+  }
+  for (const ScalingPoint& point : points) run(point);
   return collect(o, deck, points);
 }
 

@@ -8,6 +8,7 @@
 #include "base/hdf5.hpp"
 #include "regression/program.hpp"
 #include "train/plan/machine.hpp"
+#include "train/run_folder.hpp"
 
 namespace flanmoe::regression {
 namespace {
@@ -86,7 +87,8 @@ TEST_F(PlanOfARun, MemoryIsWithinATenthOfThePeakOfFiveDecks) {
 TEST_F(PlanOfARun, RunsSayWhatWasPredictedAndShowThemselves) {
   const std::string dir = workplace_.path("run");
   const Ended ended =
-      run(2, smoke(write_pairs(workplace_), dir, {"--run.steps=4", "--parallel.expert=2", "--checkpoint.every=0"}));
+      run(2, smoke(write_pairs(workplace_), dir,
+                   {"--run.steps=4", "--parallel.expert=2", "--checkpoint.every=0", "--faults.compare_every=1"}));
   ASSERT_EQ(ended.exit_code, 0) << ended.output;
 
   EXPECT_THAT(ended.output, HasSubstr("s for a step of full rows, roughly"));
@@ -106,6 +108,26 @@ TEST_F(PlanOfARun, RunsSayWhatWasPredictedAndShowThemselves) {
   EXPECT_THAT(watched.output, HasSubstr("pretrain, finished"));
   EXPECT_THAT(watched.output, HasSubstr("step 4/4"));
   EXPECT_EQ(run(0, {"watch", workplace_.path("nothing")}).exit_code, 2);
+}
+
+TEST_F(PlanOfARun, AStudyOfCheckpointsSavesInEveryWay) {
+  const std::string dir = workplace_.path("saving"), study = " --ranks 2 --experts 1 --steps 8 --study checkpoints";
+  const Ended ended = scaling(dir, study);
+  ASSERT_EQ(ended.exit_code, 0) << ended.output;
+
+  for (const std::string way : {"none", "behind", "standing_still"}) {
+    const std::string run = dir + "/2x1_rows12_" + way;
+    const auto saved = summary_of(run)["last_session"]["checkpoints"];
+    EXPECT_EQ(saved["count"], way == "none" ? 0 : 3) << saved;
+    EXPECT_EQ(saved["bytes"].get<double>() > 1e5, way != "none") << saved;
+    EXPECT_EQ(saved["stall_seconds"].get<double>() > 0, way != "none") << saved;
+    EXPECT_LE(saved["longest_stall_seconds"].get<double>(), saved["stall_seconds"].get<double>());
+    const auto values = deck_values(read_file(run + "/deck.resolved"));
+    EXPECT_EQ(values.at("checkpoint.background"), way == "standing_still" ? "false" : "true");
+  }
+  EXPECT_EQ(count_lines(dir + "/2x1_rows12_checkpoints.csv"), 1 + 3);
+  EXPECT_THAT(ended.output, HasSubstr("standing_still"));
+  EXPECT_EQ(scaling(dir, study + " --list").exit_code, 2);
 }
 
 TEST_F(PlanOfARun, WrongPlansAreRefused) {
