@@ -32,7 +32,7 @@ void expect_same_bits(const std::vector<Layout>& layouts, const Words& more, boo
 
 TEST(SameBits, SwitchWithDropsAndDropoutInEightLeaves) {
   expect_same_bits(
-      {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}},
+      {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}, {8, 2}},
       {"--batch.rows=16", "--reduction.leaves=8", "--optimizer.name=adafactor", "--moe.capacity_factor=0.75",
        "--moe.min_capacity=1", "--moe.expert_dropout=0.2", "--model.dropout=0.1"});
 }

@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include "base/hdf5.hpp"
-#include "data/shard.hpp"
-#include "data/tokenizer.hpp"
+#include "slurm/job_data.hpp"
 #include "slurm/slurm_job.hpp"
+#include "train/run_folder.hpp"
 
 namespace flanmoe::slurm {
 namespace {
@@ -22,7 +22,7 @@ class Jobs : public testing::Test {
     silence_hdf5();
     workplace_ = std::make_unique<Workplace>();
     fs::current_path(workplace_->path(""));
-    write_data();
+    write_data(*workplace_);
     start_limited();
   }
   /// Slurm sends the signal for so long before the limit up to a minute early, but looks every half a minute only: it
@@ -55,35 +55,19 @@ class Jobs : public testing::Test {
   }
   static std::string path(const std::string& name) { return workplace_->path(name); }
 
-  /// Sums as text, to train on and to measure.
-  static void write_data() {
-    int at = 0;
-    const auto next = [&](std::string& sentence) {
-      constexpr std::array things = {"stone", "river", "window", "table", "garden", "letter", "winter", "mountain"};
-      sentence = fmt::format("what is the {} number {} that moves plus {} and {}", things[std::size_t(at % 8)],
-                             at * 37 % 1000, at % 91, at);
-      return at++ < 2000;
-    };
-    train_tokenizer(next, {.vocabulary = 270}, path("tokenizer.model"));
-    const Tokenizer tokenizer(path("tokenizer.model"));
-    ShardWriter writer(path("sums.h5"), tokenizer.identity());
-    for (int i = 0; i < 200; ++i) {
-      Example e;
-      e.task = "sum";
-      e.variant = "zero_shot";
-      e.split = i < 190 ? "train" : "test";
-      e.input = tokenizer.encode(fmt::format("what is {} plus {}", i, i % 7));
-      e.target = tokenizer.encode(std::to_string(i + i % 7));
-      writer.add(e);
-    }
-    writer.finish();
-  }
   /// A stage in the run folder of this name.
   static Words stage(const std::string& stage, const std::string& name, const Words& more = {}) {
     const Words words = smoke(path("sums.h5"), path(name),
                               {"--run.stage=" + stage, "--model.vocabulary=320", "--batch.input_length=32",
                                "--batch.target_length=16", "--run.steps=4", "--checkpoint.every=0"});
     return with(words, more);
+  }
+  /// The same of the tutorial's deck, as jobs/tutorial.sh runs it: its model, on few rows for few steps.
+  static Words tutorial(const std::string& stage, const std::string& name, const Words& more) {
+    return with({FLANMOE_SOURCE_DIR "/input/tutorial.ini", "--run.stage=" + stage, "--run.dir=" + path(name),
+                 "--run.steps=4", "--run.watchdog_seconds=60", "--run.threads=1", "--batch.rows=8",
+                 "--model.vocabulary=320", "--data.tokenizer=" + path("tokenizer.model")},
+                more);
   }
   static std::int64_t steps_done(const std::string& name) { return count_lines(path(name) + "/metrics.jsonl"); }
   static std::string log_of(const std::string& name) { return text_of(path(name) + "/jobs.log"); }
@@ -159,17 +143,23 @@ class Jobs : public testing::Test {
   static inline std::string limited_;  // a job that meets its time limit
 };
 
-TEST_F(Jobs, ChainRunsItsStagesInOrder) {
-  Words words = stage("pretrain", "chain/pretrain");
+TEST_F(Jobs, ChainOfTheTutorialRunsItsStagesInOrder) {
+  const Words tasks = {"--batch.input_length=192",
+                       "--batch.target_length=64",
+                       "--evaluate.max_new_tokens=4",
+                       "--evaluate.limit=5",
+                       "--data.train=" + path("tasks/*.h5"),
+                       "--evaluate.shards=" + path("tasks/*.h5"),
+                       "--data.exclude_tasks=antonym package_section"};
+  Words words = tutorial("pretrain", "chain/pretrain", {"--data.train=" + path("text.h5")});
   const auto then = [&](const Words& more) {
     words.emplace_back("then");
     words.insert(words.end(), more.begin(), more.end());
   };
-  const Words measured = {"--data.tokenizer=" + path("tokenizer.model"), "--evaluate.shards=" + path("sums.h5"),
-                          "--evaluate.max_new_tokens=4"};
-  then(stage("instruct", "chain/instruct"));
-  then(stage("finetune", "chain/finetune"));
-  then(stage("evaluate", "chain/evaluate", measured));
+  then(tutorial("instruct", "chain/instruct", tasks));
+  then(tutorial("finetune", "chain/finetune",
+                with(tasks, {"--data.train=" + path("tasks/package_section.h5"), "--data.exclude_tasks="})));
+  then(tutorial("evaluate", "chain/evaluate", tasks));
 
   const std::string numbers = submit("chain", {"--nodes=2", "--time=5"}, words);
 
@@ -191,7 +181,13 @@ TEST_F(Jobs, ChainRunsItsStagesInOrder) {
     }
     before = path(name) + "/checkpoints/step-00000004";
   }
-  EXPECT_EQ(nlohmann::json::parse(text_of(path("chain/evaluate") + "/evaluation.json")).at("ranks"), 2);
+  EXPECT_NE(outputs("chain/instruct").find("task sum:"), std::string::npos) << outputs("chain/instruct");
+  EXPECT_EQ(outputs("chain/instruct").find("task antonym:"), std::string::npos) << "held out";
+  const auto evaluation = nlohmann::json::parse(text_of(path("chain/evaluate") + "/evaluation.json"));
+  EXPECT_EQ(evaluation.at("ranks"), 2);
+  for (const char* task : {"sum", "antonym", "package_section"}) {
+    EXPECT_NE(evaluation.dump().find(fmt::format("\"{}\"", task)), std::string::npos) << evaluation.dump(2);
+  }
 }
 
 TEST_F(Jobs, SignalInTheMiddleRequeuesAndEndsWithTheSameBits) {
@@ -418,25 +414,37 @@ TEST_F(Jobs, TimeLimitRequeuesAndEndsWithTheSameBits) {
 }
 
 TEST_F(Jobs, SweepRunsEveryCombinationInItsFolder) {
-  const std::string job = submit("sweep",
-                                 {"--time=5", "--vary", "moe.experts=2,4", "--vary", "optimizer.freeze=gate,", "--vary",
-                                  "moe.top_k=2,3", "--skip-wrong", "--moe.router=top_k", "--model.preset=gshard"},
-                                 stage("pretrain", "sweep"));
+  const Words deck = stage("pretrain", "sweep", {"--model.preset=gshard"});
+  const auto sweep = [&](const std::string& balance, const Words& more) {
+    const Words axes = {"moe.router=top_k,expert_choice", "moe.experts=2,4", "moe.top_k=2,3",
+                        "moe.balance_coefficient=" + balance, "optimizer.freeze=gate,"};
+    Words options = with({"--time=5", "--skip-wrong"}, more);
+    for (const std::string& axis : axes) options.insert(options.end(), {"--vary", axis});
+    return submit("sweep", options, deck);
+  };
+  // All five axes: 32 combinations, of which 3 of 2 experts are no choice.
+  const std::string all = sweep("0,0.1", {"--dry-run"});
+  EXPECT_EQ(times(all, "left out"), 8) << all;
+  EXPECT_EQ(times(all, ") run="), 24) << all;
 
+  const std::string job = sweep("0.1", {});
   const std::string number = job.substr(job.rfind('\n') + 1);
-  EXPECT_EQ(times(job, "left out"), 2) << job;  // 3 of 2 experts
   ASSERT_TRUE(wait_for_end({number})) << job;
-  for (const auto& [name, experts] : {std::pair{"experts-2.freeze-none.top_k-2", 2},
-                                      {"experts-2.freeze-gate.top_k-2", 2},
-                                      {"experts-4.freeze-none.top_k-2", 4},
-                                      {"experts-4.freeze-none.top_k-3", 4},
-                                      {"experts-4.freeze-gate.top_k-2", 4},
-                                      {"experts-4.freeze-gate.top_k-3", 4}}) {
-    const std::string folder = fmt::format("sweep/{}", name);
-    EXPECT_EQ(status(folder), 0) << log_of(folder);
-    EXPECT_EQ(steps_done(folder), 4);
-    const std::string deck = text_of(path(folder) + "/deck.resolved");
-    EXPECT_NE(deck.find(fmt::format("experts = {}\n", experts)), std::string::npos) << deck;
+  for (const char* router : {"top_k", "expert_choice"}) {
+    for (const auto& [experts, k] : {std::pair{2, 2}, {4, 2}, {4, 3}}) {
+      for (const std::string freeze : {"gate", ""}) {
+        const std::string folder = fmt::format("sweep/router-{}.experts-{}.top_k-{}.balance_coefficient-0.1.freeze-{}",
+                                               router, experts, k, freeze.empty() ? "none" : freeze);
+        EXPECT_EQ(status(folder), 0) << log_of(folder);
+        EXPECT_EQ(steps_done(folder), 4);
+        const auto values = deck_values(text_of(path(folder) + "/deck.resolved"));
+        EXPECT_EQ(values.at("moe.router"), router);
+        EXPECT_EQ(values.at("moe.experts"), std::to_string(experts));
+        EXPECT_EQ(values.at("moe.top_k"), std::to_string(k));
+        EXPECT_EQ(values.at("moe.balance_coefficient"), "0.1");
+        EXPECT_EQ(values.at("optimizer.freeze"), freeze);
+      }
+    }
   }
 }
 
