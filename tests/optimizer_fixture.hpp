@@ -28,12 +28,13 @@ inline OptimizerDeck rig_deck(const std::string& name) {
 
 struct Rig {
   Rig(const Communicator& world, int degree, const OptimizerDeck& deck, DType compute = DType::f32,
-      const std::string& device = "reference", std::vector<ParameterSpec> specs = rig_parameters())
+      const std::string& device = "reference", std::vector<ParameterSpec> specs = rig_parameters(),
+      std::uint64_t seed = 0)
       : kernels(kernels_for(device)),
         grid(world.size(), world.rank(), degree),
         communicators(Communicators::make(world, grid)),
         store(std::move(specs), grid.coordinates(), compute),
-        optimizer(deck, store, communicators, kernels) {
+        optimizer(deck, store, communicators, kernels, {}, seed) {
     lay();
     for (Arena* arena : {&weights, &gradients, &state, &scratch}) arena->commit();
     lay();

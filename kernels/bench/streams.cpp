@@ -124,11 +124,14 @@ void measure_optimizers(Collector& m) {
   adafactor.decay = 0.9;
   AdamWStep adamw;
   adamw.learning_rate = 1e-6;
-  m.add("adafactor", {p, p, g},
-        [&] { m.k.optimizer.adafactor_factored(m.bench.context(), p, row, col, g, adafactor); });
-  m.add("adamw", {p, p, first, first, second, second, g},
-        [&] { m.k.optimizer.adamw(m.bench.context(), p, first, second, g, adamw); });
-  m.add("sum of squares", {g}, [&] { m.k.optimizer.sum_of_squares(m.bench.context(), g); });
+  m.add("adafactor", {p, p, g}, [&] {
+    m.k.optimizer.adafactor(m.bench.context(), std::array{AdafactorMatrix{p, g, row, col, {}}}, adafactor);
+  });
+  m.add("adamw", {p, p, first, first, second, second, g}, [&] {
+    m.k.optimizer.adamw(m.bench.context(), std::array{AdamWMatrix{p, first, second, g}}, adamw);
+  });
+  std::array<double, 1> sum{};
+  m.add("sum of squares", {g}, [&] { m.k.optimizer.sums_of_squares(m.bench.context(), sum, std::array{g}); });
 }
 
 const Registration registration({"operations", "streams: operations bound by memory", [](const Kernels& k) {

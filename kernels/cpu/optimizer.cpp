@@ -1,10 +1,15 @@
 #include "kernels/optimizer.hpp"
 
+#include <array>
+#include <bit>
 #include <cmath>
 
 #include "kernels/cpu/partition.hpp"
+#include "kernels/cpu/philox_words.hpp"
 #include "kernels/cpu/vector_math.hpp"
 #include "kernels/dispatch.hpp"
+#include "kernels/elementwise.hpp"
+#include "kernels/optimizer_checks.hpp"
 #include "kernels/scratch.hpp"
 
 namespace flanmoe::cpu {
@@ -28,14 +33,24 @@ void adamw_piece(float* p, float* m, float* v, const float* g, const AdamWFactor
   }
 }
 
-void adamw(KernelContext& /*context*/, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
-           const AdamWStep& s) {
-  bool contiguous = p.contiguous();
+void update_adamw(const AdamWMatrix& matrix, AdamWFactors factors) {
+  const Tensor &p = matrix.p, &m = matrix.m, &v = matrix.v, &g = matrix.g;
   expect_matrix(p, DType::f32, p.rows, p.cols, "p");
-  for (const Tensor* tensor : {&m, &v, &g}) {
-    expect_like(*tensor, p, "operand");
-    contiguous = contiguous && tensor->contiguous();
-  }
+  expect_operands(matrix);
+  if (!matrix.decays) factors.decay = 0;
+  auto* pp = p.as<float>();
+  auto* pm = m.as<float>();
+  auto* pv = v.as<float>();
+  const auto* pg = g.as<float>();
+  const std::int64_t p_stride = p.stride, m_stride = m.stride, v_stride = v.stride, g_stride = g.stride;
+  const bool contiguous = p.contiguous() && m.contiguous() && v.contiguous() && g.contiguous();
+  for_pieces(p.rows, p.cols, contiguous, [&](std::int64_t r, std::int64_t first, std::int64_t n) {
+    adamw_piece(pp + r * p_stride + first, pm + r * m_stride + first, pv + r * v_stride + first,
+                pg + r * g_stride + first, factors, n);
+  });
+}
+
+void adamw(KernelContext& /*context*/, std::span<const AdamWMatrix> matrices, const AdamWStep& s) {
   const AdamWFactors factors = {float(s.gradient_scale),
                                 float(s.beta1),
                                 float(1 - s.beta1),
@@ -46,14 +61,7 @@ void adamw(KernelContext& /*context*/, const Tensor& p, const Tensor& m, const T
                                 float(s.epsilon),
                                 float(s.learning_rate),
                                 float(s.weight_decay)};
-  auto* pp = p.as<float>();
-  auto* pm = m.as<float>();
-  auto* pv = v.as<float>();
-  const auto* pg = g.as<float>();
-  for_pieces(p.rows, p.cols, contiguous, [&](std::int64_t r, std::int64_t first, std::int64_t n) {
-    adamw_piece(pp + r * p.stride + first, pm + r * m.stride + first, pv + r * v.stride + first,
-                pg + r * g.stride + first, factors, n);
-  });
+  for (const AdamWMatrix& matrix : matrices) update_adamw(matrix, factors);
 }
 
 double square_of(float x) { return double(x) * double(x); }
@@ -62,12 +70,12 @@ double square_of(float x) { return double(x) * double(x); }
 struct Application {
   float factor, decay;
 
-  Application(const AdafactorStep& step, double sum_u, double sum_p, std::int64_t n) {
+  Application(const AdafactorStep& step, bool decays, double sum_u, double sum_p, std::int64_t n) {
     const double rms_u = std::sqrt(sum_u / double(n));
     const double rms_p = std::sqrt(sum_p / double(n));
     const double alpha = step.learning_rate * (step.multiply_by_parameter_scale ? std::max(rms_p, step.epsilon2) : 1.0);
     factor = float(alpha / std::max(1.0, rms_u / step.clip_threshold));
-    decay = float(step.learning_rate * step.weight_decay);
+    decay = decays ? float(step.learning_rate * step.weight_decay) : 0.0F;
   }
 };
 
@@ -135,13 +143,8 @@ void update_factors(double* partial, float* col_part, const Tensor& row_factor, 
   });
 }
 
-void adafactor_factored(KernelContext& context, const Tensor& p, const Tensor& row_factor, const Tensor& col_factor,
-                        const Tensor& g, const AdafactorStep& step) {
-  expect_matrix(p, DType::f32, p.rows, p.cols, "p");
-  expect_like(g, p, "g");
-  expect_matrix(row_factor, DType::f32, p.rows, 1, "row_factor");
-  expect_matrix(col_factor, DType::f32, 1, p.cols, "col_factor");
-  if (p.size() == 0) return;
+void update_factored(KernelContext& context, const AdafactorMatrix& matrix, const AdafactorStep& step) {
+  const Tensor &p = matrix.p, &g = matrix.g, &row_factor = matrix.row_factor, &col_factor = matrix.col_factor;
   ScratchScope scratch(context);
   auto* partial = scratch.take<double>(count_blocks(p.rows) * p.cols);
   auto* col_part = scratch.take<float>(p.cols);
@@ -164,7 +167,7 @@ void adafactor_factored(KernelContext& context, const Tensor& p, const Tensor& r
     return {lane_sum<double>(p.cols, [=](std::int64_t j) { return square_of(gi[j] * scale * ri * col_part[j]); }),
             lane_sum<double>(p.cols, [=](std::int64_t j) { return square_of(pi[j]); })};
   });
-  const Application application(step, sums[0], sums[1], p.size());
+  const Application application(step, matrix.decays, sums[0], sums[1], p.size());
   for_blocks(p.rows, 8, p.cols, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       apply_row(pp + i * p.stride, pg + i * g.stride, col_part, scale, row_part(i), application, p.cols);
@@ -189,17 +192,12 @@ void apply_full(float* p, const float* v, const float* g, float scale, Applicati
   for (std::int64_t i = 0; i < n; ++i) p[i] -= a.factor * (g[i] * scale / std::sqrt(v[i])) + a.decay * p[i];
 }
 
-void adafactor_full(KernelContext& /*context*/, const Tensor& p, const Tensor& v, const Tensor& g,
-                    const AdafactorStep& step) {
-  expect_matrix(p, DType::f32, p.rows, p.cols, "p");
-  expect_like(g, p, "g");
-  expect_like(v, p, "v");
-  if (p.size() == 0) return;
-  const auto flat_p = p.flat<float>();
-  const auto flat_v = v.flat<float>();
-  const auto flat_g = g.flat<float>();
+void update_full(const AdafactorMatrix& matrix, const AdafactorStep& step) {
+  const auto flat_p = matrix.p.flat<float>();
+  const auto flat_v = matrix.v.flat<float>();
+  const auto flat_g = matrix.g.flat<float>();
   const auto scale = float(step.gradient_scale);
-  const std::int64_t n = p.size();
+  const std::int64_t n = matrix.p.size();
   const auto sums = parallel_tree_sum<2>((n + kLeaf - 1) / kLeaf, kLeaf, [&](std::int64_t leaf) {
     const std::int64_t first = leaf * kLeaf;
     const std::int64_t count = std::min(kLeaf, n - first);
@@ -211,11 +209,22 @@ void adafactor_full(KernelContext& /*context*/, const Tensor& p, const Tensor& v
         lane_sum<double>(count, [=](std::int64_t i) { return square_of(gi[i] * scale / std::sqrt(vi[i])); }),
         lane_sum<double>(count, [=](std::int64_t i) { return square_of(pi[i]); })};
   });
-  const Application application(step, sums[0], sums[1], n);
+  const Application application(step, matrix.decays, sums[0], sums[1], n);
   for_pieces(1, n, true, [&](std::int64_t /*r*/, std::int64_t first, std::int64_t count) {
     apply_full(flat_p.data() + first, flat_v.data() + first, flat_g.data() + first, scale, application, count);
   });
 }
+
+void adafactor(KernelContext& context, std::span<const AdafactorMatrix> matrices, const AdafactorStep& step) {
+  for (const AdafactorMatrix& matrix : matrices) {
+    expect_matrix(matrix.p, DType::f32, matrix.p.rows, matrix.p.cols, "p");
+    expect_operands(matrix);
+    if (matrix.p.size() == 0) continue;
+    is_factored(matrix) ? update_factored(context, matrix, step) : update_full(matrix, step);
+  }
+}
+
+// ---- balance, sums, weights -------------------------------------------------------------------------------------
 
 void balance(KernelContext& /*context*/, const Tensor& b, const Tensor& count, double rate) {
   expect_matrix(b, b.dtype, 1, count.cols, "b");
@@ -230,7 +239,7 @@ void balance(KernelContext& /*context*/, const Tensor& b, const Tensor& count, d
   });
 }
 
-double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
+double sum_of_squares(const Tensor& x) {
   double sum = 0;
   with_type<float, bf16>(x, "x", [&]<class C>(std::type_identity<C>) {
     const auto flat = x.flat<C>();
@@ -245,13 +254,53 @@ double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
   return sum;
 }
 
+void sums_of_squares(KernelContext& /*context*/, std::span<double> sums, std::span<const Tensor> x) {
+  FLANMOE_EXPECT(sums.size() == x.size(), "{} sums of {} tensors", sums.size(), x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) sums[i] = sum_of_squares(x[i]);
+}
+
+/// `n` elements from number `first` of a matrix on; `key` is the Philox key.
+void round_piece(bf16* to, const float* from, std::array<std::uint32_t, 2> key, const WeightCopy& copy,
+                 std::int64_t first, std::int64_t n) {
+  constexpr std::int64_t kChunk = 8 * kPhiloxLanes;  // elements of one group of blocks
+  std::array<std::uint32_t, 4 * kPhiloxLanes> words{};
+  for (std::int64_t begin = first / 8 * 8; begin < first + n; begin += kChunk) {
+    philox_words(words.data(), key, copy.parameter, copy.expert, std::uint32_t(begin / 8), kPhiloxLanes);
+    const std::int64_t low = std::max(begin, first), high = std::min(begin + kChunk, first + n);
+#pragma omp simd
+    for (std::int64_t i = low; i < high; ++i) {
+      const std::uint32_t word = words[std::size_t((i - begin) / 2)];
+      const auto u = std::bit_cast<std::uint32_t>(from[i - first]);
+      const std::uint32_t carried = (u + (word >> (16 * (i & 1)) & 0xffffU)) >> 16U;
+      const bool is_nan = (u & 0x7fffffffU) > 0x7f800000U;
+      to[i - first].bits = is_nan ? std::uint16_t((u >> 16U) | 0x40U) : std::uint16_t(carried);
+    }
+  }
+}
+
+void write_weights(KernelContext& context, std::span<const WeightCopy> copies, const RandomKey* rounding) {
+  for (const WeightCopy& copy : copies) {
+    if (!rounds_at_random(copy, rounding)) {
+      elementwise_kernels.convert(context, copy.to, copy.from);
+      continue;
+    }
+    const auto key = rounding->philox_key();
+    auto* to = copy.to.as<bf16>();
+    const auto* from = copy.from.as<float>();
+    const bool contiguous = copy.to.contiguous() && copy.from.contiguous();
+    for_pieces(copy.to.rows, copy.to.cols, contiguous, [&](std::int64_t r, std::int64_t first, std::int64_t n) {
+      round_piece(to + r * copy.to.stride + first, from + r * copy.from.stride + first, key, copy,
+                  copy.first + r * copy.to.cols + first, n);
+    });
+  }
+}
+
 std::size_t scratch_bytes(std::int64_t rows, std::int64_t cols) {
   return scratch_size<double>(count_blocks(rows) * cols) + scratch_size<float>(cols);
 }
 
 }  // namespace
 
-const OptimizerKernels optimizer_kernels = {adamw,   adafactor_factored, adafactor_full,
-                                            balance, sum_of_squares,     scratch_bytes};
+const OptimizerKernels optimizer_kernels = {adamw, adafactor, balance, sums_of_squares, write_weights, scratch_bytes};
 
 }  // namespace flanmoe::cpu

@@ -1,361 +1,205 @@
-// Adafactor and AdamW. Statistics are sums in fp64: of tiles, in a fixed order, then of the tiles, in a fixed order.
+// AdamW, sums of squares and working weights, on lists of matrices; Adafactor is in adafactor.cu.
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda/adafactor.hpp"
 #include "kernels/cuda/elements.cuh"
-#include "kernels/optimizer.hpp"
+#include "kernels/cuda/matrix_list.cuh"
+#include "kernels/cuda/philox.cuh"
+#include "kernels/optimizer_checks.hpp"
 
 namespace flanmoe::cuda {
 namespace {
 
-// ---- AdamW --------------------------------------------------------------------------------------------------------
+/// Pieces of a matrix, of eight elements where all operands allow accesses of 16 bytes, else of one. Operands without
+/// gaps between their rows are one row.
+struct Pieces {
+  std::int64_t count, per_row;
+  bool wide;
 
-template <int width>
-struct AdamW {
-  Elements<float> p, m, v;
-  Elements<const float> g;
-  float scale, beta1, rest1, beta2, rest2, bias1, bias2, epsilon, rate, decay;
-  __device__ void operator()(std::int64_t row, std::int64_t piece) const {
-    const std::int64_t col = piece * width;
-    float weight[width], mean[width], square[width], gradient[width];
-    load_floats(weight, p.at(row, col));
-    load_floats(mean, m.at(row, col));
-    load_floats(square, v.at(row, col));
-    load_floats(gradient, g.at(row, col));
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const float x = gradient[i] * scale;
-      mean[i] = beta1 * mean[i] + rest1 * x;
-      square[i] = beta2 * square[i] + rest2 * x * x;
-      weight[i] -= rate * (mean[i] / bias1 / (sqrtf(square[i] / bias2) + epsilon) + decay * weight[i]);
+  Pieces(std::initializer_list<Tensor> operands, bool aligned = true) {
+    std::int64_t rows = operands.begin()->rows, cols = operands.begin()->cols;
+    bool flat = true;
+    for (const Tensor& x : operands) flat = flat && x.contiguous();
+    if (flat) cols *= std::exchange(rows, 1);
+    wide = aligned && cols % 8 == 0;
+    for (const Tensor& x : operands) {
+      wide = wide && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && (flat || x.stride % 8 == 0);
     }
-    store_floats(m.at(row, col), mean);
-    store_floats(v.at(row, col), square);
-    store_floats(p.at(row, col), weight);
+    per_row = std::max<std::int64_t>(wide ? cols / 8 : cols, 1);
+    count = cols == 0 ? 0 : rows * per_row;
   }
+  __device__ std::int64_t row(std::int64_t piece) const { return per_row == count ? 0 : piece / per_row; }
 };
 
-void adamw(KernelContext& context, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
-           const AdamWStep& step) {
-  for (const Tensor* tensor : {&m, &v, &g}) expect_like(*tensor, p, "operand");
-  const double bias1 = 1 - std::pow(step.beta1, double(step.step + 1));
-  const double bias2 = 1 - std::pow(step.beta2, double(step.step + 1));
-  over_elements(context, {p, m, v, g}, [&](auto width) {
-    return AdamW<width>{elements<float>(p),
-                        elements<float>(m),
-                        elements<float>(v),
-                        elements<const float>(g),
-                        float(step.gradient_scale),
-                        float(step.beta1),
-                        float(1 - step.beta1),
-                        float(step.beta2),
-                        float(1 - step.beta2),
-                        float(bias1),
-                        float(bias2),
-                        float(step.epsilon),
-                        float(step.learning_rate),
-                        float(step.weight_decay)};
+constexpr int kPiecesPerThread = 4, kPiecesPerBlock = kPiecesPerThread * kThreads;
+
+/// f(piece) for the pieces of this thread.
+template <class F>
+__device__ inline void for_pieces_of(std::int64_t block, const Pieces& pieces, F f) {
+#pragma unroll 1
+  for (int k = 0; k < kPiecesPerThread; ++k) {
+    const std::int64_t piece = block * kPiecesPerBlock + k * kThreads + threadIdx.x;
+    if (piece < pieces.count) f(piece);
+  }
+}
+
+/// One launch for each part of a list: make(item) is what a kernel gets of an item, with its `pieces`.
+template <class T, class Make, class Kernel, class... Args>
+void launch_list(KernelContext& context, std::span<const T> list, Make&& make, Kernel kernel, const Args&... args) {
+  for_parts(
+      list, [](const T&) { return std::size_t{0}; },
+      [&](std::span<const T> part) {
+        std::vector<std::remove_cvref_t<decltype(make(list[0]))>> items;
+        BlockCount blocks;
+        for (const T& item : part) blocks.add(tiles_of(items.emplace_back(make(item)).pieces.count, kPiecesPerBlock));
+        launch(kernel, blocks.total(), kThreads, 0, context, upload(context, std::span(items)), blocks.upload(context),
+               args...);
+      });
+}
+
+// ---- AdamW --------------------------------------------------------------------------------------------------------
+
+struct AdamWItem {
+  Elements<float> p, m, v;
+  Elements<const float> g;
+  Pieces pieces;
+  bool decays;
+};
+struct AdamWFactors {
+  float scale, beta1, rest1, beta2, rest2, bias1, bias2, epsilon, rate, decay;
+};
+
+template <int width>
+__device__ inline void update_piece(const AdamWItem& o, const AdamWFactors& f, std::int64_t piece) {
+  const std::int64_t row = o.pieces.row(piece), col = (piece - row * o.pieces.per_row) * width;
+  const float decay = o.decays ? f.decay : 0;
+  float weight[width], mean[width], square[width], gradient[width];
+  load_floats(weight, o.p.at(row, col));
+  load_floats(mean, o.m.at(row, col));
+  load_floats(square, o.v.at(row, col));
+  load_floats(gradient, o.g.at(row, col));
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    const float x = gradient[i] * f.scale;
+    mean[i] = f.beta1 * mean[i] + f.rest1 * x;
+    square[i] = f.beta2 * square[i] + f.rest2 * x * x;
+    weight[i] -= f.rate * (mean[i] / f.bias1 / (sqrtf(square[i] / f.bias2) + f.epsilon) + decay * weight[i]);
+  }
+  store_floats(o.m.at(row, col), mean);
+  store_floats(o.v.at(row, col), square);
+  store_floats(o.p.at(row, col), weight);
+}
+
+__global__ void __launch_bounds__(kThreads) adamw_list(const AdamWItem* list, BlockMap map, AdamWFactors f) {
+  const BlockPlace place = map.place();
+  const AdamWItem o = list[place.matrix];
+  for_pieces_of(place.block, o.pieces, [&](std::int64_t piece) {
+    if (o.pieces.wide) {
+      update_piece<8>(o, f, piece);
+    } else {
+      update_piece<1>(o, f, piece);
+    }
   });
 }
 
-// ---- Adafactor ------------------------------------------------------------------------------------------------------
+void adamw(KernelContext& context, std::span<const AdamWMatrix> matrices, const AdamWStep& step) {
+  for (const AdamWMatrix& matrix : matrices) expect_operands(matrix);
+  const AdamWFactors factors{float(step.gradient_scale),
+                             float(step.beta1),
+                             float(1 - step.beta1),
+                             float(step.beta2),
+                             float(1 - step.beta2),
+                             float(1 - std::pow(step.beta1, double(step.step + 1))),
+                             float(1 - std::pow(step.beta2, double(step.step + 1))),
+                             float(step.epsilon),
+                             float(step.learning_rate),
+                             float(step.weight_decay)};
+  launch_list(
+      context, matrices,
+      [](const AdamWMatrix& x) {
+        return AdamWItem{elements<float>(x.p),       elements<float>(x.m),   elements<float>(x.v),
+                         elements<const float>(x.g), {{x.p, x.m, x.v, x.g}}, x.decays};
+      },
+      adamw_list, factors);
+}
 
-/// One block passes over a tile; a thread over four columns, which are one access where they are adjacent.
-constexpr int kTileRows = 64, kColumns = 4, kTileCols = kColumns * kThreads, kWarps = kThreads / kWarp;
+// ---- working weights --------------------------------------------------------------------------------------------
 
-/// What is passed from kernel to kernel in scratch.
-struct Statistics {
-  double* row;     // row tiles of columns x rows: partial sums of squares of a row
-  double* col;     // row tiles x cols: of a column
-  double* update;  // a tile: sum of squares of the unclipped update
-  double* weight;  // a tile: of the parameter
-  double* scalar;  // [0] mean of the row factor; [1] what the update is multiplied by
+struct WeightItem {
+  Elements<float> to_f32;
+  Elements<bf16> to_bf16;
+  Elements<const float> from;
+  Pieces pieces;
+  std::int64_t cols, first;
+  std::uint64_t parameter;
+  std::uint32_t expert;
+  bool random;
 };
 
-struct Adafactor {
-  Elements<float> p;
-  Elements<const float> g;
-  Elements<float> v, row_factor;  // v: full second moment; its rows are adjacent or not
-  float* col_factor;
-  std::int64_t rows, cols;
-  Statistics s;
-  bool wide;
-  float scale, decay_f, rest_f, epsilon1_f, weight_decay;
-  double decay, epsilon1, epsilon2, learning_rate, clip;
-  bool by_parameter;
-};
-
-__host__ __device__ constexpr std::int64_t tiles_of(std::int64_t n, std::int64_t tile) { return (n + tile - 1) / tile; }
-
-/// Column of element i of this thread in tile column `tile`.
-__device__ inline std::int64_t column_of(const Adafactor& o, std::int64_t tile, int i) {
-  return tile * kTileCols + (o.wide ? int(threadIdx.x) * kColumns + i : i * kThreads + int(threadIdx.x));
+/// x with `bits` added below what bf16 holds: cut off there it is rounded at random. NaN is rounded as ever.
+__device__ inline bf16 round_at_random(float x, std::uint32_t bits) {
+  bf16 y = round_to<bf16>(x);
+  if (x == x) y.bits = std::uint16_t((__float_as_uint(x) + (bits & 0xffffU)) >> 16U);
+  return y;
 }
-/// This thread's four elements of a row; zero past the last column.
-__device__ inline void load_columns(float (&x)[kColumns], const Adafactor& o, const float* row, std::int64_t tile) {
-  if (o.wide) {
-    const std::int64_t col = column_of(o, tile, 0);
-    if (col < o.cols) {
-      load_floats(x, row + col);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) x[i] = 0;
-    }
+
+template <int width>
+__device__ inline void write_piece(const WeightItem& o, PhiloxKey key, std::int64_t piece) {
+  const std::int64_t row = o.pieces.row(piece), col = (piece - row * o.pieces.per_row) * width;
+  float x[width];
+  load_floats(x, o.from.at(row, col));
+  if (o.to_f32.data != nullptr) {
+    store_floats(o.to_f32.at(row, col), x);
     return;
   }
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    const std::int64_t col = column_of(o, tile, i);
-    x[i] = col < o.cols ? row[col] : 0;
-  }
-}
-__device__ inline void store_columns(float* row, const float (&x)[kColumns], const Adafactor& o, std::int64_t tile) {
-  if (o.wide) {
-    const std::int64_t col = column_of(o, tile, 0);
-    if (col < o.cols) store_floats(row + col, x);
+  if (!o.random) {
+    store_floats(o.to_bf16.at(row, col), x);
     return;
   }
+  const std::int64_t element = o.first + row * o.cols + col;
+  std::uint32_t words[4];
+  philox_block(words, key, o.parameter, o.expert, std::uint32_t(element / 8));
+  if constexpr (width == 1) {
+    const int half = int(element % 8);
+    const std::uint32_t word = half < 2 ? words[0] : half < 4 ? words[1] : half < 6 ? words[2] : words[3];
+    *o.to_bf16.at(row, col) = round_at_random(x[0], half % 2 == 0 ? word : word >> 16U);
+  } else {
+    Pack<bf16> pack;
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    const std::int64_t col = column_of(o, tile, i);
-    if (col < o.cols) row[col] = x[i];
-  }
-}
-__device__ inline std::int64_t tile_index() { return std::int64_t(blockIdx.y) * gridDim.x + blockIdx.x; }
-
-/// Sums of g^2 + epsilon1 over the rows and the columns of a tile, and of p^2.
-__global__ void __launch_bounds__(kThreads) factor_sums(Adafactor o) {
-  double* of_row = shared_memory<double>();  // warps x rows of the tile
-  double* room = shared_memory<double>(sizeof(double) * kWarps * kTileRows);
-  const std::int64_t first = std::int64_t(blockIdx.y) * kTileRows, tile = blockIdx.x;
-  const int count = int(std::min<std::int64_t>(kTileRows, o.rows - first));
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  double col_sum[kColumns] = {0, 0, 0, 0}, weight = 0;
-  for (int r = 0; r < count; ++r) {
-    float g[kColumns], p[kColumns] = {0, 0, 0, 0};
-    load_columns(g, o, o.g.at(first + r, 0), tile);
-    if (o.by_parameter) load_columns(p, o, o.p.at(first + r, 0), tile);
-    double row_sum = 0;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const double x = double(g[i] * o.scale);
-      const double square = column_of(o, tile, i) < o.cols ? x * x + o.epsilon1 : 0;
-      row_sum += square;
-      col_sum[i] += square;
-      weight += double(p[i]) * double(p[i]);
-    }
-    row_sum = warp_reduce(row_sum);
-    if (lane == 0) of_row[warp * kTileRows + r] = row_sum;
-  }
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    const std::int64_t col = column_of(o, tile, i);
-    if (col < o.cols) o.s.col[std::int64_t(blockIdx.y) * o.cols + col] = col_sum[i];
-  }
-  weight = block_reduce(weight, room);  // also the barrier behind the row sums
-  if (threadIdx.x == 0) o.s.weight[tile_index()] = weight;
-  for (int r = int(threadIdx.x); r < count; r += kThreads) {
-    double sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += of_row[w * kTileRows + r];
-    o.s.row[tile * o.rows + first + r] = sum;
+    for (int i = 0; i < width; ++i) pack.value[i] = round_at_random(x[i], words[i / 2] >> (i % 2 * 16));
+    store_pack(o.to_bf16.at(row, col), pack);
   }
 }
 
-/// New factors from the sums: one thread a row, then one a column.
-__global__ void __launch_bounds__(kThreads) blend_factors(Adafactor o) {
-  const std::int64_t step = std::int64_t(gridDim.x) * kThreads;
-  const std::int64_t row_tiles = tiles_of(o.rows, kTileRows), col_tiles = tiles_of(o.cols, kTileCols);
-  for (std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; i < o.rows + o.cols; i += step) {
-    double sum = 0;
-    const bool row = i < o.rows;
-    const std::int64_t at = row ? i : i - o.rows;
-    for (std::int64_t t = 0; t < (row ? col_tiles : row_tiles); ++t) {
-      sum += row ? o.s.row[t * o.rows + at] : o.s.col[t * o.cols + at];
-    }
-    float* factor = row ? o.row_factor.at(at, 0) : o.col_factor + at;
-    *factor = float(o.decay * double(*factor) + (1 - o.decay) * (sum / double(row ? o.cols : o.rows)));
-  }
-}
-
-/// One block: the mean of the row factor.
-__global__ void __launch_bounds__(kThreads) mean_of_rows(Adafactor o) {
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < o.rows; i += kThreads) sum += double(*o.row_factor.at(i, 0));
-  sum = block_reduce(sum, shared_memory<double>());
-  if (threadIdx.x == 0) o.s.scalar[0] = sum / double(o.rows);
-}
-
-/// u of one row, before clipping.
-__device__ inline void factored_update(float (&u)[kColumns], const Adafactor& o, std::int64_t row, std::int64_t tile,
-                                       const float (&col_part)[kColumns]) {
-  load_columns(u, o, o.g.at(row, 0), tile);
-  const float row_part = float(1 / sqrt(double(*o.row_factor.at(row, 0)) / o.s.scalar[0]));
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) u[i] = u[i] * o.scale * row_part * col_part[i];
-}
-__device__ inline void column_parts(float (&part)[kColumns], const Adafactor& o, std::int64_t tile) {
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    const std::int64_t col = column_of(o, tile, i);
-    part[i] = col < o.cols ? float(1 / sqrt(double(o.col_factor[col]))) : 0;
-  }
-}
-
-/// Factored: the sum of squares of u in every tile.
-__global__ void __launch_bounds__(kThreads) factored_sums(Adafactor o) {
-  const std::int64_t first = std::int64_t(blockIdx.y) * kTileRows;
-  const std::int64_t end = std::min<std::int64_t>(first + kTileRows, o.rows);
-  float col_part[kColumns];
-  column_parts(col_part, o, blockIdx.x);
-  double sum = 0;
-  for (std::int64_t r = first; r < end; ++r) {
-    float u[kColumns];
-    factored_update(u, o, r, blockIdx.x, col_part);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) sum += double(u[i]) * double(u[i]);
-  }
-  sum = block_reduce(sum, shared_memory<double>());
-  if (threadIdx.x == 0) o.s.update[tile_index()] = sum;
-}
-
-/// Full: the new second moment, and the sums of squares of u and of p in every tile.
-__global__ void __launch_bounds__(kThreads) full_sums(Adafactor o) {
-  const std::int64_t first = std::int64_t(blockIdx.y) * kTileRows;
-  const std::int64_t end = std::min<std::int64_t>(first + kTileRows, o.rows);
-  double sum = 0, weight = 0;
-  for (std::int64_t r = first; r < end; ++r) {
-    float g[kColumns], v[kColumns], p[kColumns] = {0, 0, 0, 0};
-    load_columns(g, o, o.g.at(r, 0), blockIdx.x);
-    load_columns(v, o, o.v.at(r, 0), blockIdx.x);
-    if (o.by_parameter) load_columns(p, o, o.p.at(r, 0), blockIdx.x);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const float x = g[i] * o.scale;
-      v[i] = o.decay_f * v[i] + o.rest_f * (x * x + o.epsilon1_f);
-      const float u = column_of(o, blockIdx.x, i) < o.cols ? x / sqrtf(v[i]) : 0;
-      sum += double(u) * double(u);
-      weight += double(p[i]) * double(p[i]);
-    }
-    store_columns(o.v.at(r, 0), v, o, blockIdx.x);
-  }
-  double* room = shared_memory<double>();
-  sum = block_reduce(sum, room);
-  weight = block_reduce(weight, room);
-  if (threadIdx.x == 0) {
-    o.s.update[tile_index()] = sum;
-    o.s.weight[tile_index()] = weight;
-  }
-}
-
-/// One block: what every element of u is multiplied by.
-__global__ void __launch_bounds__(kThreads) clip_update(Adafactor o, std::int64_t tiles) {
-  double update = 0, weight = 0;
-  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) {
-    update += o.s.update[i];
-    weight += o.s.weight[i];
-  }
-  double* room = shared_memory<double>();
-  update = block_reduce(update, room);
-  weight = block_reduce(weight, room);
-  if (threadIdx.x != 0) return;
-  const double size = double(o.rows) * double(o.cols);
-  const double rms_u = sqrt(update / size), rms_p = sqrt(weight / size);
-  const double alpha = o.learning_rate * (o.by_parameter ? fmax(rms_p, o.epsilon2) : 1.0);
-  o.s.scalar[1] = alpha / fmax(1.0, rms_u / o.clip);
-}
-
-template <bool factored>
-__global__ void __launch_bounds__(kThreads) apply_update(Adafactor o) {
-  const std::int64_t first = std::int64_t(blockIdx.y) * kTileRows;
-  const std::int64_t end = std::min<std::int64_t>(first + kTileRows, o.rows);
-  const float factor = float(o.s.scalar[1]);
-  float col_part[kColumns] = {0, 0, 0, 0};
-  if (factored) column_parts(col_part, o, blockIdx.x);
-  for (std::int64_t r = first; r < end; ++r) {
-    float u[kColumns], p[kColumns];
-    if (factored) {
-      factored_update(u, o, r, blockIdx.x, col_part);
+__global__ void __launch_bounds__(kThreads) weight_list(const WeightItem* list, BlockMap map, PhiloxKey key) {
+  const BlockPlace place = map.place();
+  const WeightItem o = list[place.matrix];
+  for_pieces_of(place.block, o.pieces, [&](std::int64_t piece) {
+    if (o.pieces.wide) {
+      write_piece<8>(o, key, piece);
     } else {
-      float v[kColumns];
-      load_columns(u, o, o.g.at(r, 0), blockIdx.x);
-      load_columns(v, o, o.v.at(r, 0), blockIdx.x);
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) u[i] = u[i] * o.scale / sqrtf(v[i]);
+      write_piece<1>(o, key, piece);
     }
-    load_columns(p, o, o.p.at(r, 0), blockIdx.x);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) p[i] -= factor * u[i] + o.weight_decay * p[i];
-    store_columns(o.p.at(r, 0), p, o, blockIdx.x);
-  }
+  });
 }
 
-dim3 tile_grid(const Tensor& p) { return {blocks_for(p.cols, kTileCols), blocks_for(p.rows, kTileRows)}; }
-
-Adafactor operands(const Tensor& p, const Tensor& g, const Tensor& v, const Tensor& row_factor,
-                   const Tensor& col_factor, const AdafactorStep& step) {
-  bool wide = takes_packs(p) && takes_packs(g);
-  if (!v.absent()) wide = wide && takes_packs(v);
-  return {elements<float>(p),
-          elements<const float>(g),
-          elements<float>(v),
-          elements<float>(row_factor),
-          col_factor.as<float>(),
-          p.rows,
-          p.cols,
-          {},
-          wide,
-          float(step.gradient_scale),
-          float(step.decay),
-          float(1 - step.decay),
-          float(step.epsilon1),
-          float(step.learning_rate * step.weight_decay),
-          step.decay,
-          step.epsilon1,
-          step.epsilon2,
-          step.learning_rate,
-          step.clip_threshold,
-          step.multiply_by_parameter_scale};
-}
-
-Statistics take_statistics(DeviceScratch& scratch, std::int64_t rows, std::int64_t cols, bool factored) {
-  const std::int64_t row_tiles = tiles_of(rows, kTileRows), col_tiles = tiles_of(cols, kTileCols);
-  return {factored ? scratch.take<double>(col_tiles * rows) : nullptr,
-          factored ? scratch.take<double>(row_tiles * cols) : nullptr, scratch.take<double>(row_tiles * col_tiles),
-          scratch.take<double>(row_tiles * col_tiles), scratch.take<double>(2)};
-}
-
-constexpr std::size_t kRoom = block_reduce_bytes<double>(kThreads);
-
-void adafactor_factored(KernelContext& context, const Tensor& p, const Tensor& row_factor, const Tensor& col_factor,
-                        const Tensor& g, const AdafactorStep& step) {
-  expect_like(g, p, "g");
-  expect_matrix(row_factor, p.dtype, p.rows, 1, "row_factor");
-  expect_matrix(col_factor, p.dtype, 1, p.cols, "col_factor");
-  if (p.size() == 0) return;
-  Adafactor o = operands(p, g, {}, row_factor, col_factor, step);
-  DeviceScratch scratch(context);
-  o.s = take_statistics(scratch, p.rows, p.cols, true);
-  const dim3 grid = tile_grid(p);
-  launch(factor_sums, grid, kThreads, sizeof(double) * kWarps * kTileRows + kRoom, context, o);
-  launch(blend_factors, striding_blocks(p.rows + p.cols, kThreads), kThreads, 0, context, o);
-  launch(mean_of_rows, 1, kThreads, kRoom, context, o);
-  launch(factored_sums, grid, kThreads, kRoom, context, o);
-  launch(clip_update, 1, kThreads, kRoom, context, o, std::int64_t(grid.x) * grid.y);
-  launch(apply_update<true>, grid, kThreads, 0, context, o);
-}
-
-void adafactor_full(KernelContext& context, const Tensor& p, const Tensor& v, const Tensor& g,
-                    const AdafactorStep& step) {
-  expect_like(g, p, "g");
-  expect_like(v, p, "v");
-  if (p.size() == 0) return;
-  Adafactor o = operands(p, g, v, {}, {}, step);
-  DeviceScratch scratch(context);
-  o.s = take_statistics(scratch, p.rows, p.cols, false);
-  const dim3 grid = tile_grid(p);
-  launch(full_sums, grid, kThreads, kRoom, context, o);
-  launch(clip_update, 1, kThreads, kRoom, context, o, std::int64_t(grid.x) * grid.y);
-  launch(apply_update<false>, grid, kThreads, 0, context, o);
+void write_weights(KernelContext& context, std::span<const WeightCopy> copies, const RandomKey* rounding) {
+  launch_list(
+      context, copies,
+      [&](const WeightCopy& x) {
+        const bool random = rounds_at_random(x, rounding), narrow = x.to.dtype == DType::bf16;
+        return WeightItem{narrow ? Elements<float>{} : elements<float>(x.to),
+                          narrow ? elements<bf16>(x.to) : Elements<bf16>{},
+                          elements<const float>(x.from),
+                          {{x.to, x.from}, x.first % 8 == 0},
+                          x.to.cols,
+                          x.first,
+                          x.parameter,
+                          x.expert,
+                          random};
+      },
+      weight_list, PhiloxKey(rounding == nullptr ? RandomKey{} : *rounding));
 }
 
 // ---- balance and sums ----------------------------------------------------------------------------------------------
@@ -375,14 +219,21 @@ __global__ void __launch_bounds__(kThreads)
 void balance(KernelContext& context, const Tensor& b, const Tensor& count, double rate) {
   expect_matrix(b, b.dtype, 1, count.cols, "b");
   expect_like(count, b, "count");
-  launch(balance_kernel, 1, kThreads, kRoom, context, b.as<float>(), count.as<float>(), b.cols, float(rate));
+  launch(balance_kernel, 1, kThreads, block_reduce_bytes<double>(kThreads), context, b.as<float>(), count.as<float>(),
+         b.cols, float(rate));
 }
 
 constexpr std::int64_t kLeaf = 4096;  // elements that one block sums
 
+struct SumItem {
+  const void* x;
+  std::int64_t count;
+  double* leaves;  // of the tree: a number a leaf, then room for the levels above
+  bool narrow, wide;
+};
+
 template <class C>
-__global__ void __launch_bounds__(kThreads) sum_leaves(double* out, const C* x, std::int64_t n, bool wide) {
-  const std::int64_t first = std::int64_t(blockIdx.x) * kLeaf, end = std::min(n, first + kLeaf);
+__device__ inline double leaf_sum(const C* x, std::int64_t first, std::int64_t end, bool wide) {
   double sum = 0;
   for (std::int64_t i = first + std::int64_t(threadIdx.x) * 8; i < end; i += kThreads * 8) {
     if (wide && i + 8 <= end) {
@@ -396,15 +247,25 @@ __global__ void __launch_bounds__(kThreads) sum_leaves(double* out, const C* x, 
       }
     }
   }
-  sum = block_reduce(sum, shared_memory<double>());
-  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+  return sum;
 }
 
-/// Every block sums 2 * kThreads neighbours by pairs; what is missing at the end counts as 0.
-__global__ void __launch_bounds__(kThreads) sum_pairs(double* out, const double* in, std::int64_t n) {
-  double* s = shared_memory<double>();
-  const std::int64_t first = std::int64_t(blockIdx.x) * 2 * kThreads;
-  for (int i = int(threadIdx.x); i < 2 * kThreads; i += kThreads) s[i] = first + i < n ? in[first + i] : 0;
+/// A block a leaf.
+__global__ void __launch_bounds__(kThreads) sum_leaves(const SumItem* list, BlockMap map) {
+  const BlockPlace place = map.place();
+  const SumItem o = list[place.matrix];
+  const std::int64_t first = place.block * kLeaf, end = std::min(o.count, first + kLeaf);
+  double sum = o.narrow ? leaf_sum(static_cast<const bf16*>(o.x), first, end, o.wide)
+                        : leaf_sum(static_cast<const float*>(o.x), first, end, o.wide);
+  sum = block_reduce(sum, shared_memory<double>());
+  if (threadIdx.x == 0) o.leaves[place.block] = sum;
+}
+
+constexpr std::int64_t kPairs = 2 * kThreads;  // neighbours that a block sums in nine levels of the tree
+
+/// Sums kPairs neighbours by pairs; what is missing at the end counts as 0. Thread 0 gets the sum.
+__device__ inline double sum_pairs(double* s, const double* in, std::int64_t n) {
+  for (int i = int(threadIdx.x); i < int(kPairs); i += kThreads) s[i] = i < n ? in[i] : 0;
   __syncthreads();
   for (int count = kThreads; count > 0; count /= 2) {
     double sum = 0;
@@ -413,47 +274,73 @@ __global__ void __launch_bounds__(kThreads) sum_pairs(double* out, const double*
     if (int(threadIdx.x) < count) s[threadIdx.x] = sum;
     __syncthreads();
   }
-  if (threadIdx.x == 0) out[blockIdx.x] = s[0];
+  return s[0];
 }
 
-std::int64_t sum_scratch(std::int64_t n) {
-  const std::int64_t leaves = tiles_of(n, kLeaf);
-  return leaves + tiles_of(leaves, 2 * kThreads);
-}
-
-double sum_of_squares(KernelContext& context, const Tensor& x) {
-  double sum = 0;
-  if (x.size() == 0) return sum;
-  with_type<float, bf16>(x, "x", [&]<class C>(std::type_identity<C>) {
-    const auto flat = x.flat<C>();
-    const std::int64_t n = std::int64_t(flat.size());
-    std::int64_t left = tiles_of(n, kLeaf);
-    DeviceScratch scratch(context);
-    double* in = scratch.take<double>(sum_scratch(n));
-    double* out = in + left;
-    launch(sum_leaves<C>, blocks_for(n, kLeaf), kThreads, kRoom, context, in, flat.data(), n,
-           reinterpret_cast<std::uintptr_t>(flat.data()) % 16 == 0);
-    while (left > 1) {
-      launch(sum_pairs, blocks_for(left, 2 * kThreads), kThreads, 2 * kThreads * sizeof(double), context, out, in,
-             left);
-      left = tiles_of(left, 2 * kThreads);
-      std::swap(in, out);
+/// A block a matrix: the tree above its leaves, level by level.
+__global__ void __launch_bounds__(kThreads) sum_trees(double* out, const SumItem* list) {
+  const SumItem o = list[blockIdx.x];
+  double *s = shared_memory<double>(), *in = o.leaves;
+  std::int64_t left = tiles_of(o.count, kLeaf);
+  while (left > 1) {
+    double* next = in + left;
+    const std::int64_t sums = tiles_of(left, kPairs);
+    for (std::int64_t i = 0; i < sums; ++i) {
+      const double sum = sum_pairs(s, in + i * kPairs, left - i * kPairs);
+      if (threadIdx.x == 0) next[i] = sum;
+      __syncthreads();
     }
-    download(context, &sum, in, 1);
-  });
-  return sum;
+    in = next;
+    left = sums;
+  }
+  if (threadIdx.x == 0) out[blockIdx.x] = o.count == 0 ? 0 : in[0];
+}
+
+/// Numbers of the leaves and of all levels above.
+std::int64_t tree_size(std::int64_t n) {
+  std::int64_t level = tiles_of(n, kLeaf), all = level;
+  while (level > 1) all += level = tiles_of(level, kPairs);
+  return all;
+}
+
+void sum_part(KernelContext& context, std::span<double> sums, std::span<const Tensor> x) {
+  DeviceScratch scratch(context);
+  std::vector<SumItem> items;
+  BlockCount leaves;
+  for (const Tensor& t : x) {
+    FLANMOE_EXPECT(t.contiguous() && (t.dtype == DType::f32 || t.dtype == DType::bf16), "a sum over {}, stride {}",
+                   name_of(t.dtype), t.stride);
+    items.push_back({t.data, t.size(), scratch.take<double>(tree_size(t.size())), t.dtype == DType::bf16,
+                     reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0});
+    leaves.add(tiles_of(t.size(), kLeaf));
+  }
+  double* out = scratch.take<double>(std::int64_t(x.size()));
+  const SumItem* list = upload(context, std::span(items));
+  launch(sum_leaves, leaves.total(), kThreads, block_reduce_bytes<double>(kThreads), context, list,
+         leaves.upload(context));
+  launch(sum_trees, unsigned(x.size()), kThreads, sizeof(double) * kPairs, context, out, list);
+  download(context, sums.data(), out, std::int64_t(x.size()));
+}
+
+std::size_t sum_scratch(std::int64_t n) { return scratch_size<double>(tree_size(n)); }
+
+void sums_of_squares(KernelContext& context, std::span<double> sums, std::span<const Tensor> x) {
+  FLANMOE_EXPECT(sums.size() == x.size(), "{} sums of {} tensors", sums.size(), x.size());
+  for_parts(
+      x, [](const Tensor& t) { return sum_scratch(t.size()); },
+      [&](std::span<const Tensor> part) {
+        sum_part(context, sums.subspan(std::size_t(part.data() - x.data()), part.size()), part);
+      });
 }
 
 std::size_t scratch_bytes(std::int64_t rows, std::int64_t cols) {
-  const std::int64_t row_tiles = tiles_of(rows, kTileRows), col_tiles = tiles_of(cols, kTileCols);
-  const std::size_t update = scratch_size<double>(col_tiles * rows) + scratch_size<double>(row_tiles * cols) +
-                             2 * scratch_size<double>(row_tiles * col_tiles) + scratch_size<double>(2);
-  return std::max(update, scratch_size<double>(sum_scratch(rows * cols)));
+  const std::size_t sums =
+      scratch_size<double>(std::int64_t(kMostMatrices)) + std::max(kListScratch, sum_scratch(rows * cols));
+  return std::max({sums, kListScratch, adafactor_scratch(rows, cols)});
 }
 
 }  // namespace
 
-const OptimizerKernels optimizer_kernels = {adamw,   adafactor_factored, adafactor_full,
-                                            balance, sum_of_squares,     scratch_bytes};
+const OptimizerKernels optimizer_kernels = {adamw, adafactor, balance, sums_of_squares, write_weights, scratch_bytes};
 
 }  // namespace flanmoe::cuda

@@ -1,9 +1,12 @@
 #include "kernels/optimizer.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "kernels/dispatch.hpp"
+#include "kernels/elementwise.hpp"
+#include "kernels/optimizer_checks.hpp"
 
 namespace flanmoe::reference {
 namespace {
@@ -17,7 +20,9 @@ void for_each_element(const Tensor& shape, F&& f) {
 }
 
 template <class A>
-void adamw_in(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g, const AdamWStep& step) {
+void adamw_in(const AdamWMatrix& matrix, const AdamWStep& step) {
+  const Tensor &p = matrix.p, &m = matrix.m, &v = matrix.v, &g = matrix.g;
+  const A decay = matrix.decays ? A(step.weight_decay) : A(0);
   const double bias1 = 1 - std::pow(step.beta1, double(step.step + 1));
   const double bias2 = 1 - std::pow(step.beta2, double(step.step + 1));
   for_each_element(p, [&](std::int64_t i, std::int64_t j) {
@@ -28,14 +33,15 @@ void adamw_in(const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g
     mean = A(step.beta1) * mean + A(1 - step.beta1) * gradient;
     square = A(step.beta2) * square + A(1 - step.beta2) * gradient * gradient;
     const A update = (mean / A(bias1)) / (std::sqrt(square / A(bias2)) + A(step.epsilon));
-    weight -= A(step.learning_rate) * (update + A(step.weight_decay) * weight);
+    weight -= A(step.learning_rate) * (update + decay * weight);
   });
 }
 
-void adamw(KernelContext& /*context*/, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& g,
-           const AdamWStep& step) {
-  for (const Tensor* tensor : {&m, &v, &g}) expect_like(*tensor, p, "operand");
-  with_type<float, double>(p, "p", [&]<class A>(std::type_identity<A>) { adamw_in<A>(p, m, v, g, step); });
+void adamw(KernelContext& /*context*/, std::span<const AdamWMatrix> matrices, const AdamWStep& step) {
+  for (const AdamWMatrix& matrix : matrices) {
+    expect_operands(matrix);
+    with_type<float, double>(matrix.p, "p", [&]<class A>(std::type_identity<A>) { adamw_in<A>(matrix, step); });
+  }
 }
 
 template <class A>
@@ -47,14 +53,14 @@ double root_mean_square(const Tensor& x) {
 
 /// p -= alpha u / max(1, RMS(u)/clip) and the decay, with u(i, j) the unclipped update.
 template <class A, class U>
-void clip_and_apply(const Tensor& p, const AdafactorStep& step, U&& u) {
+void clip_and_apply(const Tensor& p, bool decays, const AdafactorStep& step, U&& u) {
   double sum = 0;
   for_each_element(p, [&](std::int64_t i, std::int64_t j) { sum += double(u(i, j)) * double(u(i, j)); });
   const double rms_u = std::sqrt(sum / double(p.size()));
   const double rms_p = root_mean_square<A>(p);
   const double alpha = step.learning_rate * (step.multiply_by_parameter_scale ? std::max(rms_p, step.epsilon2) : 1.0);
   const A factor = A(alpha / std::max(1.0, rms_u / step.clip_threshold));
-  const A decay = A(step.learning_rate * step.weight_decay);
+  const A decay = decays ? A(step.learning_rate * step.weight_decay) : A(0);
   for_each_element(p, [&](std::int64_t i, std::int64_t j) {
     A& weight = p.row<A>(i)[j];
     weight -= factor * u(i, j) + decay * weight;
@@ -62,8 +68,8 @@ void clip_and_apply(const Tensor& p, const AdafactorStep& step, U&& u) {
 }
 
 template <class A>
-void factored_in(const Tensor& p, const Tensor& row_factor, const Tensor& col_factor, const Tensor& g,
-                 const AdafactorStep& step) {
+void factored_in(const AdafactorMatrix& matrix, const AdafactorStep& step) {
+  const Tensor &p = matrix.p, &g = matrix.g, &row_factor = matrix.row_factor, &col_factor = matrix.col_factor;
   const auto gradient = [&](std::int64_t i, std::int64_t j) { return g.row<A>(i)[j] * A(step.gradient_scale); };
   const auto square = [&](std::int64_t i, std::int64_t j) {
     return double(gradient(i, j)) * double(gradient(i, j)) + step.epsilon1;
@@ -82,40 +88,33 @@ void factored_in(const Tensor& p, const Tensor& row_factor, const Tensor& col_fa
   double row_sum = 0;
   for (std::int64_t i = 0; i < p.rows; ++i) row_sum += double(*row_factor.row<A>(i));
   const double row_mean = row_sum / double(p.rows);
-  clip_and_apply<A>(p, step, [&](std::int64_t i, std::int64_t j) {
+  clip_and_apply<A>(p, matrix.decays, step, [&](std::int64_t i, std::int64_t j) {
     const double row_part = 1 / std::sqrt(double(*row_factor.row<A>(i)) / row_mean);
     const double col_part = 1 / std::sqrt(double(col_factor.as<A>()[j]));
     return gradient(i, j) * A(row_part) * A(col_part);
   });
 }
 
-void adafactor_factored(KernelContext& /*context*/, const Tensor& p, const Tensor& row_factor, const Tensor& col_factor,
-                        const Tensor& g, const AdafactorStep& step) {
-  expect_like(g, p, "g");
-  expect_matrix(row_factor, p.dtype, p.rows, 1, "row_factor");
-  expect_matrix(col_factor, p.dtype, 1, p.cols, "col_factor");
-  if (p.size() == 0) return;
-  with_type<float, double>(p, "p",
-                           [&]<class A>(std::type_identity<A>) { factored_in<A>(p, row_factor, col_factor, g, step); });
-}
-
 template <class A>
-void full_in(const Tensor& p, const Tensor& v, const Tensor& g, const AdafactorStep& step) {
+void full_in(const AdafactorMatrix& matrix, const AdafactorStep& step) {
+  const Tensor &p = matrix.p, &g = matrix.g, &v = matrix.v;
   const auto gradient = [&](std::int64_t i, std::int64_t j) { return g.row<A>(i)[j] * A(step.gradient_scale); };
   for_each_element(p, [&](std::int64_t i, std::int64_t j) {
     A& moment = v.row<A>(i)[j];
     moment = A(step.decay) * moment + A(1 - step.decay) * (gradient(i, j) * gradient(i, j) + A(step.epsilon1));
   });
-  clip_and_apply<A>(p, step,
+  clip_and_apply<A>(p, matrix.decays, step,
                     [&](std::int64_t i, std::int64_t j) { return gradient(i, j) / std::sqrt(v.row<A>(i)[j]); });
 }
 
-void adafactor_full(KernelContext& /*context*/, const Tensor& p, const Tensor& v, const Tensor& g,
-                    const AdafactorStep& step) {
-  expect_like(g, p, "g");
-  expect_like(v, p, "v");
-  if (p.size() == 0) return;
-  with_type<float, double>(p, "p", [&]<class A>(std::type_identity<A>) { full_in<A>(p, v, g, step); });
+void adafactor(KernelContext& /*context*/, std::span<const AdafactorMatrix> matrices, const AdafactorStep& step) {
+  for (const AdafactorMatrix& matrix : matrices) {
+    expect_operands(matrix);
+    if (matrix.p.size() == 0) continue;
+    with_type<float, double>(matrix.p, "p", [&]<class A>(std::type_identity<A>) {
+      is_factored(matrix) ? factored_in<A>(matrix, step) : full_in<A>(matrix, step);
+    });
+  }
 }
 
 constexpr std::int64_t kBlock = 4096;
@@ -145,7 +144,7 @@ void balance(KernelContext& /*context*/, const Tensor& b, const Tensor& count, d
   });
 }
 
-double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
+double sum_of_squares(const Tensor& x) {
   double sum = 0;
   with_type<float, bf16, double>(x, "x", [&]<class C>(std::type_identity<C>) {
     const auto flat = x.flat<C>();
@@ -156,11 +155,38 @@ double sum_of_squares(KernelContext& /*context*/, const Tensor& x) {
   return sum;
 }
 
+void sums_of_squares(KernelContext& /*context*/, std::span<double> sums, std::span<const Tensor> x) {
+  FLANMOE_EXPECT(sums.size() == x.size(), "{} sums of {} tensors", sums.size(), x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) sums[i] = sum_of_squares(x[i]);
+}
+
+/// Up when the lower half and 16 random bits carry into the upper one.
+bf16 round_at_random(float x, std::uint32_t bits) {
+  if (std::isnan(x)) return bf16(x);
+  bf16 y;
+  y.bits = std::uint16_t((std::bit_cast<std::uint32_t>(x) + (bits & 0xffffU)) >> 16U);
+  return y;
+}
+
+void write_weights(KernelContext& context, std::span<const WeightCopy> copies, const RandomKey* rounding) {
+  for (const WeightCopy& copy : copies) {
+    if (!rounds_at_random(copy, rounding)) {
+      elementwise_kernels.convert(context, copy.to, copy.from);
+      continue;
+    }
+    for_each_element(copy.to, [&](std::int64_t i, std::int64_t j) {
+      const std::int64_t element = copy.first + i * copy.to.cols + j;
+      const auto words = rounding->words(copy.parameter, copy.expert, std::uint32_t(element / 8));
+      const std::uint32_t word = words[std::size_t(element % 8 / 2)];
+      copy.to.row<bf16>(i)[j] = round_at_random(copy.from.row<float>(i)[j], element % 2 == 0 ? word : word >> 16U);
+    });
+  }
+}
+
 std::size_t scratch_bytes(std::int64_t /*rows*/, std::int64_t /*cols*/) { return 0; }
 
 }  // namespace
 
-const OptimizerKernels optimizer_kernels = {adamw,   adafactor_factored, adafactor_full,
-                                            balance, sum_of_squares,     scratch_bytes};
+const OptimizerKernels optimizer_kernels = {adamw, adafactor, balance, sums_of_squares, write_weights, scratch_bytes};
 
 }  // namespace flanmoe::reference

@@ -276,6 +276,14 @@ void check_optimizer(const Deck& deck, Problems& problems) {
 void check_shards(const char* key, const std::string& patterns, const std::string& stage, Problems& problems) {
   const auto all = words(patterns);
   if (all.empty()) add(problems, "{} is empty: the {} stage needs shard files", key, stage);
+void check_rounding(const Deck& deck, Problems& problems) {
+  if (deck.optimizer.stochastic_rounding && deck.run.precision != "bf16")
+    add(problems,
+        "optimizer.stochastic_rounding = true has no effect with run.precision = {}: its working weights are the "
+        "masters; expected bf16",
+        deck.run.precision);
+}
+
   for (const std::string& pattern : all)
     if (!any_file(pattern)) add(problems, "{}: expected shard files, found none that match {}", key, pattern);
 }
@@ -373,7 +381,10 @@ void check_deck(const Deck& deck, int world_size, const std::vector<std::string>
   check_layout(deck, world_size, problems);
   check_model(deck, problems);
   if (is_sparse(deck)) check_moe(deck, problems);
-  if (trains(deck)) check_optimizer(deck, problems);
+  if (trains(deck)) {
+    check_optimizer(deck, problems);
+    check_rounding(deck, problems);
+  }
   check_faults(deck.faults, problems);
   check_inputs(deck, problems);
   for (const std::string& problem : more) problems.add(problem);

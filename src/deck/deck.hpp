@@ -115,6 +115,7 @@ struct OptimizerDeck {
   std::int64_t factor_threshold = 128;  // adafactor: smaller side at least this to be factored (dense matrices)
   std::string freeze;                   // sets and patterns of parameters that are not trained
 };
+  bool stochastic_rounding = false;     // of bf16 working weights
 struct CheckpointDeck {
   std::int64_t every = 100;  // steps; 0: only at the end
   std::int64_t keep = 2;

@@ -248,6 +248,9 @@ void add_optimizer(std::vector<Parameter>& table) {
   rows.number("factor_threshold", &S::factor_threshold, at_least(1), "",
               "Adafactor: a dense matrix is factored when its smaller side is at least this.");
   rows.text("freeze", &S::freeze,
+  rows.flag("stochastic_rounding", &S::stochastic_rounding,
+            "bf16 runs: fp32 masters become working weights by rounding up or down at random, so that the mean is the "
+            "master; false: to the nearest. Masters themselves are never rounded.");
             "Parameters that stay as they are: sets (gate, experts, moe, all_but_moe, attention, feed_forward, norms, "
             "embeddings) and patterns of names such as encoder/*, separated by spaces.");
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/timer.hpp"
+#include "tensor/philox.hpp"
 
 namespace flanmoe {
 namespace {
@@ -42,12 +43,19 @@ struct Optimizer::State {
   const Communicators& communicators;
   const Kernels& kernels;
   KernelContext context;  // of the state; for moves to the host and back
+  std::uint64_t seed = 0;
   bool adafactor = false;
   std::vector<OwnedUnit> owned;           // trained; dense, then expert; by parameter inside a placement
   std::vector<OwnedUnit> frozen;          // the same of what is frozen: masters only
   Tensor work;                            // of reduce_scatter_tree, larger of the two placements
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
   std::vector<double> squares;            // sum of squares of the gradient of every matrix of the model
+  // Lists for kernels, kept for their memory.
+  std::vector<AdamWMatrix> adamw_list;
+  std::vector<AdafactorMatrix> adafactor_list;
+  std::vector<WeightCopy> copies;
+  std::vector<Tensor> gradients;
+  std::vector<double> sums;
 
   const ParameterSpec& spec(const OwnedUnit& unit) const { return store.specs()[std::size_t(unit.parameter)]; }
   const Communicator& replicas(Placement placement) const {
@@ -60,14 +68,17 @@ struct Optimizer::State {
   void lay_frozen(OwnedUnit& unit, Arena& arena) const;
   void reduce_gradients() const;
   double gradient_norm(KernelContext& context);
-  void update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate, double scale) const;
-  void publish(KernelContext& context, Placement placement) const;
-  void publish_frozen(KernelContext& context, Placement placement) const;
+  void update(KernelContext& context, std::int64_t step, double rate, double scale);
+  void write_working_weights(KernelContext& context, std::int64_t step);
+  void add_copy(int parameter, std::int64_t expert, const Tensor& to, const Tensor& from);
+  void publish(KernelContext& context, Placement placement, std::int64_t step);
+  void publish_frozen(KernelContext& context, Placement placement);
 };
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
-                     const Kernels& kernels, KernelContext context)
-    : state_(std::make_unique<State>(State{deck, store, communicators, kernels, context, {}, {}, {}, {}, {}, {}})) {
+                     const Kernels& kernels, KernelContext context, std::uint64_t seed)
+    : state_(std::make_unique<State>(
+          State{deck, store, communicators, kernels, context, seed, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}})) {
   State& s = *state_;
   FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
   s.adafactor = deck.name == "adafactor";
@@ -153,7 +164,7 @@ void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
     }
   }
   clear_moments(context);
-  publish_weights(context);
+  publish_weights(context, 0);
 }
 
 void Optimizer::clear_moments(KernelContext& context) {
@@ -164,10 +175,10 @@ void Optimizer::clear_moments(KernelContext& context) {
   }
 }
 
-void Optimizer::publish_weights(KernelContext& context) {
+void Optimizer::publish_weights(KernelContext& context, std::int64_t step) {
   const PartScope part(Part::optimizer);
   for (const Placement placement : kPlacements) {
-    state_->publish(context, placement);
+    state_->publish(context, placement, step);
     state_->publish_frozen(context, placement);
   }
   state_->store.forget_gradients();
@@ -189,9 +200,9 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
     // 3. Owners update their masters.
     const double limit = s.deck.clip_norm;
     const double scale = limit > 0.0 && result.gradient_norm > limit ? limit / result.gradient_norm : 1.0;
-    for (const OwnedUnit& unit : s.owned) s.update(context, unit, step, learning_rate, scale);
+    s.update(context, step, learning_rate, scale);
     // 4. Every rank gets the new weights; the gradient buffers carry them.
-    for (const Placement placement : kPlacements) s.publish(context, placement);
+    for (const Placement placement : kPlacements) s.publish(context, placement, step + 1);
   }
   s.store.forget_gradients();
   return result;
@@ -208,74 +219,98 @@ void Optimizer::State::reduce_gradients() const {
 /// One number per matrix, filled by its owner and zero elsewhere, so that the sum over ranks is exact in any order;
 /// then one sum over matrices in the order of the model. Neither depends on who owns what.
 double Optimizer::State::gradient_norm(KernelContext& context) {
+  const auto for_each_learnt = [&](auto&& f) {
+    for (const OwnedUnit& unit : owned) {
+      if (spec(unit).balance_rate == 0.0) f(unit);
+    }
+  };
+  gradients.clear();
+  for_each_learnt([&](const OwnedUnit& unit) { gradients.push_back(store.gradient(unit.parameter, unit.expert)); });
+  sums.resize(gradients.size());
+  kernels.optimizer.sums_of_squares(context, sums, gradients);
   std::fill(squares.begin(), squares.end(), 0.0);
-  for (const OwnedUnit& unit : owned) {
-    if (spec(unit).balance_rate > 0.0) continue;
-    squares[square_index(unit)] =
-        kernels.optimizer.sum_of_squares(context, store.gradient(unit.parameter, unit.expert));
-  }
+  std::size_t next = 0;
+  for_each_learnt([&](const OwnedUnit& unit) { squares[square_index(unit)] = sums[next++]; });
   communicators.world.all_reduce(std::span<double>(squares), ReduceOp::sum);
   double sum = 0.0;
   for (const double square : squares) sum += square;
   return std::sqrt(sum);
 }
 
-void Optimizer::State::update(KernelContext& context, const OwnedUnit& unit, std::int64_t step, double rate,
-                              double scale) const {
-  const Tensor gradient = store.gradient(unit.parameter, unit.expert);
-  if (spec(unit).balance_rate > 0.0) {
-    kernels.optimizer.balance(context, unit.master, gradient, spec(unit).balance_rate);
-    return;
+void Optimizer::State::update(KernelContext& context, std::int64_t step, double rate, double scale) {
+  adamw_list.clear();
+  adafactor_list.clear();
+  for (const OwnedUnit& unit : owned) {
+    const Tensor gradient = store.gradient(unit.parameter, unit.expert);
+    if (spec(unit).balance_rate > 0.0) {
+      kernels.optimizer.balance(context, unit.master, gradient, spec(unit).balance_rate);
+    } else if (adafactor) {
+      adafactor_list.push_back({unit.master, gradient, unit.row, unit.col, unit.v, decays(spec(unit))});
+    } else {
+      adamw_list.push_back({unit.master, unit.m, unit.v, gradient, decays(spec(unit))});
+    }
   }
-  const double decay = decays(spec(unit)) ? deck.weight_decay : 0.0;
-  if (!adafactor) {
-    kernels.optimizer.adamw(context, unit.master, unit.m, unit.v, gradient,
+  if (adafactor) {
+    kernels.optimizer.adafactor(context, adafactor_list,
+                                {.learning_rate = rate,
+                                 .decay = 1.0 - std::pow(double(step + 1), -deck.decay_exponent),
+                                 .clip_threshold = deck.clip_threshold,
+                                 .multiply_by_parameter_scale = deck.multiply_by_parameter_scale,
+                                 .weight_decay = deck.weight_decay,
+                                 .gradient_scale = scale});
+  } else {
+    kernels.optimizer.adamw(context, adamw_list,
                             {.learning_rate = rate,
                              .beta1 = deck.beta1,
                              .beta2 = deck.beta2,
                              .epsilon = deck.epsilon,
-                             .weight_decay = decay,
+                             .weight_decay = deck.weight_decay,
                              .step = step,
                              .gradient_scale = scale});
-    return;
-  }
-  const AdafactorStep now{.learning_rate = rate,
-                          .decay = 1.0 - std::pow(double(step + 1), -deck.decay_exponent),
-                          .clip_threshold = deck.clip_threshold,
-                          .multiply_by_parameter_scale = deck.multiply_by_parameter_scale,
-                          .weight_decay = decay,
-                          .gradient_scale = scale};
-  if (unit.row.rows > 0) {
-    kernels.optimizer.adafactor_factored(context, unit.master, unit.row, unit.col, gradient, now);
-  } else {
-    kernels.optimizer.adafactor_full(context, unit.master, unit.v, gradient, now);
   }
 }
 
+void Optimizer::State::add_copy(int parameter, std::int64_t expert, const Tensor& to, const Tensor& from) {
+  const ParameterSpec& spec = store.specs()[std::size_t(parameter)];
+  copies.push_back({to, from, hash_name(spec.name), std::uint32_t(store.first_expert(parameter) + expert)});
+}
+
+/// Does what add_copy asked for. Masters are fp32 wherever they go but to bf16 working weights, so those are rounded
+/// from the same number, with the same random bits, on every rank that holds them.
+void Optimizer::State::write_working_weights(KernelContext& context, std::int64_t step) {
+  const RandomKey key{seed, RandomPurpose::rounding, std::uint32_t(step), 0};
+  kernels.optimizer.write_weights(context, copies, deck.stochastic_rounding ? &key : nullptr);
+  copies.clear();
+}
+
 /// Masters to the working weights of all replicas, through the gradient buffer where there is more than one.
-void Optimizer::State::publish(KernelContext& context, Placement placement) const {
+void Optimizer::State::publish(KernelContext& context, Placement placement, std::int64_t step) {
   const bool alone = store.replica_size(placement) == 1;
   for (const OwnedUnit& unit : owned) {
     if (spec(unit).placement != placement) continue;
     const Tensor target =
         alone ? store.weight(unit.parameter).matrix(unit.expert) : store.gradient(unit.parameter, unit.expert);
-    kernels.elementwise.convert(context, target, unit.master);
+    add_copy(unit.parameter, unit.expert, target, unit.master);
   }
+  write_working_weights(context, step);
   if (alone) return;
   replicas(placement).all_gather_segments(store.gradient_flat(placement), store.segment_sizes(placement));
   for (const ParameterUnit& unit : store.units(placement)) {
-    kernels.elementwise.convert(context, store.weight(unit.parameter).matrix(unit.expert),
-                                store.gradient(unit.parameter, unit.expert));
+    add_copy(unit.parameter, unit.expert, store.weight(unit.parameter).matrix(unit.expert),
+             store.gradient(unit.parameter, unit.expert));
   }
+  write_working_weights(context, step);
 }
 
-/// Frozen masters to the working weights of all replicas; done once, before the first step.
-void Optimizer::State::publish_frozen(KernelContext& context, Placement placement) const {
+/// Frozen masters to the working weights of all replicas; done once, before the first step, and rounded as for that one
+/// whenever the run goes on: frozen weights do not change.
+void Optimizer::State::publish_frozen(KernelContext& context, Placement placement) {
   for (const OwnedUnit& unit : frozen) {
     if (spec(unit).placement != placement) continue;
     const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
-    if (weight.data != unit.master.data) kernels.elementwise.convert(context, weight, unit.master);
+    if (weight.data != unit.master.data) add_copy(unit.parameter, unit.expert, weight, unit.master);
   }
+  write_working_weights(context, 0);
   if (store.replica_size(placement) == 1) return;
   HostRoom room(kernels.transfer);
   for (const ParameterUnit& unit : store.frozen_units(placement)) {

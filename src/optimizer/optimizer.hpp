@@ -31,9 +31,10 @@ struct StateTensor {
 /// weight itself where that has the same type, and is never written in a step.
 class Optimizer {
  public:
-  /// `context`: of the device that holds store and state; the host's has nothing in it.
+  /// `context`: of the device that holds store and state; the host's has nothing in it. `seed`: of
+  /// optimizer.stochastic_rounding.
   Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators, const Kernels&,
-            KernelContext context = {});
+            KernelContext context = {}, std::uint64_t seed = 0);
   ~Optimizer();
 
   /// Lays masters, moments and communication work into the arena (measuring first, then committed; each time after the
@@ -43,8 +44,9 @@ class Optimizer {
   void initialize(KernelContext&, std::uint64_t seed);
   /// Moments as before the first step; masters stay.
   void clear_moments(KernelContext&);
-  /// Copies masters to the working weights of all ranks (after a checkpoint was read into the masters). Collective.
-  void publish_weights(KernelContext&);
+  /// Copies masters to the working weights of all ranks (after a checkpoint was read into the masters). `step`: the
+  /// one that comes next, so that weights rounded at random are those that the step before it left. Collective.
+  void publish_weights(KernelContext&, std::int64_t step);
 
   struct StepResult {
     double gradient_norm = 0;  // before clipping; every parameter counted once; does not depend on owners

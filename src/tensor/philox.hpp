@@ -18,6 +18,7 @@ enum class RandomPurpose : std::uint32_t {
   router = 6,
   decoding = 7,
   router_jitter = 8,
+  rounding = 9,
   test = 99,
 };
 

@@ -285,6 +285,7 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
   } catch (const BadStep& bad) {
     if (bad.fault() != Fault::batch || !bad_steps_.is_again(step)) throw;
     log_shared_warning("{}; bad again after going back: its batch is skipped", bad.what());
+    trainer_->skip(step);
     saver_->note({{"event", "batch_skipped"}, {"step", step + 1}, {"why", bad.what()}});
     outcome.stop_asked = bad.stop_asked();
     return outcome;

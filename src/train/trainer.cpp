@@ -64,7 +64,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
       context_{&scratch_, context.stream, context.staging},
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
-      optimizer_(deck.optimizer, store_, communicators, kernels_, context_) {
+      optimizer_(deck.optimizer, store_, communicators, kernels_, context_, std::uint64_t(deck.run.seed)) {
   if (deck.checkpoint.background) {
     arenas_.push_back(&copies_);
     writer_.emplace(deck.run.dir, deck.checkpoint.keep, store_, optimizer_, communicators.world);
@@ -101,15 +101,17 @@ CheckpointInfo Trainer::start_from_weights(const std::string& checkpoint) {
           ? upcycle_checkpoint(checkpoint, store_, optimizer_, communicators_.world, std::uint64_t(deck_.run.seed))
           : read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/true);
   optimizer_.clear_moments(context_);
-  optimizer_.publish_weights(context_);
+  optimizer_.publish_weights(context_, 0);
   return info;
 }
 
 CheckpointInfo Trainer::go_on_from(const std::string& checkpoint) {
   CheckpointInfo info = read_checkpoint(checkpoint, store_, optimizer_, communicators_.world, /*weights_only=*/false);
-  optimizer_.publish_weights(context_);
+  optimizer_.publish_weights(context_, info.step);
   return info;
 }
+
+void Trainer::skip(std::int64_t step) { optimizer_.publish_weights(context_, step + 1); }
 
 std::uint64_t Trainer::state_hash() const {
   std::uint64_t sum = 0;

@@ -78,6 +78,8 @@ class Trainer {
   CheckpointInfo start_from_weights(const std::string& checkpoint);
   /// Weights and optimizer state of a checkpoint of this run.
   CheckpointInfo go_on_from(const std::string& checkpoint);
+  /// Leaves out a step whose update was refused: working weights become those of a restart behind it. Collective.
+  void skip(std::int64_t step);
   /// A number that masters and moments of all ranks give together, the same whoever owns them. Collective.
   std::uint64_t state_hash() const;
   /// Writes a checkpoint while the training stands still.

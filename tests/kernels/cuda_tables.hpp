@@ -55,10 +55,10 @@ inline const PermuteKernels cuda_permute{on_device<&cuda::permute_kernels, &Perm
                                          on_device<&cuda::permute_kernels, &PermuteKernels::gather_sum>};
 
 inline const OptimizerKernels cuda_optimizer{on_device<&cuda::optimizer_kernels, &OptimizerKernels::adamw>,
-                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::adafactor_factored>,
-                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::adafactor_full>,
+                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::adafactor>,
                                              on_device<&cuda::optimizer_kernels, &OptimizerKernels::balance>,
-                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::sum_of_squares>,
+                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::sums_of_squares>,
+                                             on_device<&cuda::optimizer_kernels, &OptimizerKernels::write_weights>,
                                              cuda::optimizer_kernels.scratch_bytes};
 
 inline const RouterKernels cuda_router{on_device<&cuda::router_kernels, &RouterKernels::jitter>,

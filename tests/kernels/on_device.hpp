@@ -8,9 +8,32 @@
 #include <vector>
 
 #include "kernels/cuda/runtime.hpp"
+#include "kernels/optimizer.hpp"
 #include "tensor/tensor.hpp"
 
 namespace flanmoe::test {
+
+/// Calls f for the tensors of an item of a list, which may be changed.
+template <class F>
+void for_each_tensor(Tensor& t, F&& f) {
+  f(t);
+}
+template <class F>
+void for_each_tensor(AdamWMatrix& m, F&& f) {
+  for (Tensor* t : {&m.p, &m.m, &m.v, &m.g}) f(*t);
+}
+template <class F>
+void for_each_tensor(AdafactorMatrix& m, F&& f) {
+  for (Tensor* t : {&m.p, &m.g, &m.row_factor, &m.col_factor, &m.v}) f(*t);
+}
+template <class F>
+void for_each_tensor(WeightCopy& c, F&& f) {
+  for (Tensor* t : {&c.to, &c.from}) f(*t);
+}
+template <class T>
+concept HoldsTensors = requires(T item) {
+  for_each_tensor(item, [](Tensor&) {});
+};
 
 /// What a kernel on the device is given besides its operands.
 class DeviceBench {
@@ -33,7 +56,8 @@ class DeviceBench {
 };
 
 /// Device copies of the host memory that the tensors of one call see. Memory that two of them share is one copy, so
-/// that operations in place stay that. The copy ends where the last operand ends, so that a step further faults.
+/// that operations in place stay that; so is what lies side by side, as rows of one matrix do. The copy ends where the
+/// last operand ends, so that a step further faults.
 class DeviceOperands {
  public:
   ~DeviceOperands() {
@@ -46,7 +70,7 @@ class DeviceOperands {
     char* begin = static_cast<char*>(t.data);
     char* end = begin + ((t.batch * t.rows - 1) * t.stride + t.cols) * std::int64_t(size_of(t.dtype));
     for (auto range = ranges_.begin(); range != ranges_.end();) {
-      if (range->end <= begin || end <= range->begin) {
+      if (range->end < begin || end < range->begin) {
         ++range;
         continue;
       }
@@ -56,8 +80,9 @@ class DeviceOperands {
     }
     ranges_.push_back({begin, end});
   }
-  void add(std::span<const Tensor> list) {
-    for (const Tensor& t : list) add(t);
+  template <HoldsTensors T>
+  void add(std::span<const T> list) {
+    for (T item : list) for_each_tensor(item, [&](Tensor& t) { add(t); });
   }
   template <class T>
   void add(const T& /*not in device memory*/) {}
@@ -86,9 +111,10 @@ class DeviceOperands {
     }
     return there;
   }
-  std::vector<Tensor> on_device(std::span<const Tensor> list) const {
-    std::vector<Tensor> there;
-    for (const Tensor& t : list) there.push_back(on_device(t));
+  template <HoldsTensors T>
+  std::vector<T> on_device(std::span<const T> list) const {
+    std::vector<T> there(list.begin(), list.end());
+    for (T& item : there) for_each_tensor(item, [&](Tensor& t) { t = on_device(t); });
     return there;
   }
   template <class T>
@@ -110,7 +136,7 @@ template <const auto* table, auto operation>
 struct OnDevice;
 template <class Table, const Table* table, class R, class... A, R (*Table::*operation)(KernelContext&, A...)>
 struct OnDevice<table, operation> {
-  static R call(KernelContext& /*of the host*/, A... args) {
+  static R call(KernelContext& host, A... args) {
     DeviceOperands operands;
     (operands.add(args), ...);
     operands.upload();

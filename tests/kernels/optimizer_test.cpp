@@ -16,6 +16,25 @@ std::vector<test::Implementation<OptimizerKernels>> devices() {
   return {all.begin(), all.end()};
 }
 
+// Lists of one matrix.
+void update_adamw(const OptimizerKernels& k, KernelContext& context, const Tensor& p, const Tensor& m, const Tensor& v,
+                  const Tensor& g, const AdamWStep& step) {
+  k.adamw(context, std::array{AdamWMatrix{p, m, v, g}}, step);
+}
+void update_factored(const OptimizerKernels& k, KernelContext& context, const Tensor& p, const Tensor& row,
+                     const Tensor& col, const Tensor& g, const AdafactorStep& step) {
+  k.adafactor(context, std::array{AdafactorMatrix{p, g, row, col, {}}}, step);
+}
+void update_full(const OptimizerKernels& k, KernelContext& context, const Tensor& p, const Tensor& v, const Tensor& g,
+                 const AdafactorStep& step) {
+  k.adafactor(context, std::array{AdafactorMatrix{p, g, {}, {}, v}}, step);
+}
+double sum_of_squares(const OptimizerKernels& k, KernelContext& context, const Tensor& x) {
+  std::array<double, 1> sum{-1};
+  k.sums_of_squares(context, sum, std::array{x});
+  return sum[0];
+}
+
 Matrix matrix_of(const Buffer& x) {
   Matrix m;
   const auto values = x.values();
@@ -84,8 +103,8 @@ void adafactor_full(Matrix& p, Matrix& v, const Matrix& g, const AdafactorStep& 
   }
 }
 
-struct Problem {
-  Problem(DType a, std::int64_t rows, std::int64_t cols, std::int64_t padding = 0)
+struct Operands {
+  Operands(DType a, std::int64_t rows, std::int64_t cols, std::int64_t padding = 0)
       : p(a, rows, cols, padding),
         g(a, rows, cols, padding),
         m(a, rows, cols, padding),
@@ -95,8 +114,11 @@ struct Problem {
     p.randomize(1, 0.05);
     for (Buffer* state : {&m, &v, &row, &col}) state->fill(0);
   }
-  TestContext context;
   Buffer p, g, m, v, row, col;
+};
+struct Problem : Operands {
+  using Operands::Operands;
+  TestContext context;
 };
 
 double decay_of(std::int64_t step) { return 1 - std::pow(double(step + 1), -0.8); }
@@ -111,7 +133,7 @@ TEST(Optimizer, FactoredAdafactorAgreesWithHandNumbers) {
     x.g.assign({1, 1, 2, 2});
     // g^2 is the outer product of (1, 4) and (1, 1): row means (1, 4), their mean 2.5; column means (2.5, 2.5).
     // u = g / sqrt(row/2.5) / sqrt(2.5) = 1 everywhere: RMS(u) = 1, no clipping. RMS(p) = 2.5.
-    device.kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1, .decay = 0});
+    update_factored(device.kernels, x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1, .decay = 0});
     test::expect_close(x.row, {1, 4}, 1e-7, device.device);
     test::expect_close(x.col, {2.5, 2.5}, 1e-7, device.device);
     test::expect_close(x.p, {2.75, -0.25, -0.25, 3.75}, 1e-7, device.device);
@@ -124,7 +146,7 @@ TEST(Optimizer, AdafactorClipsTheUpdateByItsRms) {
     x.p.assign({1, 1, 1, 1});
     x.g.assign({2, -2, 2, 2});
     // v = 0.75 * 0 + 0.25 * 4 = 1: u = +-2, RMS(u) = 2, clipped to +-1; alpha = 0.5 * RMS(p) = 0.5.
-    device.kernels.adafactor_full(x.context, x.p, x.v, x.g, {.learning_rate = 0.5, .decay = 0.75});
+    update_full(device.kernels, x.context, x.p, x.v, x.g, {.learning_rate = 0.5, .decay = 0.75});
     test::expect_close(x.v, {1, 1, 1, 1}, 1e-7, device.device);
     test::expect_close(x.p, {0.5, 1.5, 0.5, 0.5}, 1e-7, device.device);
   }
@@ -135,7 +157,7 @@ TEST(Optimizer, SmallParametersMoveByEpsilon2) {
     Problem x(DType::f32, 1, 2);
     x.p.assign({0, 0});
     x.g.assign({5, -3});
-    device.kernels.adafactor_full(x.context, x.p, x.v, x.g, {.learning_rate = 0.5, .decay = 0});
+    update_full(device.kernels, x.context, x.p, x.v, x.g, {.learning_rate = 0.5, .decay = 0});
     test::expect_close(x.p, {-0.5e-3, 0.5e-3}, 1e-6, device.device);
   }
 }
@@ -159,9 +181,9 @@ TEST(Optimizer, AdafactorFollowsThePublishedUpdateOverSteps) {
                                    .decay = decay_of(step),
                                    .weight_decay = 0.1,
                                    .gradient_scale = step == 1 ? 0.25 : 1.0};
-          device.kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, s);
+          update_factored(device.kernels, x.context, x.p, x.row, x.col, x.g, s);
           adafactor_factored(p, vr, vc, matrix_of(x.g), s);
-          device.kernels.adafactor_full(y.context, y.p, y.v, y.g, s);
+          update_full(device.kernels, y.context, y.p, y.v, y.g, s);
           adafactor_full(q, v, matrix_of(y.g), s);
         }
         test::expect_close(x.p, flat_of(p), tolerance(a), device.device + " factored");
@@ -182,8 +204,8 @@ TEST(Optimizer, ParameterScaleCanBeSwitchedOff) {
     Matrix p = matrix_of(x.p), q = p, v = matrix_of(y.v);
     std::vector<double> vr(4, 0.0), vc(6, 0.0);
     const AdafactorStep s = {.learning_rate = 0.2, .clip_threshold = 0.5, .multiply_by_parameter_scale = false};
-    device.kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, s);
-    device.kernels.adafactor_full(y.context, y.p, y.v, y.g, s);
+    update_factored(device.kernels, x.context, x.p, x.row, x.col, x.g, s);
+    update_full(device.kernels, y.context, y.p, y.v, y.g, s);
     adafactor_factored(p, vr, vc, matrix_of(x.g), s);
     adafactor_full(q, v, matrix_of(y.g), s);
     test::expect_close(x.p, flat_of(p), 1e-6, device.device);
@@ -196,8 +218,8 @@ TEST(Optimizer, AdafactorIgnoresTheScaleOfTheGradient) {
     Problem x(DType::f32, 9, 11), y(DType::f32, 9, 11);
     x.g.randomize(3);
     y.g.randomize(3, 0x1p-20);  // a power of two: no other rounding
-    device.kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
-    device.kernels.adafactor_factored(y.context, y.p, y.row, y.col, y.g, {.learning_rate = 0.1});
+    update_factored(device.kernels, x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
+    update_factored(device.kernels, y.context, y.p, y.row, y.col, y.g, {.learning_rate = 0.1});
     test::expect_close(x.p, y.p, 1e-7, device.device);
   }
 }
@@ -206,8 +228,8 @@ TEST(Optimizer, ZeroGradientsChangeNothing) {
   for (const auto& device : devices()) {
     Problem x(DType::f32, 5, 7), y(DType::f32, 5, 7);
     x.g.fill(0);
-    device.kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, {.learning_rate = 1});
-    device.kernels.adafactor_full(x.context, x.p, x.v, x.g, {.learning_rate = 1});
+    update_factored(device.kernels, x.context, x.p, x.row, x.col, x.g, {.learning_rate = 1});
+    update_full(device.kernels, x.context, x.p, x.v, x.g, {.learning_rate = 1});
     EXPECT_TRUE(same_bits(x.p, y.p)) << device.device;
   }
 }
@@ -220,7 +242,7 @@ TEST(Optimizer, AdamWAgreesWithHandNumbers) {
     const AdamWStep s = {
         .learning_rate = 0.1, .beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.01, .gradient_scale = 0.5};
     // g = (2, -4); the bias corrections undo (1-b) on the first step: p -= 0.1 (sign(g) + 0.01 p).
-    device.kernels.adamw(x.context, x.p, x.m, x.v, x.g, s);
+    update_adamw(device.kernels, x.context, x.p, x.m, x.v, x.g, s);
     test::expect_close(x.m, {1, -2}, 1e-7, device.device);
     test::expect_close(x.v, {1, 4}, 1e-7, device.device);
     test::expect_close(x.p, {1 - 0.101, -2 + 0.102}, 1e-7, device.device);
@@ -237,7 +259,7 @@ TEST(Optimizer, AdamWFollowsItsFormulaOverSteps) {
         for (std::int64_t step = 0; step < 3; ++step) {
           x.g.randomize(20 + std::uint64_t(step));
           const AdamWStep s = {.learning_rate = 0.01, .weight_decay = 0.1, .step = step, .gradient_scale = 0.5};
-          device.kernels.adamw(x.context, x.p, x.m, x.v, x.g, s);
+          update_adamw(device.kernels, x.context, x.p, x.m, x.v, x.g, s);
           for (std::size_t i = 0; i < p.size(); ++i) {
             const double g = 0.5 * x.g.get(std::int64_t(i));
             m[i] = 0.9 * m[i] + 0.1 * g;
@@ -266,7 +288,7 @@ TEST(Optimizer, SumOfSquaresIsExactWhereItCanBe) {
           x.set(i, double(i % 19 - 9));
           expected += double((i % 19 - 9) * (i % 19 - 9));
         }
-        EXPECT_EQ(device.kernels.sum_of_squares(context, x), expected) << device.device << " " << n;
+        EXPECT_EQ(sum_of_squares(device.kernels, context, x), expected) << device.device << " " << n;
       }
     }
   }
@@ -278,7 +300,7 @@ TEST(Optimizer, SumOfSquaresDoesNotLoseSmallTerms) {
     Buffer x(DType::f32, 1, 50000);
     x.fill(1e-4);
     x.set(0, 1e2);
-    EXPECT_NEAR(device.kernels.sum_of_squares(context, x) - 1e4, 49999 * 1e-8, 1e-8) << device.device;
+    EXPECT_NEAR(sum_of_squares(device.kernels, context, x) - 1e4, 49999 * 1e-8, 1e-8) << device.device;
   }
 }
 
@@ -289,13 +311,99 @@ TEST(Optimizer, BitsDoNotDependOnThreads) {
       Buffer sum(DType::f64, 1, 1);
       x.g.randomize(5, 10);
       y.g.randomize(6, 10);
-      sum.set(0, cpu::optimizer_kernels.sum_of_squares(x.context, x.g));
-      cpu::optimizer_kernels.adafactor_factored(x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
-      cpu::optimizer_kernels.adafactor_full(y.context, y.p, y.v, y.g, {.learning_rate = 0.1});
-      cpu::optimizer_kernels.adamw(y.context, y.p, y.m, y.v, y.g, {.learning_rate = 0.1});
+      sum.set(0, sum_of_squares(cpu::optimizer_kernels, x.context, x.g));
+      update_factored(cpu::optimizer_kernels, x.context, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
+      update_full(cpu::optimizer_kernels, y.context, y.p, y.v, y.g, {.learning_rate = 0.1});
+      update_adamw(cpu::optimizer_kernels, y.context, y.p, y.m, y.v, y.g, {.learning_rate = 0.1});
       for (Buffer* result : {&sum, &x.p, &x.row, &x.col, &y.p, &y.v, &y.m}) out.push_back(std::move(*result));
     }
   });
+}
+
+/// Matrices of many shapes, some without elements, with and without gaps between rows; every third one with factors.
+std::vector<Operands> assorted(int count) {
+  std::vector<Operands> all;
+  all.reserve(std::size_t(count));
+  constexpr std::array<std::pair<int, int>, 6> shapes{{{1, 10}, {70, 33}, {3, 1200}, {0, 5}, {16, 16}, {1, 1}}};
+  for (int i = 0; i < count; ++i) {
+    const auto [rows, cols] = shapes[std::size_t(i) % shapes.size()];
+    all.emplace_back(DType::f32, rows, cols, i % 4 == 3 && i % 3 == 0 ? 3 : 0);
+    all.back().g.randomize(std::uint64_t(i) + 1);
+    all.back().p.randomize(std::uint64_t(i) + 1000, 0.1);
+  }
+  return all;
+}
+bool has_factors(std::size_t i) { return i % 3 == 0; }
+bool does_decay(std::size_t i) { return i % 2 == 0; }
+
+AdafactorMatrix adafactor_of(const Operands& x, std::size_t i) {
+  return has_factors(i) ? AdafactorMatrix{x.p, x.g, x.row, x.col, {}, does_decay(i)}
+                        : AdafactorMatrix{x.p, x.g, {}, {}, x.v, does_decay(i)};
+}
+
+/// `all` updated as one list has the bits of `single` updated one by one, and the values of the reference.
+void expect_list_equals_singles(const OptimizerKernels& k, int count, const std::string& device) {
+  TestContext context;
+  std::vector<Operands> all = assorted(count), single = assorted(count), reference = assorted(count);
+  std::vector<AdamWMatrix> adamw;
+  std::vector<AdafactorMatrix> adafactor;
+  std::vector<Tensor> gradients;
+  std::vector<std::size_t> contiguous;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    adamw.push_back({all[i].p, all[i].m, all[i].v, all[i].g, does_decay(i)});
+    adafactor.push_back(adafactor_of(all[i], i));
+    if (!all[i].g.view().contiguous()) continue;
+    contiguous.push_back(i);
+    gradients.push_back(all[i].g);
+  }
+  const AdafactorStep factor_step{.learning_rate = 0.01, .decay = 0.5, .weight_decay = 0.1, .gradient_scale = 0.5};
+  const AdamWStep adam_step{.learning_rate = 0.01, .weight_decay = 0.1, .step = 2};
+  std::vector<double> sums(gradients.size(), -1);
+  k.adafactor(context, adafactor, factor_step);
+  k.adamw(context, adamw, adam_step);
+  k.sums_of_squares(context, sums, gradients);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    Operands &x = single[i], &r = reference[i];
+    k.adafactor(context, std::array{adafactor_of(x, i)}, factor_step);
+    k.adamw(context, std::array{AdamWMatrix{x.p, x.m, x.v, x.g, does_decay(i)}}, adam_step);
+    reference::optimizer_kernels.adafactor(context, std::array{adafactor_of(r, i)}, factor_step);
+    reference::optimizer_kernels.adamw(context, std::array{AdamWMatrix{r.p, r.m, r.v, r.g, does_decay(i)}}, adam_step);
+    const std::string what = fmt::format("{}, matrix {}", device, i);
+    EXPECT_TRUE(same_bits(all[i].p, x.p) && same_bits(all[i].m, x.m) && same_bits(all[i].v, x.v)) << what;
+    EXPECT_TRUE(same_bits(all[i].row, x.row) && same_bits(all[i].col, x.col)) << what;
+    test::expect_close(all[i].p, r.p, 1e-5, what);
+  }
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    EXPECT_EQ(sums[i], sum_of_squares(k, context, single[contiguous[i]].g)) << device << ", matrix " << contiguous[i];
+  }
+}
+
+TEST(Optimizer, AListIsUpdatedAsItsMatricesOneByOne) {
+  for (const auto& device : devices()) expect_list_equals_singles(device.kernels, 30, device.device);
+}
+
+TEST(Optimizer, AListMayBeLongerThanALaunch) {
+  for (const auto& device : devices()) {
+    TestContext context;
+    constexpr std::size_t count = 1100;
+    Buffer p(DType::f32, count, 3), g(DType::f32, count, 3), m(DType::f32, count, 3), v(DType::f32, count, 3);
+    p.fill(0);
+    m.fill(0);
+    v.fill(0);
+    std::vector<AdamWMatrix> list;
+    std::vector<Tensor> gradients;
+    for (std::int64_t i = 0; i < std::int64_t(count); ++i) {
+      for (std::int64_t j = 0; j < 3; ++j) g.set(3 * i + j, double(i + 1));
+      const auto row = [i](const Buffer& x) { return x.view().slice_rows(i, 1); };
+      list.push_back({row(p), row(m), row(v), row(g)});
+      gradients.push_back(row(g));
+    }
+    std::vector<double> sums(count);
+    device.kernels.sums_of_squares(context, sums, gradients);
+    device.kernels.adamw(context, list, {.learning_rate = 0.5});
+    for (std::size_t i = 0; i < count; ++i) ASSERT_EQ(sums[i], 3.0 * double(i + 1) * double(i + 1)) << device.device;
+    test::expect_close(p, std::vector<double>(3 * count, -0.5), 1e-6, device.device);
+  }
 }
 
 TEST(Optimizer, BalanceMovesByTheSignOfTheLoadError) {
@@ -317,7 +425,7 @@ TEST(Optimizer, ScratchIsAsAnnounced) {
     Problem x(DType::f32, rows, cols);
     x.g.randomize(1);
     TestContext small(std::int64_t(cpu::optimizer_kernels.scratch_bytes(rows, cols)));
-    cpu::optimizer_kernels.adafactor_factored(small, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
+    update_factored(cpu::optimizer_kernels, small, x.p, x.row, x.col, x.g, {.learning_rate = 0.1});
   }
 }
 

@@ -140,7 +140,7 @@ TEST(Checkpoint, WorkingWeightsAreThoseThatTheOptimizerWouldPublish) {
       mark_state(writer);
       const std::string folder = write_checkpoint(run.path(), some_info(), writer.store, writer.optimizer, world, 2);
       read_checkpoint(folder, published.store, published.optimizer, world, true);
-      published.optimizer.publish_weights(published.context);
+      published.optimizer.publish_weights(published.context, 0);
       const CheckpointInfo info = read_weights(folder, read.store, read.context, read.kernels, world);
 
       EXPECT_EQ(info.tokens_seen, some_info().tokens_seen);

@@ -56,14 +56,14 @@ TEST(SameBits, DecoderOnly) {
   expect_same_bits({{1, 1}, {2, 1}, {4, 1}}, {"--reduction.leaves=4", "--run.steps=6", "--model.dropout=0.1"}, true);
 }
 
-TEST(SameBits, ARunMayGoOnWithAnotherLayout) {
+void expect_to_go_on_with_another_layout(const std::vector<std::string>& options) {
   const Workplace workplace;
   const std::string shard = write_text(workplace);
   const auto train = [&](const std::string& name, int ranks, int expert, int steps) {
-    const Ended ended =
-        run(ranks, smoke(shard, workplace.path(name),
-                         {"--reduction.leaves=4", fmt::format("--parallel.expert={}", expert),
-                          fmt::format("--run.steps={}", steps), "--checkpoint.every=2", "--model.dropout=0.1"}));
+    std::vector<std::string> all{"--reduction.leaves=4", fmt::format("--parallel.expert={}", expert),
+                                 fmt::format("--run.steps={}", steps), "--checkpoint.every=2", "--model.dropout=0.1"};
+    all.insert(all.end(), options.begin(), options.end());
+    const Ended ended = run(ranks, smoke(shard, workplace.path(name), all));
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
   };
   train("whole", 2, 2, 6);
@@ -72,6 +72,12 @@ TEST(SameBits, ARunMayGoOnWithAnotherLayout) {
   train("parts", 4, 2, 6);
   EXPECT_EQ(difference_of_metrics(workplace.path("whole"), workplace.path("parts")), "");
   EXPECT_EQ(difference_of_checkpoints(newest_of(workplace.path("whole")), newest_of(workplace.path("parts"))), "");
+}
+
+TEST(SameBits, ARunMayGoOnWithAnotherLayout) { expect_to_go_on_with_another_layout({}); }
+
+TEST(SameBits, ARunWithWeightsRoundedAtRandomMayGoOnWithAnotherLayout) {
+  expect_to_go_on_with_another_layout({"--run.precision=bf16", "--optimizer.stochastic_rounding=true"});
 }
 
 TEST(SameBits, RanksThatDoNotDivideTheLeavesSaySo) {

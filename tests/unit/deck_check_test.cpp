@@ -307,6 +307,13 @@ TEST_F(DeckCheck, TheReferenceHasNoBf16) {
   expect_problem("run.precision = bf16 needs run.device = cpu");
 }
 
+TEST_F(DeckCheck, StochasticRoundingNeedsWeightsThatAreRounded) {
+  deck_.optimizer.stochastic_rounding = true;
+  expect_problem("optimizer.stochastic_rounding = true has no effect with run.precision = fp32");
+  deck_.run.precision = "bf16";
+  EXPECT_EQ(problems(), "");
+}
+
 TEST_F(DeckCheck, WarmUpMustLeaveStepsForAFallingSchedule) {
   deck_.optimizer.warmup_steps = 100;
   deck_.run.steps = 100;

@@ -180,6 +180,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "optimizer.clip_threshold",
                                              "optimizer.multiply_by_parameter_scale",
                                              "optimizer.factor_threshold",
+                                             "optimizer.stochastic_rounding",
                                              "optimizer.freeze",
                                              "checkpoint.every",
                                              "checkpoint.keep",

@@ -299,22 +299,31 @@ void Streams::updates() {
   const Tensor row = b.tensor(DType::f32, kTokens, 1), col = b.tensor(DType::f32, 1, kWidth);
   const Tensor weights = b.tensor(type_, kTokens, kWidth);
   const auto of = [&](std::size_t i, std::int64_t n) { return t[i].matrix(n % t[i].batch); };
+  const auto norm = [&](std::int64_t n) {
+    std::array<double, 1> sum{};
+    k_.optimizer.sums_of_squares(b.context, sum, std::array{of(3, n)});
+  };
   set(Stream::adamw, b.seconds([&](std::int64_t n) {
-    k_.optimizer.sum_of_squares(b.context, of(3, n));
-    k_.optimizer.adamw(b.context, of(0, n), of(1, n), of(2, n), of(3, n), {.learning_rate = 1e-6});
+    norm(n);
+    const std::array matrices{AdamWMatrix{.p = of(0, n), .m = of(1, n), .v = of(2, n), .g = of(3, n)}};
+    k_.optimizer.adamw(b.context, matrices, {.learning_rate = 1e-6});
     k_.elementwise.convert(b.context, of(3, n), of(0, n));
   }),
       elements);
   const AdafactorStep step{.learning_rate = 1e-6, .decay = 0.5};
   set(Stream::factored, b.seconds([&](std::int64_t n) {
-    k_.optimizer.sum_of_squares(b.context, of(3, n));
-    k_.optimizer.adafactor_factored(b.context, of(0, n), row, col, of(3, n), step);
+    norm(n);
+    const std::array matrices{
+        AdafactorMatrix{.p = of(0, n), .g = of(3, n), .row_factor = row, .col_factor = col, .v = {}}};
+    k_.optimizer.adafactor(b.context, matrices, step);
     k_.elementwise.convert(b.context, of(3, n), of(0, n));
   }),
       elements);
   set(Stream::unfactored, b.seconds([&](std::int64_t n) {
-    k_.optimizer.sum_of_squares(b.context, of(3, n));
-    k_.optimizer.adafactor_full(b.context, of(0, n), of(1, n), of(3, n), step);
+    norm(n);
+    const std::array matrices{
+        AdafactorMatrix{.p = of(0, n), .g = of(3, n), .row_factor = {}, .col_factor = {}, .v = of(1, n)}};
+    k_.optimizer.adafactor(b.context, matrices, step);
     k_.elementwise.convert(b.context, of(3, n), of(0, n));
   }),
       elements);
