@@ -44,6 +44,10 @@ cudaDataType_t cuda_type(const Tensor& x) {
     default: throw LogicError(fmt::format("no product of {} on a GPU", name_of(x.dtype)));
   }
 }
+/// Sums are fp32; operands of fp32 are rounded to TF32 where the context allows it.
+cublasComputeType_t compute_type(const KernelContext& context, cudaDataType_t operands) {
+  return context.tf32 && operands == CUDA_R_32F ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+}
 /// What is a matrix of rows here is transposed there.
 cublasOperation_t operation(Transpose transpose) { return transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 /// cuBLAS wants a leading dimension of at least 1, and of the height, of empty matrices too.
@@ -60,7 +64,7 @@ void multiply(KernelContext& context, const Tensor& y, const Tensor& a, Transpos
   const float one = 1;
   check_cublas(cublasGemmEx(handle_on(stream_of(context)), operation(transpose_b), operation(transpose_a),
                             int(size.cols), int(size.rows), int(size.inner), &one, b.data, in, leading(b), a.data, in,
-                            leading(a), &beta, y.data, out, leading(y), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                            leading(a), &beta, y.data, out, leading(y), compute_type(context, in), CUBLAS_GEMM_DEFAULT),
                "cublasGemmEx");
 }
 
@@ -141,7 +145,7 @@ void multiply_groups(KernelContext& context, const Tensor& y_RN, const Tensor& x
   check_cublas(
       cublasGemmGroupedBatchedEx(handle_on(stream_of(context)), g.w_op.data(), g.x_op.data(), g.m.data(), g.n.data(),
                                  g.k.data(), g.one.data(), w, type, g.ldw.data(), x, type, g.ldx.data(), g.zero.data(),
-                                 y, type, g.ldy.data(), int(g.size.size()), g.size.data(), CUBLAS_COMPUTE_32F),
+                                 y, type, g.ldy.data(), int(g.size.size()), g.size.data(), compute_type(context, type)),
       "cublasGemmGroupedBatchedEx");
 }
 

@@ -151,6 +151,9 @@ void check_model(const Deck& deck, Problems& problems) {
         model.bias_max_distance, model.bias_buckets, model.bias_buckets / 2);
   if (deck.run.device == "reference" && deck.run.precision == "bf16")
     problems.add("run.precision = bf16 needs run.device = cpu or cuda: the reference computes in fp32 only");
+  if (deck.run.precision == "tf32" && deck.run.device != "cuda")
+    add(problems, "run.precision = tf32 needs run.device = cuda, found {}: only GPUs multiply in tf32; expected fp32",
+        deck.run.device);
 }
 
 bool sparse_stack(const Deck& deck, bool encoder) {
@@ -273,9 +276,6 @@ void check_optimizer(const Deck& deck, Problems& problems) {
         optimizer.warmup_steps, deck.run.steps, optimizer.schedule);
 }
 
-void check_shards(const char* key, const std::string& patterns, const std::string& stage, Problems& problems) {
-  const auto all = words(patterns);
-  if (all.empty()) add(problems, "{} is empty: the {} stage needs shard files", key, stage);
 void check_rounding(const Deck& deck, Problems& problems) {
   if (deck.optimizer.stochastic_rounding && deck.run.precision != "bf16")
     add(problems,
@@ -284,6 +284,9 @@ void check_rounding(const Deck& deck, Problems& problems) {
         deck.run.precision);
 }
 
+void check_shards(const char* key, const std::string& patterns, const std::string& stage, Problems& problems) {
+  const auto all = words(patterns);
+  if (all.empty()) add(problems, "{} is empty: the {} stage needs shard files", key, stage);
   for (const std::string& pattern : all)
     if (!any_file(pattern)) add(problems, "{}: expected shard files, found none that match {}", key, pattern);
 }

@@ -14,7 +14,7 @@ struct RunDeck {
   std::int64_t steps = 100;        // total optimizer steps
   std::int64_t seed = 1;
   std::string device = "cpu";      // cpu | cuda | reference
-  std::string precision = "fp32";  // fp32 | bf16
+  std::string precision = "fp32";  // fp32 | tf32 | bf16
   std::string init_from;           // checkpoint folder, or run folder (its newest checkpoint): weights only
   bool upcycle = false;            // init_from is dense: every expert starts as a copy of its feed-forward
   std::int64_t threads = 0;        // per rank; 0: cores this rank may use
@@ -22,6 +22,8 @@ struct RunDeck {
   std::int64_t log_every = 10;     // progress line
   double stop_after_minutes = 0;   // 0: no limit; otherwise checkpoint and exit 75 (go on by running again)
   double stop_before_minutes = 0;  // the same, before the end of the batch job; 0: not
+
+  bool tf32() const { return precision == "tf32"; }
 };
 struct ParallelDeck {
   std::int64_t expert = 1;  // ranks of an expert group
@@ -113,9 +115,9 @@ struct OptimizerDeck {
   double clip_threshold = 1.0;  // adafactor
   bool multiply_by_parameter_scale = true;
   std::int64_t factor_threshold = 128;  // adafactor: smaller side at least this to be factored (dense matrices)
+  bool stochastic_rounding = false;     // of bf16 working weights
   std::string freeze;                   // sets and patterns of parameters that are not trained
 };
-  bool stochastic_rounding = false;     // of bf16 working weights
 struct CheckpointDeck {
   std::int64_t every = 100;  // steps; 0: only at the end
   std::int64_t keep = 2;

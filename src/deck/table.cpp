@@ -55,8 +55,9 @@ void add_run(std::vector<Parameter>& table) {
   rows.choice("device", &S::device, {"cpu", "cuda", "reference"},
               "What to compute on: the cores of the host, a GPU for every rank (executed in emulation only so far), or "
               "the scalar reference that both are tested against.");
-  rows.choice("precision", &S::precision, {"fp32", "bf16"},
-              "Type of activations and matrix products; master weights, router and losses stay fp32.");
+  rows.choice("precision", &S::precision, {"fp32", "tf32", "bf16"},
+              "Type of activations and matrix products; master weights, router and losses stay fp32. tf32 (GPUs only): "
+              "fp32, with operands of matrix products rounded to 10 bits of fraction.");
   rows.text("init_from", &S::init_from,
             "Start from these weights: a checkpoint folder, or a run folder (its newest checkpoint); the optimizer "
             "starts fresh.");
@@ -247,10 +248,10 @@ void add_optimizer(std::vector<Parameter>& table) {
             "Adafactor: the rate is relative to the root mean square of the tensor.");
   rows.number("factor_threshold", &S::factor_threshold, at_least(1), "",
               "Adafactor: a dense matrix is factored when its smaller side is at least this.");
-  rows.text("freeze", &S::freeze,
   rows.flag("stochastic_rounding", &S::stochastic_rounding,
             "bf16 runs: fp32 masters become working weights by rounding up or down at random, so that the mean is the "
             "master; false: to the nearest. Masters themselves are never rounded.");
+  rows.text("freeze", &S::freeze,
             "Parameters that stay as they are: sets (gate, experts, moe, all_but_moe, attention, feed_forward, norms, "
             "embeddings) and patterns of names such as encoder/*, separated by spaces.");
 }

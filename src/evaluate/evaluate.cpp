@@ -34,6 +34,7 @@ class LoadedModel {
     scratch_.commit();
     scratch_.rewind();
     model_->lay(activations_, scratch_, limits, false);
+    context_.tf32 = deck.run.tf32();
     const auto mib = [](const Arena& arena) { return double(arena.measured()) / (1 << 20); };
     log_info("memory: weights {:.1f} + activations {:.1f} + scratch {:.1f} MiB on the first rank", mib(weights_),
              mib(activations_), mib(scratch_));

@@ -19,6 +19,7 @@ TrainingEvaluation::TrainingEvaluation(const Deck& deck, ParameterStore& store, 
       scratch_("evaluation scratch", *kernels.transfer.memory),
       context_{&scratch_, context.stream, context.staging},
       model_(deck, store, communicators, kernels) {
+  context_.tf32 = deck.run.tf32();
   together(world_, [&] {
     session_.emplace(deck);
     session_->check_weights(tokenizer_fingerprint, "data.train");

@@ -126,6 +126,7 @@ void RouterWork::lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64
 void route_forward(const LayerContext& c, RouterActivations& saved, RouterWork& work, const Tensor& x_TD,
                    const Router& router, const RoutingGroups& groups, MoeLayerStatistics& statistics) {
   const PartScope part(Part::routing);
+  const FullPrecision exact(c.context);
   const MoeDeck& moe = c.deck.moe;
   const auto rows = [&](const Tensor& t) { return first_rows(t, groups.tokens()); };
 
@@ -161,6 +162,7 @@ void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work
                     const Tensor& x_TD, const Router& router, const RouterActivations& saved,
                     const RoutingGroups& groups) {
   const PartScope part(Part::routing);
+  const FullPrecision exact(c.context);
   const MoeDeck& moe = c.deck.moe;
   const auto rows = [&](const Tensor& t) { return first_rows(t, groups.tokens()); };
   const double share = auxiliary_share(moe, router.layers);

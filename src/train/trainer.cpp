@@ -65,6 +65,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
       model_(deck, store_, communicators, kernels_),
       optimizer_(deck.optimizer, store_, communicators, kernels_, context_, std::uint64_t(deck.run.seed)) {
+  context_.tf32 = deck.run.tf32();
   if (deck.checkpoint.background) {
     arenas_.push_back(&copies_);
     writer_.emplace(deck.run.dir, deck.checkpoint.keep, store_, optimizer_, communicators.world);

@@ -1,5 +1,6 @@
 // cuBLAS of the emulated device: products in fp32, in the order of their streams.
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "cublas_v2.h"
@@ -18,15 +19,24 @@ float load(const void* x, cudaDataType_t type, std::size_t i) {
   return type == CUDA_R_32F ? static_cast<const float*>(x)[i] : float(static_cast<const bf16*>(x)[i]);
 }
 
+/// To 10 bits of fraction, to nearest even.
+float round_to_tf32(float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  return std::bit_cast<float>((u + 0xfffU + ((u >> 13U) & 1U)) & ~0x1fffU);
+}
+
 struct Operand {
   const void* data;
   cudaDataType_t type;
   cublasOperation_t op;
   int ld;
+  bool tf32;
   /// op(x) by rows and columns; matrices are stored by columns.
   float at(int row, int col) const {
     const bool turned = op == CUBLAS_OP_T;
-    return load(data, type, std::size_t(turned ? row : col) * std::size_t(ld) + std::size_t(turned ? col : row));
+    const float x =
+        load(data, type, std::size_t(turned ? row : col) * std::size_t(ld) + std::size_t(turned ? col : row));
+    return tf32 ? round_to_tf32(x) : x;
   }
 };
 
@@ -46,6 +56,7 @@ struct Product {
   }
   /// As cuBLAS lists them for sums in fp32.
   bool supported() const {
+    if (a.tf32 && (a.type != CUDA_R_32F || c_type != CUDA_R_32F)) return false;
     return a.type == b.type && (c_type == a.type || (a.type == CUDA_R_16BF && c_type == CUDA_R_32F));
   }
   void run() const {
@@ -100,14 +111,15 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
 cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
                             const void* alpha, const void* a, cudaDataType_t a_type, int lda, const void* b,
                             cudaDataType_t b_type, int ldb, const void* beta, void* c, cudaDataType_t c_type, int ldc,
-                            cublasComputeType_t /*compute*/, cublasGemmAlgo_t /*algorithm*/) {
+                            cublasComputeType_t compute, cublasGemmAlgo_t /*algorithm*/) {
+  const bool tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   const Product product{m,
                         n,
                         k,
                         *static_cast<const float*>(alpha),
                         *static_cast<const float*>(beta),
-                        {a, a_type, op_a, lda},
-                        {b, b_type, op_b, ldb},
+                        {a, a_type, op_a, lda, tf32},
+                        {b, b_type, op_b, ldb, tf32},
                         c,
                         c_type,
                         ldc};
@@ -126,7 +138,8 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
                                           const int lda[], const void* const b[], cudaDataType_t b_type,
                                           const int ldb[], const void* beta, void* const c[], cudaDataType_t c_type,
                                           const int ldc[], int groups, const int group_size[],
-                                          cublasComputeType_t /*compute*/) {
+                                          cublasComputeType_t compute) {
+  const bool tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   std::vector<Product> products;  // without their pointers, which are read when the stream is there
   if (a_type != b_type || a_type != c_type) return CUBLAS_STATUS_NOT_SUPPORTED;
   for (int g = 0; g < groups; ++g) {
@@ -135,12 +148,13 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
                           k[g],
                           static_cast<const float*>(alpha)[g],
                           static_cast<const float*>(beta)[g],
-                          {nullptr, a_type, op_a[g], lda[g]},
-                          {nullptr, b_type, op_b[g], ldb[g]},
+                          {nullptr, a_type, op_a[g], lda[g], tf32},
+                          {nullptr, b_type, op_b[g], ldb[g], tf32},
                           nullptr,
                           c_type,
                           ldc[g]};
     if (!product.valid()) return CUBLAS_STATUS_INVALID_VALUE;
+    if (!product.supported()) return CUBLAS_STATUS_NOT_SUPPORTED;
     products.insert(products.end(), std::size_t(group_size[g]), product);
   }
   flanmoe::emulation::enqueue(handle->stream, [products, a, b, c] {

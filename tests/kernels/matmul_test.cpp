@@ -213,6 +213,64 @@ TEST(Matmul, WeightGradientEqualsReferenceWithEmptyAndHotGroups) {
   }
 }
 
+/// x without the 13 lowest bits of fraction, rounded to nearest even.
+double tf32(double x) {
+  const double unit = std::ldexp(1.0, std::ilogb(x) - 10);
+  return x == 0 ? 0 : std::nearbyint(x / unit) * unit;
+}
+Buffer in_tf32(const Buffer& x) {
+  Buffer rounded(DType::f32, x.view().rows, x.view().cols, 0, x.view().batch);
+  for (std::int64_t i = 0; i < x.size(); ++i) rounded.set(i, tf32(x.get(i)));
+  return rounded;
+}
+
+TEST(Matmul, Tf32RoundsOperandsOnGpusOnly) {
+  TestContext test_context;
+  KernelContext& context = test_context;
+  const std::vector<std::int64_t> first = {0, 5, 24};
+  Buffer x(DType::f32, 24, 32), w(DType::f32, 32, 40, 0, 2), narrow(DType::bf16, 24, 32), w_narrow(DType::bf16, 32, 40);
+  narrow.randomize(20);
+  w_narrow.randomize(21);
+  const Buffer x_rounded = in_tf32(x.randomize(18)), w_rounded = in_tf32(w.randomize(19));
+  const auto products = [&](const MatmulKernels& k, const Buffer& a, const Buffer& b) {
+    std::vector<Buffer> y;
+    for (int i = 0; i < 3; ++i) y.emplace_back(DType::f32, 24, 40);
+    k.product(context, y[0], a, no, b.view().matrix(0), no, 0);
+    k.grouped(context, y[1], a, b, no, first);
+    k.product(context, y[2], narrow, no, w_narrow, no, 0);
+    return y;
+  };
+  for (const auto& device : devices) {
+    context.tf32 = false;
+    const std::vector<Buffer> full = products(device.kernels, x, w),
+                              rounded = products(device.kernels, x_rounded, w_rounded);
+    context.tf32 = true;
+    const std::vector<Buffer> found = products(device.kernels, x, w);
+    const bool rounds = device.device == "cuda";
+    for (std::size_t i = 0; i < 3; ++i) {
+      const bool fp32 = i < 2;
+      // A GPU may round, the emulated one does.
+      const double allowed = rounds && fp32 && !FLANMOE_CUDA_EMULATED ? 0x1p-9 : sum_rounding(32);
+      expect_close(found[i], rounds ? rounded[i] : full[i], allowed, device.device);
+      const bool same = same_bits(found[i], full[i]);
+      if (!rounds || !fp32) {
+        EXPECT_TRUE(same) << device.device << " " << i;
+      } else if (FLANMOE_CUDA_EMULATED) {
+        EXPECT_FALSE(same) << i;
+      }
+    }
+  }
+}
+
+TEST(Matmul, FullPrecisionEndsWithItsScope) {
+  KernelContext context{.tf32 = true};
+  {
+    const FullPrecision exact(context);
+    EXPECT_FALSE(context.tf32);
+  }
+  EXPECT_TRUE(context.tf32);
+}
+
 /// The first rows of a product, computed among more and more others.
 TEST(Matmul, ARowDoesNotDependOnHowManyOthersThereAre) {
   for (const DType type : {DType::f32, DType::bf16}) {

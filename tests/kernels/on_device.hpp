@@ -141,6 +141,7 @@ struct OnDevice<table, operation> {
     (operands.add(args), ...);
     operands.upload();
     KernelContext& context = DeviceBench::instance().context;
+    context.tf32 = host.tf32;
     if constexpr (std::is_void_v<R>) {
       (table->*operation)(context, operands.on_device(args)...);
       operands.download();

@@ -307,6 +307,13 @@ TEST_F(DeckCheck, TheReferenceHasNoBf16) {
   expect_problem("run.precision = bf16 needs run.device = cpu");
 }
 
+TEST_F(DeckCheck, Tf32IsForGpus) {
+  deck_.run.precision = "tf32";
+  expect_problem("run.precision = tf32 needs run.device = cuda, found cpu");
+  deck_.run.device = "cuda";
+  EXPECT_EQ(problems(), "");
+}
+
 TEST_F(DeckCheck, StochasticRoundingNeedsWeightsThatAreRounded) {
   deck_.optimizer.stochastic_rounding = true;
   expect_problem("optimizer.stochastic_rounding = true has no effect with run.precision = fp32");
