@@ -1,5 +1,5 @@
-# flanmoe_test(name FILES... [RANKS n...] [LABEL l] [DEVICE flanmoe_emulated]): one test executable, registered once per
-# number of ranks; with the GPU of this build, if any, or with an emulated one.
+# flanmoe_test(name FILES... [RANKS n...] [LABEL l] [DEVICE target]): one test executable, registered once per number of ranks;
+# with the GPU code of this build, if any, or with that of another target: flanmoe_emulated, flanmoe_gpu. Exit code 77 skips it.
 find_package(GTest REQUIRED)
 # Tests share few cores: ranks run one thread each, and neither waiting threads (OMP_WAIT_POLICY) nor waiting ranks
 # (mpi_yield_when_idle; a rank that waits for another one's disk otherwise keeps its core busy) spin.
@@ -21,12 +21,12 @@ function(flanmoe_test name)
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2
+    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2 SKIP_RETURN_CODE 77
                                           ENVIRONMENT OMP_WAIT_POLICY=passive)
   endif()
   foreach(ranks IN LISTS ARG_RANKS)
     add_test(NAME ${name}.ranks_${ranks} COMMAND ${FLANMOE_MPIEXEC} -n ${ranks} $<TARGET_FILE:${name}>)
-    set_tests_properties(${name}.ranks_${ranks} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2
+    set_tests_properties(${name}.ranks_${ranks} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT 600 PROCESSORS 2 SKIP_RETURN_CODE 77
                                                            ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive")
   endforeach()
 endfunction()
