@@ -74,7 +74,7 @@ void Arena::commit() {
   if (base_ == nullptr) {
     const std::size_t wanted = std::exchange(capacity_, 0);
     fail("arena {} needs {} bytes of memory and the system does not give them: {}", name_, wanted,
-         errno != 0 ? std::strerror(errno) : "the device has too little");
+         on_host() && errno != 0 ? std::strerror(errno) : "the device has too little");
   }
   used_ = 0;
 }

@@ -52,6 +52,13 @@ TEST_F(Refusal, LayoutThatDoesNotDivideIsRefusedWithTheArithmetic) {
   expect_refused(run(2, command({"--parallel.expert=4"})), {"parallel.expert = 4", "2 ranks"});
 }
 
+/// Of a program with CUDA on a machine without a GPU, and of one without CUDA.
+TEST_F(Refusal, GpuThatIsNotThereIsRefusedOnce) {
+  const Ended ended = run(2, command({"--run.device=cuda"}), {"CUDA_VISIBLE_DEVICES="});
+  expect_refused(ended, {"run.device = cuda: "});
+  EXPECT_EQ(count(ended.output, "run.device = cuda"), 1U) << ended.output;
+}
+
 TEST_F(Refusal, RankCountThatSlurmDoesNotKnowIsRefusedWithTheUsualCause) {
   expect_refused(run(2, command(), {"SLURM_NTASKS=4"}), {"4 tasks", "2 ranks", "pmix"});
 }
