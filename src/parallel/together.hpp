@@ -15,7 +15,8 @@ class SharedError : public Error {
 };
 
 /// Runs f on every rank. When it throws anywhere, every rank throws the error of the lowest such rank, as the same
-/// class (UsageError or, for all others, SharedError). f may call collectives only if it throws on all ranks or on none. Collective.
+/// class (UsageError or, for all others, SharedError). f may call collectives only if it throws on all ranks or on
+/// none. Collective.
 void together(const Communicator& world, const std::function<void()>& f);
 
 /// The same with f on rank 0 only.
