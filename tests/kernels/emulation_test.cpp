@@ -15,14 +15,18 @@ using emulation::Fault;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 
-/// Floats on the device.
+/// Floats on the device, by CUDA's own calls: device_memory waits for what is queued before it gives memory back.
 struct Floats {
-  explicit Floats(std::int64_t n) : count(n), data(static_cast<float*>(device_memory.take(std::size_t(n) * 4))) {}
+  explicit Floats(std::int64_t n) : count(n), data(nullptr) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, std::size_t(n) * 4), "cudaMalloc");
+    data = static_cast<float*>(memory);
+  }
   ~Floats() { free(); }
   Floats(const Floats&) = delete;
   Floats& operator=(const Floats&) = delete;
   void free() {
-    if (data != nullptr) device_memory.give_back(data, 0);
+    if (data != nullptr) (void)cudaFree(data);
     data = nullptr;
   }
   std::int64_t count;
