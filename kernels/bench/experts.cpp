@@ -6,23 +6,28 @@
 namespace flanmoe::bench {
 namespace {
 
-constexpr std::int64_t kTokens = 2048;
-constexpr std::int64_t kWidth = 768;
-constexpr std::int64_t kHidden = 2048;
+/// Of one layer.
+struct Sizes {
+  explicit Sizes(const Subject& s) : tokens(s.size(2048, 64)), width(s.size(768, 16)), hidden(s.size(2048, 32)) {}
+  std::int64_t tokens, width, hidden;
+};
 
-/// Rows of each expert: random tokens that share a mean, as embedded text does, through a random router.
-std::vector<std::int64_t> routed_boundaries(const Kernels& k, std::int64_t experts, int top_k) {
-  Workbench bench(k.matmul.scratch_bytes());
-  const Tensor x = bench.tensor(DType::f32, kTokens, kWidth, 1, 1.0);
-  const Tensor mean = bench.tensor(DType::f32, 1, kWidth, 1, 0.5);
-  for (std::int64_t t = 0; t < kTokens; ++t) {
-    for (std::int64_t d = 0; d < kWidth; ++d) x.row<float>(t)[d] += mean.row<float>(0)[d];
+/// Rows of each expert: random tokens that share a mean, as embedded text does, through a random router. Computed by
+/// the host, so that every device gets the same.
+std::vector<std::int64_t> routed_boundaries(const Sizes& sizes, std::int64_t experts, int top_k) {
+  const Subject host{kernels_for("cpu"), {}};
+  const Kernels& k = host.k;
+  Workbench bench(host, k.matmul.scratch_bytes());
+  const Tensor x = bench.tensor(DType::f32, sizes.tokens, sizes.width, 1, 1.0);
+  const Tensor mean = bench.tensor(DType::f32, 1, sizes.width, 1, 0.5);
+  for (std::int64_t t = 0; t < sizes.tokens; ++t) {
+    for (std::int64_t d = 0; d < sizes.width; ++d) x.row<float>(t)[d] += mean.row<float>(0)[d];
   }
-  const Tensor router = bench.tensor(DType::f32, kWidth, experts, 1, 0.036);
-  const Tensor logits = bench.tensor(DType::f32, kTokens, experts);
-  const Tensor p = bench.tensor(DType::f32, kTokens, experts);
-  const Tensor log_z = bench.tensor(DType::f32, kTokens, 1);
-  const Tensor choice = bench.indices(kTokens, top_k, 1);
+  const Tensor router = bench.tensor(DType::f32, sizes.width, experts, 1, 0.036);
+  const Tensor logits = bench.tensor(DType::f32, sizes.tokens, experts);
+  const Tensor p = bench.tensor(DType::f32, sizes.tokens, experts);
+  const Tensor log_z = bench.tensor(DType::f32, sizes.tokens, 1);
+  const Tensor choice = bench.indices(sizes.tokens, top_k, 1);
   k.matmul.product(bench.context(), logits, x, Transpose::no, router, Transpose::no, 0);
   k.router.softmax(bench.context(), p, log_z, logits);
   k.router.top_k(bench.context(), choice, p, {});
@@ -34,20 +39,21 @@ std::vector<std::int64_t> routed_boundaries(const Kernels& k, std::int64_t exper
 
 /// Weights, gradients and activations of E experts with ReLU, and one forward and backward.
 struct Experts {
-  Experts(const Kernels& kernels, Workbench& bench, DType dtype, const std::vector<std::int64_t>& boundaries)
-      : k(kernels),
+  Experts(const Subject& subject, Workbench& bench, DType dtype, const std::vector<std::int64_t>& boundaries)
+      : k(subject.k),
         context(bench.context()),
+        sizes(subject),
         first(boundaries),
-        w_in_eDF(bench.tensor(dtype, kWidth, kHidden, count())),
-        w_out_eFD(bench.tensor(dtype, kHidden, kWidth, count())),
-        dw_in_eDF(bench.tensor(DType::f32, kWidth, kHidden, count())),
-        dw_out_eFD(bench.tensor(DType::f32, kHidden, kWidth, count())),
-        x_RD(bench.tensor(dtype, rows(), kWidth)),
-        y_RD(bench.tensor(dtype, rows(), kWidth)),
-        h_RF(bench.tensor(dtype, rows(), kHidden)),
-        dx_RD(bench.tensor(dtype, rows(), kWidth)),
-        dy_RD(bench.tensor(dtype, rows(), kWidth)),
-        dh_RF(bench.tensor(dtype, rows(), kHidden)) {
+        w_in_eDF(bench.tensor(dtype, sizes.width, sizes.hidden, count())),
+        w_out_eFD(bench.tensor(dtype, sizes.hidden, sizes.width, count())),
+        dw_in_eDF(bench.tensor(DType::f32, sizes.width, sizes.hidden, count())),
+        dw_out_eFD(bench.tensor(DType::f32, sizes.hidden, sizes.width, count())),
+        x_RD(bench.tensor(dtype, rows(), sizes.width)),
+        y_RD(bench.tensor(dtype, rows(), sizes.width)),
+        h_RF(bench.tensor(dtype, rows(), sizes.hidden)),
+        dx_RD(bench.tensor(dtype, rows(), sizes.width)),
+        dy_RD(bench.tensor(dtype, rows(), sizes.width)),
+        dh_RF(bench.tensor(dtype, rows(), sizes.hidden)) {
     for (std::int64_t e = 0; e < count(); ++e) {
       dw_in.push_back(dw_in_eDF.matrix(e));
       dw_out.push_back(dw_out_eFD.matrix(e));
@@ -55,7 +61,7 @@ struct Experts {
   }
   std::int64_t count() const { return std::int64_t(first.size()) - 1; }
   std::int64_t rows() const { return first.back(); }
-  double flops_of_one_product() const { return 2.0 * double(rows()) * kWidth * kHidden; }
+  double flops_of_one_product() const { return 2.0 * double(rows() * sizes.width * sizes.hidden); }
 
   void forward() {
     k.matmul.grouped(context, h_RF, x_RD, w_in_eDF, Transpose::no, first);
@@ -74,24 +80,25 @@ struct Experts {
 
   const Kernels& k;
   KernelContext& context;
+  Sizes sizes;
   std::vector<std::int64_t> first;
   Tensor w_in_eDF, w_out_eFD, dw_in_eDF, dw_out_eFD, x_RD, y_RD, h_RF, dx_RD, dy_RD, dh_RF;
   std::vector<Tensor> dw_in, dw_out;
 };
 
-void measure(const Kernels& k, DType dtype, std::int64_t count, int top_k, std::vector<Measurement>& results) {
-  const std::vector<std::int64_t> first = routed_boundaries(k, count, top_k);
+void measure(const Subject& subject, DType dtype, std::int64_t count, int top_k, std::vector<Measurement>& results) {
+  const std::vector<std::int64_t> first = routed_boundaries(Sizes(subject), count, top_k);
   std::int64_t largest = 0, smallest = first.back();
   for (std::size_t e = 0; e + 1 < first.size(); ++e) {
     largest = std::max(largest, first[e + 1] - first[e]);
     smallest = std::min(smallest, first[e + 1] - first[e]);
   }
   const std::string shape = fmt::format("E={} top-{}, {} to {} rows each", count, top_k, smallest, largest);
-  Workbench bench(k.matmul.scratch_bytes());
-  Experts experts(k, bench, dtype, first);
+  Workbench bench(subject, subject.k.matmul.scratch_bytes());
+  Experts experts(subject, bench, dtype, first);
   const double product = experts.flops_of_one_product();
   const auto add = [&](const char* name, double products, const std::function<void()>& run) {
-    Measurement m{name, name_of(dtype), shape, best_seconds(run), products * product, 0, {}};
+    Measurement m{name, name_of(dtype), shape, bench.seconds(run), products * product, 0, {}};
     m.more["experts"] = count;
     m.more["top_k"] = top_k;
     results.push_back(m);
@@ -107,11 +114,11 @@ void measure(const Kernels& k, DType dtype, std::int64_t count, int top_k, std::
 }
 
 const Registration registration({"operations", "experts: feed-forward of width 768, hidden 2048, 2048 tokens",
-                                 [](const Kernels& k) {
+                                 [](const Subject& subject) {
                                    std::vector<Measurement> results;
                                    for (const DType dtype : {DType::f32, DType::bf16}) {
                                      for (const std::int64_t count : {8, 32}) {
-                                       for (const int top_k : {1, 2}) measure(k, dtype, count, top_k, results);
+                                       for (const int top_k : {1, 2}) measure(subject, dtype, count, top_k, results);
                                      }
                                    }
                                    return results;

@@ -1,4 +1,5 @@
-// flanmoe-bench [--json FILE] [--filter TEXT]: prints the roof of the machine and each measurement's share of it.
+// flanmoe-bench [--device cpu|cuda] [--json FILE] [--filter TEXT] [--quick]: prints the roof of the device and each
+// measurement's share of it.
 #include <omp.h>
 
 #include <boost/program_options.hpp>
@@ -9,6 +10,7 @@
 #include "base/tool.hpp"
 #include "kernels/bench/bench.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/device.hpp"
 
 namespace flanmoe::bench {
 
@@ -43,26 +45,37 @@ nlohmann::ordered_json record(const Measurement& m, const Roof& roof) {
   return j;
 }
 
-void run(const std::string& filter, const std::string& json_file) {
+struct Options {
+  std::string device = "cpu", filter, json_file;
+  bool quick = false;
+};
+
+void run(const Options& options) {
+  const Communicator world = Communicator::world();
+  const std::unique_ptr<Device> device = open_device(options.device, world);
+  const Subject subject{kernels_for(options.device), device->context(), options.quick};
   nlohmann::ordered_json report;
+  report["device"] = options.device;
   report["threads"] = omp_get_max_threads();
-  const Roof roof = measure_roof();
-  report["roof"] = roof_report(roof);
+  const Roof roof = measure_roof(subject);
+  report["roof"] = roof_report(subject, roof);
   report["operations"] = nlohmann::ordered_json::array();
   report["steps"] = nlohmann::ordered_json::array();
   for (const Section& section : sections()) {
-    if (section.title.find(filter) == std::string::npos) continue;
+    if (section.title.find(options.filter) == std::string::npos) continue;
     fmt::print("\n{}\n", section.title);
-    for (const Measurement& m : section.run(kernels_for("cpu"))) {
+    for (const Measurement& m : section.run(subject)) {
       print(m, roof);
       report[section.key].push_back(record(m, roof));
     }
   }
-  if (json_file.empty()) return;
-  std::ofstream file(json_file);
+  if (options.quick) fmt::print("\nQuick: small sizes, measured once; these numbers mean nothing.\n");
+  if (options.json_file.empty()) return;
+  report["quick"] = options.quick;
+  std::ofstream file(options.json_file);
   file << report.dump(2) << '\n';
-  if (!file.flush()) fail("cannot write {}", json_file);
-  fmt::print("\nThe same numbers are in {}\n", json_file);
+  if (!file.flush()) fail("cannot write {}", options.json_file);
+  fmt::print("\nThe same numbers are in {}\n", options.json_file);
 }
 
 }  // namespace
@@ -71,14 +84,17 @@ void run(const std::string& filter, const std::string& json_file) {
 
 int main(int argc, char** argv) {
   namespace po = boost::program_options;
-  std::string json_file, filter;
-  po::options_description options("flanmoe-bench: speed of operations next to the machine's roof");
-  options.add_options()("help", "this text")("json", po::value(&json_file), "also write the numbers to this file")(
-      "filter", po::value(&filter), "only sections whose title contains this text");
+  flanmoe::bench::Options chosen;
+  po::options_description options("flanmoe-bench: speed of operations next to the roof of the machine");
+  options.add_options()("help", "this text")("device", po::value(&chosen.device)->default_value(chosen.device),
+                                             "cpu, or cuda: the first GPU")("json", po::value(&chosen.json_file),
+                                                                            "also write the numbers to this file")(
+      "filter", po::value(&chosen.filter), "only sections whose title contains this text")(
+      "quick", po::bool_switch(&chosen.quick), "small sizes, everything once: to see that it runs");
   // The training step asks for communicators, of one rank. MPI ends after errors are told: an exception that leaves it
   // would end the process.
   const auto measure = [&] {
-    flanmoe::bench::run(filter, json_file);
+    flanmoe::bench::run(chosen);
     return 0;
   };
   return flanmoe::run_tool("flanmoe-bench", [&] {

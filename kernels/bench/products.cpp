@@ -6,13 +6,14 @@
 namespace flanmoe::bench {
 namespace {
 
-constexpr std::int64_t kTokens = 4096;
-constexpr std::int64_t kWidth = 768;
-constexpr int kHeads = 12, kHeadWidth = 64;
+constexpr int kHeadWidth = 64;
 
-void measure_product(const Kernels& k, DType dtype, std::int64_t rows, std::int64_t inner, std::int64_t cols,
+std::int64_t width_of(const Subject& s) { return s.size(768, 64); }
+
+void measure_product(const Subject& subject, DType dtype, std::int64_t rows, std::int64_t inner, std::int64_t cols,
                      std::vector<Measurement>& results) {
-  Workbench bench(k.matmul.scratch_bytes());
+  const Kernels& k = subject.k;
+  Workbench bench(subject, k.matmul.scratch_bytes());
   const Tensor x = bench.tensor(dtype, rows, inner);
   const Tensor w = bench.tensor(dtype, inner, cols);
   const Tensor y = bench.tensor(dtype, rows, cols);
@@ -20,7 +21,7 @@ void measure_product(const Kernels& k, DType dtype, std::int64_t rows, std::int6
   const double flops = 2.0 * double(rows) * double(inner) * double(cols);
   const std::string shape = fmt::format("{} x {} x {}", rows, inner, cols);
   const auto add = [&](const char* name, const std::function<void()>& run) {
-    results.push_back({name, name_of(dtype), shape, best_seconds(run), flops, 0, {}});
+    results.push_back({name, name_of(dtype), shape, bench.seconds(run), flops, 0, {}});
   };
   add("product", [&] { k.matmul.product(bench.context(), y, x, Transpose::no, w, Transpose::no, 0); });
   add("product, input gradient", [&] { k.matmul.product(bench.context(), x, y, Transpose::no, w, Transpose::yes, 0); });
@@ -29,10 +30,13 @@ void measure_product(const Kernels& k, DType dtype, std::int64_t rows, std::int6
 }
 
 /// Self-attention of `count` segments of `length` tokens with a bias, or (queries 1) one step of decoding.
-void measure_attention(const Kernels& k, DType dtype, std::int32_t count, std::int32_t queries, std::int32_t keys,
+void measure_attention(const Subject& subject, DType dtype, std::int32_t count, std::int32_t queries, std::int32_t keys,
                        std::vector<Measurement>& results) {
-  const AttentionShape shape{kHeads, kHeadWidth, false, 1.0F};
-  Workbench bench(k.attention.scratch_bytes(keys, dtype, shape));
+  const Kernels& k = subject.k;
+  const std::int64_t width = width_of(subject);
+  const auto heads = int(width / kHeadWidth);
+  const AttentionShape shape{heads, kHeadWidth, false, 1.0F};
+  Workbench bench(subject, k.attention.scratch_bytes(keys, dtype, shape));
   std::vector<std::int32_t> q0, k0;
   for (std::int32_t s = 0; s < count; ++s) {
     q0.push_back(s * queries);
@@ -40,17 +44,17 @@ void measure_attention(const Kernels& k, DType dtype, std::int32_t count, std::i
   }
   const std::vector<std::int32_t> query_counts(q0.size(), queries), key_counts(q0.size(), keys);
   const AttentionSegments segments{q0, query_counts, k0, key_counts};
-  const auto rows = [&](std::int64_t n) { return bench.tensor(dtype, n, kWidth, 1, 0.3); };
+  const auto rows = [&](std::int64_t n) { return bench.tensor(dtype, n, width, 1, 0.3); };
   const std::int64_t tq = std::int64_t{count} * queries, tk = std::int64_t{count} * keys;
   const Tensor q = rows(tq), key = rows(tk), v = rows(tk), out = rows(tq), dout = rows(tq), dq = rows(tq),
                dk = rows(tk), dv = rows(tk);
-  const Tensor bias = bench.tensor(DType::f32, kHeads, 2 * keys - 1);
-  const Tensor dbias = bench.tensor(DType::f32, kHeads, 2 * keys - 1);
-  const Tensor lse = bench.tensor(DType::f32, tq, kHeads);
-  const double flops = 4.0 * double(count) * queries * keys * kWidth;
+  const Tensor bias = bench.tensor(DType::f32, heads, 2 * keys - 1);
+  const Tensor dbias = bench.tensor(DType::f32, heads, 2 * keys - 1);
+  const Tensor lse = bench.tensor(DType::f32, tq, heads);
+  const double flops = 4.0 * double(count) * queries * keys * width;
   const std::string text = fmt::format("{} x {} queries, {} keys", count, queries, keys);
   const auto forward = [&] { k.attention.forward(bench.context(), out, lse, q, key, v, bias, segments, shape); };
-  results.push_back({"attention forward", name_of(dtype), text, best_seconds(forward), flops, 0, {}});
+  results.push_back({"attention forward", name_of(dtype), text, bench.seconds(forward), flops, 0, {}});
   if (queries == 1) {  // bound by reading the keys and values
     results.back().flops = 0;
     results.back().bytes = double(key.bytes() + v.bytes());
@@ -59,28 +63,29 @@ void measure_attention(const Kernels& k, DType dtype, std::int32_t count, std::i
   const auto backward = [&] {
     k.attention.backward(bench.context(), dq, dk, dv, dbias, dout, q, key, v, bias, out, lse, segments, shape);
   };
-  results.push_back({"attention backward", name_of(dtype), text, best_seconds(backward), 2.5 * flops, 0, {}});
+  results.push_back({"attention backward", name_of(dtype), text, bench.seconds(backward), 2.5 * flops, 0, {}});
 }
 
-void measure_cross_entropy(const Kernels& k, DType dtype, std::vector<Measurement>& results) {
-  constexpr std::int64_t kTargets = 1024, kVocabulary = 32128;
+void measure_cross_entropy(const Subject& subject, DType dtype, std::vector<Measurement>& results) {
+  const Kernels& k = subject.k;
+  const std::int64_t width = width_of(subject), targets = subject.size(1024, 64), words = subject.size(32128, 200);
   CrossEntropyShape shape;
-  shape.chunk_rows = 1024;
+  shape.chunk_rows = targets;
   shape.z_coefficient = 1e-4;
-  Workbench bench(k.cross_entropy.scratch_bytes(kTargets, kVocabulary, dtype, shape));
-  const Tensor x = bench.tensor(dtype, kTargets, kWidth);
-  const Tensor w = bench.tensor(dtype, kWidth, kVocabulary);
-  const Tensor dx = bench.tensor(dtype, kTargets, kWidth);
-  const Tensor dw = bench.tensor(DType::f32, kWidth, kVocabulary);
-  const Tensor nll = bench.tensor(DType::f32, kTargets, 1), z = bench.tensor(DType::f32, kTargets, 1),
-               hit = bench.tensor(DType::f32, kTargets, 1);
-  const Tensor target = bench.indices(kTargets, 1, kVocabulary);
-  const double flops = 2.0 * kTargets * kVocabulary * kWidth;
-  const std::string text = fmt::format("{} tokens, vocabulary {}", kTargets, kVocabulary);
+  Workbench bench(subject, k.cross_entropy.scratch_bytes(targets, words, dtype, shape));
+  const Tensor x = bench.tensor(dtype, targets, width);
+  const Tensor w = bench.tensor(dtype, width, words);
+  const Tensor dx = bench.tensor(dtype, targets, width);
+  const Tensor dw = bench.tensor(DType::f32, width, words);
+  const Tensor nll = bench.tensor(DType::f32, targets, 1), z = bench.tensor(DType::f32, targets, 1),
+               hit = bench.tensor(DType::f32, targets, 1);
+  const Tensor target = bench.indices(targets, 1, words);
+  const double flops = 2.0 * double(targets * words * width);
+  const std::string text = fmt::format("{} tokens, vocabulary {}", targets, words);
   results.push_back({"cross-entropy forward",
                      name_of(dtype),
                      text,
-                     best_seconds([&] {
+                     bench.seconds([&] {
                        k.cross_entropy.forward_backward(bench.context(), nll, z, hit, {}, {}, x, w, target, shape);
                      }),
                      flops,
@@ -89,7 +94,7 @@ void measure_cross_entropy(const Kernels& k, DType dtype, std::vector<Measuremen
   results.push_back({"cross-entropy with gradients",
                      name_of(dtype),
                      text,
-                     best_seconds([&] {
+                     bench.seconds([&] {
                        k.cross_entropy.forward_backward(bench.context(), nll, z, hit, dx, dw, x, w, target, shape);
                      }),
                      3 * flops,
@@ -97,19 +102,23 @@ void measure_cross_entropy(const Kernels& k, DType dtype, std::vector<Measuremen
                      {}});
 }
 
-const Registration registration({"operations", "products: projections, attention, loss", [](const Kernels& k) {
-                                   std::vector<Measurement> results;
-                                   for (const DType dtype : {DType::f32, DType::bf16}) {
-                                     measure_product(k, dtype, kTokens, kWidth, kWidth, results);
-                                     measure_product(k, dtype, kTokens, kWidth, 2048, results);
-                                     measure_product(k, dtype, 16, kWidth, 2048, results);
-                                     measure_attention(k, dtype, 8, 512, 512, results);
-                                     measure_attention(k, dtype, 200, 20, 20, results);
-                                     measure_attention(k, dtype, 64, 1, 256, results);
-                                     measure_cross_entropy(k, dtype, results);
-                                   }
-                                   return results;
-                                 }});
+std::vector<Measurement> measure_all(const Subject& s) {
+  std::vector<Measurement> results;
+  const std::int64_t tokens = s.size(4096, 64), width = width_of(s), hidden = s.size(2048, 96);
+  const auto few = [&](std::int32_t usual, std::int32_t small) { return std::int32_t(s.size(usual, small)); };
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    measure_product(s, dtype, tokens, width, width, results);
+    measure_product(s, dtype, tokens, width, hidden, results);
+    measure_product(s, dtype, 16, width, hidden, results);
+    measure_attention(s, dtype, few(8, 2), few(512, 33), few(512, 33), results);
+    measure_attention(s, dtype, few(200, 3), 20, 20, results);
+    measure_attention(s, dtype, few(64, 2), 1, few(256, 40), results);
+    measure_cross_entropy(s, dtype, results);
+  }
+  return results;
+}
+
+const Registration registration({"operations", "products: projections, attention, loss", measure_all});
 
 }  // namespace
 }  // namespace flanmoe::bench

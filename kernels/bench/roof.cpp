@@ -1,4 +1,4 @@
-// What oneDNN and the memory do at their best.
+// What oneDNN or cuBLAS and the memory do at their best.
 #include <omp.h>
 
 #include <algorithm>
@@ -38,7 +38,7 @@ double product_rate(Workbench& bench, DType dtype, const Shape& shape, bool pack
   const dnnl::memory src(pd.src_desc(), engine, a.data);
   const dnnl::memory wei(pd.weights_desc(), engine, b.data);
   const dnnl::memory dst(pd.dst_desc(), engine, c.data);
-  const double seconds = best_seconds([&] {
+  const double seconds = bench.seconds([&] {
     product.execute(stream, {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, wei}, {DNNL_ARG_DST, dst}});
     stream.wait();
   });
@@ -52,14 +52,14 @@ double product_rate(Workbench& bench, DType dtype, const Shape& shape, bool pack
 }
 
 /// Bytes read and written per second by y += x with all threads, each on a contiguous share.
-double stream_rate(std::int64_t bytes) {
-  Workbench bench(64);
+double host_stream_rate(const Subject& subject, std::int64_t bytes) {
+  Workbench bench(subject, 64);
   const std::int64_t count = bytes / std::int64_t(sizeof(float));
   const Tensor from = bench.tensor(DType::f32, 1, count);
   const Tensor to = bench.tensor(DType::f32, 1, count);
   const float* x = from.as<float>();
   float* y = to.as<float>();
-  const double seconds = best_seconds([&] {
+  const double seconds = bench.seconds([&] {
 #pragma omp parallel for simd schedule(static)
     for (std::int64_t i = 0; i < count; ++i) y[i] += x[i];
   });
@@ -68,39 +68,85 @@ double stream_rate(std::int64_t bytes) {
   return rate;
 }
 
-double best_product(DType dtype, bool packed) {
+double best_host_product(const Subject& subject, DType dtype, bool packed) {
   double best = 0;
   for (const Shape& shape : kShapes) {
     if (packed && shape.transposed) continue;  // packed is packed
-    Workbench bench(64);
+    Workbench bench(subject, 64);
     best = std::max(best, product_rate(bench, dtype, shape, packed));
+    if (subject.quick) break;
   }
   return best;
 }
 
-}  // namespace
-
-Roof measure_roof() {
+Roof measure_host(const Subject& subject) {
   fmt::print("Roof: large products by oneDNN, {} threads\n", omp_get_max_threads());
   Roof roof;
-  roof.f32_flops = best_product(DType::f32, false);
-  roof.f32_packed_flops = best_product(DType::f32, true);
-  roof.bf16_flops = best_product(DType::bf16, false);
-  roof.bf16_packed_flops = best_product(DType::bf16, true);
+  roof.f32_flops = best_host_product(subject, DType::f32, false);
+  roof.f32_packed_flops = best_host_product(subject, DType::f32, true);
+  roof.bf16_flops = best_host_product(subject, DType::bf16, false);
+  roof.bf16_packed_flops = best_host_product(subject, DType::bf16, true);
   // Activations of a microbatch, which caches may hold, and what no cache holds.
-  roof.bytes_per_second = std::max(stream_rate(std::int64_t{12} << 20), stream_rate(std::int64_t{256} << 20));
+  roof.bytes_per_second = std::max(host_stream_rate(subject, std::int64_t{12} << 20),
+                                   host_stream_rate(subject, subject.size(std::int64_t{256} << 20, 1 << 20)));
   fmt::print("  fp32 {:.1f} GFLOP/s ({:.1f} packed), bf16 {:.1f} GFLOP/s ({:.1f} packed), memory {:.1f} GB/s\n",
              roof.f32_flops * 1e-9, roof.f32_packed_flops * 1e-9, roof.bf16_flops * 1e-9, roof.bf16_packed_flops * 1e-9,
              roof.bytes_per_second * 1e-9);
   return roof;
 }
 
-nlohmann::ordered_json roof_report(const Roof& roof) {
-  return {{"f32_flops_per_second", roof.f32_flops},
-          {"bf16_flops_per_second", roof.bf16_flops},
-          {"f32_packed_flops_per_second", roof.f32_packed_flops},
-          {"bf16_packed_flops_per_second", roof.bf16_packed_flops},
-          {"memory_bytes_per_second", roof.bytes_per_second}};
+/// Operations per second of square products by cuBLAS.
+double gpu_product_rate(const Subject& subject, DType dtype, bool tf32) {
+  double best = 0;
+  for (const std::int64_t n : {subject.size(4096, 32), subject.size(8192, 64)}) {
+    Workbench bench(subject, subject.k.matmul.scratch_bytes());
+    const Tensor a = bench.tensor(dtype, n, n), b = bench.tensor(dtype, n, n), y = bench.tensor(dtype, n, n);
+    bench.context().tf32 = tf32;
+    const double seconds =
+        bench.seconds([&] { subject.k.matmul.product(bench.context(), y, a, Transpose::no, b, Transpose::no, 0.0F); });
+    const double rate = 2.0 * double(n) * double(n) * double(n) / seconds;
+    fmt::print("  {:<5} {} x {} x {} {:8.1f} TFLOP/s\n", tf32 ? "tf32" : name_of(dtype), n, n, n, rate * 1e-12);
+    best = std::max(best, rate);
+  }
+  return best;
+}
+
+/// Bytes read and written per second by y = x and by y += x, beyond what caches hold.
+double gpu_stream_rate(const Subject& subject) {
+  const std::int64_t count = subject.size(std::int64_t{1} << 28, 1 << 12);
+  Workbench bench(subject, 64);
+  const Tensor x = bench.tensor(DType::f32, 1, count), y = bench.tensor(DType::f32, 1, count);
+  const double bytes = double(x.bytes());
+  const double copy = 2 * bytes / bench.seconds([&] { subject.k.elementwise.convert(bench.context(), y, x); });
+  const double add = 3 * bytes / bench.seconds([&] { subject.k.elementwise.add(bench.context(), y, x); });
+  fmt::print("  memory, copy of {} MiB {:8.1f} GB/s, sum {:8.1f} GB/s\n", x.bytes() >> 20, copy * 1e-9, add * 1e-9);
+  return std::max(copy, add);
+}
+
+Roof measure_gpu(const Subject& subject) {
+  fmt::print("Roof: large products by cuBLAS, copies in the memory of the GPU\n");
+  Roof roof;
+  roof.f32_flops = gpu_product_rate(subject, DType::f32, false);
+  roof.tf32_flops = gpu_product_rate(subject, DType::f32, true);
+  roof.bf16_flops = gpu_product_rate(subject, DType::bf16, false);
+  roof.bytes_per_second = gpu_stream_rate(subject);
+  return roof;
+}
+
+}  // namespace
+
+Roof measure_roof(const Subject& subject) { return subject.on_host() ? measure_host(subject) : measure_gpu(subject); }
+
+nlohmann::ordered_json roof_report(const Subject& subject, const Roof& roof) {
+  nlohmann::ordered_json report{{"f32_flops_per_second", roof.f32_flops}, {"bf16_flops_per_second", roof.bf16_flops}};
+  if (subject.on_host()) {
+    report["f32_packed_flops_per_second"] = roof.f32_packed_flops;
+    report["bf16_packed_flops_per_second"] = roof.bf16_packed_flops;
+  } else {
+    report["tf32_flops_per_second"] = roof.tf32_flops;
+  }
+  report["memory_bytes_per_second"] = roof.bytes_per_second;
+  return report;
 }
 
 }  // namespace flanmoe::bench

@@ -65,6 +65,30 @@ Deck hand_deck() {
   return deck;
 }
 
+/// The cpu's operations, which note whether products may be in TF32: one product for the router, grouped ones for the
+/// experts.
+struct Noted {
+  static inline std::vector<bool> products, grouped;
+  static const Kernels& kernels() {
+    static const Kernels& k = kernels_for("cpu");
+    static const MatmulKernels matmul{[](KernelContext& c, const Tensor& y, const Tensor& a, Transpose ta,
+                                         const Tensor& b, Transpose tb, float beta) {
+                                        products.push_back(c.tf32);
+                                        k.matmul.product(c, y, a, ta, b, tb, beta);
+                                      },
+                                      [](KernelContext& c, const Tensor& y, const Tensor& x, const Tensor& w,
+                                         Transpose tw, std::span<const std::int64_t> first) {
+                                        grouped.push_back(c.tf32);
+                                        k.matmul.grouped(c, y, x, w, tw, first);
+                                      },
+                                      k.matmul.grouped_weight_gradient, k.matmul.scratch_bytes};
+    static const Kernels noting{k.device,        k.transfer, matmul,       k.norm,         k.layer_norm, k.attention,
+                                k.relative_bias, k.rotary,   k.activation, k.column_scale, k.dropout,    k.embedding,
+                                k.cross_entropy, k.router,   k.permute,    k.optimizer,    k.elementwise};
+    return noting;
+  }
+};
+
 /// One sparse layer over an expert group, and what it did with the rows of this rank.
 class Rig {
  public:
@@ -72,7 +96,7 @@ class Rig {
       : deck_(deck),
         grid_(world.size(), world.rank(), world.size()),
         communicators_(Communicators::make(world, grid_)),
-        k_(kernels_for(device)),
+        k_(device == "noting" ? Noted::kernels() : kernels_for(device)),
         store_(specs(), grid_.coordinates(), compute),
         dispatcher_(communicators_.expert, deck.moe),
         layer_{{0, 3, {0, 1, 2, 0}, {}}, routing_of(deck.moe, true), 4, 1} {
@@ -123,6 +147,7 @@ class Rig {
   void set_weight(int parameter, std::int64_t row, std::int64_t col, double value) {
     set(store_.weight(parameter).matrix(0), row, col, value);
   }
+  KernelContext& context() { return context_; }
   const RouterActivations& router() const { return saved_.router; }
   const MoeLayerStatistics& statistics() const { return statistics_; }
   const Tensor& x() const { return x_TD_; }
@@ -400,6 +425,17 @@ TEST(MoeLayer, TheRouterOfABf16RunSeesFp32Weights) {
   rig.set_weight(0, 0, 2, 1.0 + 0x1p-12);  // rounds to 1 in bf16, where expert 0 would win the tie
   rig.forward(true);
   EXPECT_EQ(rig.experts_of(0, 0), Experts{2});
+}
+
+TEST(MoeLayer, TheRouterOfATf32RunMultipliesInFp32) {
+  Rig rig(hand_deck(), Communicator::world(), "noting", DType::f32, hand_rows());
+  rig.context().tf32 = true;
+  Noted::products.clear();
+  Noted::grouped.clear();
+  rig.forward(true);
+  EXPECT_EQ(Noted::products, std::vector<bool>{false});
+  EXPECT_EQ(Noted::grouped, (std::vector<bool>{true, true}));
+  EXPECT_TRUE(rig.context().tf32);
 }
 
 TEST(MoeLayer, ExpertDropoutHasOneMaskForAllTokensOfAnExpert) {

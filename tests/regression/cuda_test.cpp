@@ -210,5 +210,31 @@ TEST_F(Cuda, RanksWithoutAGpuOfTheirOwnAreRefusedBeforeAnythingIsWritten) {
   EXPECT_EQ(cpu.exit_code, 0) << cpu.output;
 }
 
+TEST_F(Cuda, Tf32AndRandomRoundingReachTheGpu) {
+  const auto losses = [&](const std::string& name, const std::string& device, const Words& more) {
+    train(1, device, name, more);
+    std::vector<double> all;
+    for (const auto& record : metrics_of(path(name))) all.push_back(record["loss"]);
+    return all;
+  };
+  const auto difference = [](const std::vector<double>& a, const std::vector<double>& b) {
+    double largest = a.size() == b.size() && !a.empty() ? 0 : 1;
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+      largest = std::max(largest, std::abs(a[i] - b[i]) / b[i]);
+    }
+    return largest;
+  };
+  const auto fp32 = losses("of_fp32", "cuda", {}), tf32 = losses("of_tf32", "cuda", {"--run.precision=tf32"});
+  EXPECT_GT(difference(tf32, fp32), 0);
+  EXPECT_LT(difference(tf32, fp32), 1e-2);
+
+  const Words bf16{"--run.precision=bf16"}, rounded = with(bf16, {"--optimizer.stochastic_rounding=true"});
+  const auto cuda_nearest = losses("of_nearest", "cuda", bf16), cuda_random = losses("of_random", "cuda", rounded),
+             cpu_random = losses("of_random_cpu", "cpu", rounded);
+  EXPECT_GT(difference(cuda_random, cuda_nearest), 0);
+  EXPECT_LT(difference(cuda_random, cpu_random), 2e-2);
+  EXPECT_NE(run(1, small("cpu", "refused", {"--run.precision=tf32"})).exit_code, 0);
+}
+
 }  // namespace
 }  // namespace flanmoe::regression

@@ -92,7 +92,7 @@ TEST_F(GpuCheck, ReportsWhatPassedAndOnWhat) {
   EXPECT_EQ(r.at("cuda"), "9.8");
   EXPECT_EQ(r.at("benchmark").at("roof"), 1);
   for (const char* name :
-       {"build", "kernel tests", "data", "smoke deck fp32", "smoke deck bf16", "compute-sanitizer memcheck",
+       {"build", "kernel tests", "collectives", "data", "smoke deck fp32", "smoke deck bf16", "compute-sanitizer memcheck",
         "compute-sanitizer racecheck", "compute-sanitizer synccheck", "benchmark"}) {
     EXPECT_EQ(r.at("steps").at(name), "passed") << name;
   }
@@ -111,6 +111,13 @@ TEST_F(GpuCheck, OtherLossesAndFailedTestsAreFound) {
   EXPECT_EQ(steps.at("smoke deck fp32"), "failed");
   EXPECT_EQ(steps.at("smoke deck bf16"), "failed");
   EXPECT_EQ(steps.at("benchmark"), "passed");
+}
+
+TEST_F(GpuCheck, TestsThatAreSkippedHaveNotPassed) {
+  pretend("");
+  stand_in("bin/ctest", "echo '1/1 Test #1: kernels.norm_test ...***Skipped'");
+  EXPECT_EQ(check_pretended(), 1) << output_;
+  EXPECT_EQ(report().at("steps").at("kernel tests"), "failed");
 }
 
 TEST_F(GpuCheck, AFailedBuildIsTheLastStep) {
