@@ -21,6 +21,7 @@ const Kernels& kernels_for(const std::string& device) {
                                        reference::router_kernels,
                                        reference::permute_kernels,
                                        reference::optimizer_kernels,
+                                       reference::adafactor_block_kernels,
                                        reference::elementwise_kernels};
   static const Kernels cpu_table{"cpu",
                                  cpu::transfer_kernels,
@@ -38,6 +39,7 @@ const Kernels& kernels_for(const std::string& device) {
                                  cpu::router_kernels,
                                  cpu::permute_kernels,
                                  cpu::optimizer_kernels,
+                                 cpu::adafactor_block_kernels,
                                  cpu::elementwise_kernels};
   if (device == reference_table.device) return reference_table;
   if (device == cpu_table.device) return cpu_table;

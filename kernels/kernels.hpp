@@ -13,6 +13,7 @@
 #include <string>
 
 #include "kernels/activation.hpp"
+#include "kernels/adafactor_blocks.hpp"
 #include "kernels/attention.hpp"
 #include "kernels/column_scale.hpp"
 #include "kernels/cross_entropy.hpp"
@@ -47,6 +48,7 @@ struct Kernels {
   const RouterKernels& router;
   const PermuteKernels& permute;
   const OptimizerKernels& optimizer;
+  const AdafactorBlockKernels& adafactor_blocks;
   const ElementwiseKernels& elementwise;
 };
 

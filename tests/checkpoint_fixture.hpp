@@ -40,7 +40,8 @@ class TemporaryFolder {
 inline float marked_value(const Rig& rig, const StateTensor& state, std::size_t i) {
   const std::string tensor = rig.spec(state.parameter).name + state.kind;
   const RandomKey key{hash_name(tensor), RandomPurpose::test, 0, 0};
-  return key.uniform(std::uint64_t(rig.store.first_expert(state.parameter) + state.expert), std::uint32_t(i)) + 0.25F;
+  const auto element = std::uint32_t(state.first_row * state.tensor.cols) + std::uint32_t(i);
+  return key.uniform(std::uint64_t(rig.store.first_expert(state.parameter) + state.expert), element) + 0.25F;
 }
 
 inline void mark_state(const Rig& rig) {

@@ -8,15 +8,20 @@
 
 namespace flanmoe::test {
 
-/// Every case that placement, precision and factoring distinguish. 12 experts divide by 1, 2, 3 and 4.
+/// Every case that placement, precision, factoring and blocks distinguish. 12 experts divide by 1, 2, 3 and 4; on
+/// several ranks logits and some experts have several owners.
 inline std::vector<ParameterSpec> rig_parameters() {
-  return {{"embedding", 1, 30, 10, Placement::dense, InitKind::normal, 1.0, false},
-          {"encoder/layer_00/norm", 1, 1, 10, Placement::dense, InitKind::ones, 0.0, true},
-          {"encoder/relative_bias", 1, 4, 3, Placement::dense, InitKind::normal, 0.5, true},
-          {"encoder/layer_00/query", 1, 10, 12, Placement::dense, InitKind::truncated_normal, 0.3, false},
-          {"encoder/layer_00/expert_up", 12, 6, 9, Placement::expert, InitKind::normal, 0.2, false},
-          {"encoder/layer_00/expert_down", 12, 9, 6, Placement::expert, InitKind::uniform, 0.2, false},
-          {"logits", 1, 24, 31, Placement::dense, InitKind::normal, 0.1, false}};
+  std::vector<ParameterSpec> specs = {
+      {"embedding", 1, 30, 10, Placement::dense, InitKind::normal, 1.0, false},
+      {"encoder/layer_00/norm", 1, 1, 10, Placement::dense, InitKind::ones, 0.0, true},
+      {"encoder/relative_bias", 1, 4, 3, Placement::dense, InitKind::normal, 0.5, true},
+      {"encoder/layer_00/query", 1, 10, 12, Placement::dense, InitKind::truncated_normal, 0.3, false},
+      {"encoder/layer_00/expert_up", 12, 8, 9, Placement::expert, InitKind::normal, 0.2, false},
+      {"encoder/layer_00/expert_down", 12, 9, 6, Placement::expert, InitKind::uniform, 0.2, false},
+      {"logits", 1, 24, 31, Placement::dense, InitKind::normal, 0.1, false}};
+  specs[4].block_rows = 3;
+  specs[6].block_rows = 5;
+  return specs;
 }
 
 inline OptimizerDeck rig_deck(const std::string& name) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 
+#include "kernels/cpu/adafactor_rows.hpp"
 #include "kernels/cpu/partition.hpp"
 #include "kernels/cpu/philox_words.hpp"
 #include "kernels/cpu/vector_math.hpp"
@@ -64,8 +65,6 @@ void adamw(KernelContext& /*context*/, std::span<const AdamWMatrix> matrices, co
   for (const AdamWMatrix& matrix : matrices) update_adamw(matrix, factors);
 }
 
-double square_of(float x) { return double(x) * double(x); }
-
 /// p -= factor * u + decay * p with the factor of the clipped update, from the sums of u^2 and of p^2.
 struct Application {
   float factor, decay;
@@ -84,30 +83,10 @@ struct Application {
 // A matrix is cut into at most this many blocks of rows; each sums g^2 over its rows, and blocks are added in order.
 constexpr std::int64_t kBlocks = 16;
 constexpr std::int64_t kSmallestBlock = 32;
-constexpr std::int64_t kTile = 1024;  // columns whose sums stay in the first-level cache
 
 std::int64_t count_blocks(std::int64_t rows) {
   const std::int64_t size = block_rows(rows, kBlocks, kSmallestBlock);
   return (rows + size - 1) / size;
-}
-
-/// Sum over one row's tile of s = g^2 + epsilon, which is also added to the sums of the columns.
-double add_squares(double* col_sum, const float* g, float scale, double epsilon, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float gradient = g[j] * scale;
-    col_sum[j] += double(gradient) * double(gradient) + epsilon;
-  }
-  return lane_sum<double>(n, [=](std::int64_t j) { return square_of(g[j] * scale) + epsilon; });
-}
-
-void apply_row(float* p, const float* g, const float* col_part, float scale, float row_part, Application a,
-               std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float u = g[j] * scale * row_part * col_part[j];
-    p[j] -= a.factor * u + a.decay * p[j];
-  }
 }
 
 /// Updates row_factor and col_factor and leaves rsqrt(col_factor) in col_part.
@@ -170,7 +149,8 @@ void update_factored(KernelContext& context, const AdafactorMatrix& matrix, cons
   const Application application(step, matrix.decays, sums[0], sums[1], p.size());
   for_blocks(p.rows, 8, p.cols, [&](std::int64_t /*b*/, std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      apply_row(pp + i * p.stride, pg + i * g.stride, col_part, scale, row_part(i), application, p.cols);
+      apply_row(pp + i * p.stride, pg + i * g.stride, col_part, scale, row_part(i), application.factor,
+                application.decay, p.cols);
     }
   });
 }

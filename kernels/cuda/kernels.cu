@@ -20,6 +20,7 @@ const Kernels* cuda_kernels() {
                              cuda::router_kernels,
                              cuda::permute_kernels,
                              cuda::optimizer_kernels,
+                             cuda::adafactor_block_kernels,
                              cuda::elementwise_kernels};
   return &table;
 }

@@ -15,6 +15,7 @@
 #include "base/hdf5.hpp"
 #include "base/timer.hpp"
 #include "checkpoint/folder.hpp"
+#include "checkpoint/shared_checksums.hpp"
 #include "checkpoint/write.hpp"
 #include "parallel/together.hpp"
 
@@ -73,6 +74,7 @@ struct BackgroundWriter::Job {
   double began = 0, stall_seconds = 0;  // s on the steady clock; s
   fs::path file;
   std::vector<detail::Places> places;
+  std::vector<Checksum> checksums;
   std::atomic<Progress> progress{Progress::busy};
   std::atomic<bool> give_up{false};
   std::string error;
@@ -92,11 +94,16 @@ struct BackgroundWriter::Job {
     for (const Copy& copy : copies) {
       if (give_up) fail("given up");
       const detail::Place& place = places[std::size_t(copy.parameter)][copy.kind];
-      const std::uint32_t crc = detail::checksum(copy.tensor);
-      out.write(place.values + std::uint64_t(copy.expert) * copy.tensor.bytes(), copy.tensor.data, copy.tensor.bytes());
-      out.write(place.checksums + std::uint64_t(copy.expert) * sizeof crc, &crc, sizeof crc);
+      out.write(place.values + copy.first_byte, copy.tensor.data, copy.tensor.bytes());
+      if (copy.whole) write_checksum(out, {copy.parameter, copy.expert, copy.kind, detail::checksum(copy.tensor)});
     }
+    for (const Checksum& checksum : checksums) write_checksum(out, checksum);
     out.close();
+  }
+  void write_checksum(const PlacedFile& out, const Checksum& checksum) const {
+    const detail::Place& place = places[std::size_t(checksum.parameter)][checksum.kind];
+    out.write(place.checksums + std::uint64_t(checksum.expert) * sizeof checksum.value, &checksum.value,
+              sizeof checksum.value);
   }
   void run(const std::vector<Copy>& copies) noexcept {
     Progress result = Progress::written;
@@ -119,23 +126,51 @@ BackgroundWriter::~BackgroundWriter() = default;
 
 void BackgroundWriter::lay(Arena& copies) {
   copies_.clear();
+  const detail::SharedChecksums shared(store_);
   optimizer_.visit_state([&](const StateTensor& state) {
+    if (state.copy) return;
     const auto kind = std::find_if(state_kinds.begin(), state_kinds.end(),
                                    [&](const char* name) { return std::strcmp(name, state.kind) == 0; });
     FLANMOE_EXPECT(kind != state_kinds.end(), "state of kind {}", state.kind);
-    copies_.push_back({state.parameter, store_.first_expert(state.parameter) + state.expert,
-                       std::size_t(kind - state_kinds.begin()),
-                       copies.allocate(state.tensor.dtype, state.tensor.rows, state.tensor.cols)});
+    const std::int64_t expert = store_.first_expert(state.parameter) + state.expert;
+    const bool whole = !shared.shares(state);
+    const std::int64_t rows = whole ? state.tensor.rows : store_.specs()[std::size_t(state.parameter)].rows;
+    const auto row_bytes = std::uint64_t(state.tensor.cols) * size_of(state.tensor.dtype);
+    copies_.push_back({state.parameter, expert, std::size_t(kind - state_kinds.begin()),
+                       copies.allocate(state.tensor.dtype, state.tensor.rows, state.tensor.cols),
+                       std::uint64_t(expert * rows + state.first_row) * row_bytes, whole});
   });
 }
 
 void BackgroundWriter::copy_state() {
   std::size_t i = 0;
   optimizer_.visit_state([&](const StateTensor& state) {
+    if (state.copy) return;
     const Tensor& copy = copies_.at(i++).tensor;
     FLANMOE_EXPECT(state.tensor.contiguous() && state.tensor.bytes() == copy.bytes(), "copy {} is of another size", i);
     optimizer_.copy_state(copy, state.tensor);
   });
+}
+
+/// From the copies. Collective.
+std::vector<BackgroundWriter::Checksum> BackgroundWriter::shared_checksums() const {
+  detail::SharedChecksums shared(store_);
+  std::size_t i = 0;
+  optimizer_.visit_state([&](const StateTensor& state) {
+    if (state.copy) return;
+    const Copy& copy = copies_.at(i++);
+    if (!copy.whole) shared.add(state, detail::checksum(copy.tensor));
+  });
+  std::vector<Checksum> checksums;
+  for (const auto& whole : shared.combine(world_)) {
+    const std::int64_t expert = store_.first_expert(whole.parameter) + whole.expert;
+    const auto owned = [&](const Copy& copy) {
+      return copy.parameter == whole.parameter && copy.expert == expert && copy.kind == whole.kind;
+    };
+    if (std::none_of(copies_.begin(), copies_.end(), owned)) continue;  // not a kind that this parameter has
+    checksums.push_back({whole.parameter, expert, whole.kind, whole.checksum});
+  }
+  return checksums;
 }
 
 void BackgroundWriter::begin(const CheckpointInfo& info) {
@@ -159,6 +194,7 @@ void BackgroundWriter::begin(const CheckpointInfo& info) {
                    0);
   job->bytes = world_.all_reduce(job->bytes, ReduceOp::max);  // rank 0 knows
   copy_state();
+  job->checksums = shared_checksums();
   job->thread = std::thread([this, job = job.get()] { job->run(copies_); });
   job->stall_seconds = seconds_now() - job->began;
   job_ = std::move(job);

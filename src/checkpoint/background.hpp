@@ -52,9 +52,19 @@ class BackgroundWriter {
     std::int64_t expert = 0;  // global
     std::size_t kind = 0;     // in detail::state_kinds
     Tensor tensor;
+    std::uint64_t first_byte = 0;  // in the values of its parameter
+    bool whole = true;             // a matrix of which this rank has all rows
+  };
+  /// The checksum of a matrix of which this rank has the first rows.
+  struct Checksum {
+    int parameter = 0;
+    std::int64_t expert = 0;  // global
+    std::size_t kind = 0;
+    std::uint32_t value = 0;
   };
   struct Job;
   void copy_state();
+  std::vector<Checksum> shared_checksums() const;
   /// All parts are written, or one has failed. Collective.
   bool has_ended() const;
   SaveReport publish(std::unique_ptr<Job> job);

@@ -69,7 +69,7 @@ FileSize size_of_file(const CheckpointInfo& info, const std::vector<ParameterSpe
   for (std::size_t p = 0; p < specs.size(); ++p) {
     for (std::size_t k = 0; k < state_kinds.size(); ++k) {
       if (!kinds[p][k]) continue;
-      const auto elements = std::int64_t(values_plan(specs[p], state_kinds[k], dtype).matrix_size());
+      const auto elements = std::int64_t(values_plan(specs[p], state_kinds[k], dtype).elements_of({}));
       size.data += specs[p].experts * (elements * std::int64_t(size_of(dtype)) + 4);
       size.structure += 2 * 8192;
     }
@@ -91,10 +91,10 @@ std::vector<Places> places_in_file(const std::filesystem::path& path, const std:
   return places;
 }
 
-void write_part(hid_t file, const DatasetPlan& plan, std::int64_t global_expert, const void* data) {
+void write_part(hid_t file, const DatasetPlan& plan, const MatrixPart& part, const void* data) {
   const H5Dataset dataset(H5Dopen2(file, plan.path.c_str(), H5P_DEFAULT), plan.path);
-  h5_check(H5Dwrite(dataset.get(), plan.memory_type, plan.memory_space().get(),
-                    plan.matrix_of(dataset.get(), global_expert).get(), H5P_DEFAULT, data),
+  h5_check(H5Dwrite(dataset.get(), plan.memory_type, plan.memory_space(part).get(),
+                    plan.part_of(dataset.get(), part).get(), H5P_DEFAULT, data),
            "cannot write " + plan.path);
 }
 

@@ -30,7 +30,7 @@ using Places = std::array<Place, state_kinds.size()>;  // of one parameter; only
 std::vector<Places> places_in_file(const std::filesystem::path& path, const std::vector<ParameterSpec>& specs,
                                    const std::vector<KindSet>& kinds, DType dtype);
 
-/// Writes one matrix of an open file.
-void write_part(hid_t file, const DatasetPlan& plan, std::int64_t global_expert, const void* data);
+/// Writes a matrix, or rows of one, of an open file.
+void write_part(hid_t file, const DatasetPlan& plan, const MatrixPart& part, const void* data);
 
 }  // namespace flanmoe::detail

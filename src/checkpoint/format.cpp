@@ -16,22 +16,30 @@ std::string values_path(const ParameterSpec& spec, const std::string& kind) {
 
 }  // namespace
 
-hsize_t DatasetPlan::matrix_size() const {
-  return std::accumulate(shape.begin() + (by_expert ? 1 : 0), shape.end(), hsize_t{1}, std::multiplies<>());
+hsize_t DatasetPlan::elements_of(const MatrixPart& part) const {
+  const std::size_t inner = by_expert ? 1 : 0;
+  const hsize_t all =
+      std::accumulate(shape.begin() + std::ptrdiff_t(inner), shape.end(), hsize_t{1}, std::multiplies<>());
+  return by_row && part.rows > 0 ? all / shape[inner] * hsize_t(part.rows) : all;
 }
 
-H5Space DatasetPlan::matrix_of(hid_t dataset, std::int64_t global_expert) const {
+H5Space DatasetPlan::part_of(hid_t dataset, const MatrixPart& part) const {
   H5Space space(H5Dget_space(dataset), path);
-  if (!by_expert) return space;
   std::vector<hsize_t> start(shape.size(), 0), count = shape;
-  start[0] = hsize_t(global_expert);
-  count[0] = 1;
+  if (by_expert) {
+    start[0] = hsize_t(part.expert);
+    count[0] = 1;
+  }
+  if (by_row && part.rows > 0) {
+    start[by_expert ? 1 : 0] = hsize_t(part.first_row);
+    count[by_expert ? 1 : 0] = hsize_t(part.rows);
+  }
   h5_check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr), path);
   return space;
 }
 
-H5Space DatasetPlan::memory_space() const {
-  const hsize_t count = matrix_size();
+H5Space DatasetPlan::memory_space(const MatrixPart& part) const {
+  const hsize_t count = elements_of(part);
   return {H5Screate_simple(1, &count, nullptr), path};
 }
 
@@ -40,7 +48,8 @@ DatasetPlan values_plan(const ParameterSpec& spec, const std::string& kind, DTyp
   plan.path = values_path(spec, kind);
   plan.by_expert = has_experts(spec);
   if (plan.by_expert) plan.shape.push_back(hsize_t(spec.experts));
-  if (kind == "row" || (kind != "col" && spec.rows > 1)) plan.shape.push_back(hsize_t(spec.rows));
+  plan.by_row = kind == "row" || (kind != "col" && spec.rows > 1);
+  if (plan.by_row) plan.shape.push_back(hsize_t(spec.rows));
   if (kind != "row") plan.shape.push_back(hsize_t(spec.cols));
   plan.file_type = dtype == DType::f64 ? H5T_IEEE_F64LE : H5T_IEEE_F32LE;
   plan.memory_type = dtype == DType::f64 ? H5T_NATIVE_DOUBLE : H5T_NATIVE_FLOAT;
@@ -48,7 +57,8 @@ DatasetPlan values_plan(const ParameterSpec& spec, const std::string& kind, DTyp
 }
 
 DatasetPlan checksums_plan(const ParameterSpec& spec, const std::string& kind) {
-  return {"checksums/" + values_path(spec, kind), {hsize_t(spec.experts)}, H5T_STD_U32LE, H5T_NATIVE_UINT32, true};
+  return {
+      "checksums/" + values_path(spec, kind), {hsize_t(spec.experts)}, H5T_STD_U32LE, H5T_NATIVE_UINT32, true, false};
 }
 
 std::uint32_t checksum(const Tensor& tensor) {

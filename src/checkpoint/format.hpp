@@ -20,6 +20,12 @@ constexpr std::array<const char*, 5> state_kinds = {"master", "m", "v", "row", "
 /// Which of state_kinds a parameter has.
 using KindSet = std::array<bool, state_kinds.size()>;
 
+/// A matrix of a tensor, or some of its rows.
+struct MatrixPart {
+  std::int64_t expert = 0;               // global
+  std::int64_t first_row = 0, rows = 0;  // of tensors with rows; 0 rows: all
+};
+
 /// A dataset: the matrices of one tensor, or their checksums.
 struct DatasetPlan {
   std::string path;
@@ -27,13 +33,14 @@ struct DatasetPlan {
   hid_t file_type = H5I_INVALID_HID;
   hid_t memory_type = H5I_INVALID_HID;
   bool by_expert = false;  // the first dimension counts experts
+  bool by_row = false;     // the next one counts rows
 
-  /// Elements of one expert, or all of them.
-  hsize_t matrix_size() const;
-  /// Selects one expert's part (everything unless by_expert) of the dataset's space.
-  H5Space matrix_of(hid_t dataset, std::int64_t global_expert) const;
+  /// Elements of one matrix, or of rows of it.
+  hsize_t elements_of(const MatrixPart& part) const;
+  /// Selects a part of the dataset's space.
+  H5Space part_of(hid_t dataset, const MatrixPart& part) const;
   /// The same elements in memory.
-  H5Space memory_space() const;
+  H5Space memory_space(const MatrixPart& part) const;
 };
 
 /// weights/<name> for masters, optimizer/<name>/<kind> for the rest: [rows, cols], [cols] for vectors; a row factor has

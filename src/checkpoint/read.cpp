@@ -6,6 +6,7 @@
 
 #include "checkpoint/folder.hpp"
 #include "checkpoint/reader.hpp"
+#include "checkpoint/shared_checksums.hpp"
 #include "model/upcycle.hpp"
 #include "parallel/together.hpp"
 
@@ -13,6 +14,7 @@ namespace flanmoe {
 
 using detail::CheckpointReader;
 using detail::KindSet;
+using detail::SharedChecksums;
 using detail::state_kinds;
 
 namespace {
@@ -26,6 +28,44 @@ std::map<int, KindSet> kinds_of_owned(const Optimizer& optimizer) {
     }
   });
   return kinds;
+}
+
+/// Where in a checkpoint a matrix of this model comes from.
+struct Source {
+  ParameterSpec spec;
+  std::int64_t expert = 0;  // global
+};
+/// Nothing for a matrix that does not come from it.
+using SourceOf = std::function<std::optional<Source>(const ParameterSpec& spec, std::int64_t expert)>;
+
+/// Fills a state tensor, in memory of the host, of an owned unit; false when it comes from elsewhere. The checksum of a
+/// whole matrix is verified, that of rows kept in `shared`.
+bool read_owned(const CheckpointReader& reader, const ParameterStore& store, const StateTensor& state,
+                const SourceOf& source_of, SharedChecksums& shared) {
+  const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
+  const auto source = source_of(spec, store.first_expert(state.parameter) + state.expert);
+  if (!source) return false;
+  if (!shared.shares(state)) {
+    reader.read_matrix(source->spec, state.kind, source->expert, state.tensor);
+    return true;
+  }
+  reader.read_rows(source->spec, state.kind, {source->expert, state.first_row, state.tensor.rows}, state.tensor);
+  shared.add(state, detail::checksum(state.tensor));
+  return true;
+}
+
+/// Verifies the checksums of the matrices that several ranks have read. Collective.
+void verify_shared(const CheckpointReader& reader, const ParameterStore& store, const Communicator& world,
+                   const std::map<int, KindSet>& kinds, const SourceOf& source_of, SharedChecksums& shared) {
+  const auto wholes = shared.combine(world);
+  together(world, [&] {
+    for (const auto& whole : wholes) {
+      if (!kinds.at(whole.parameter)[whole.kind]) continue;
+      const auto source =
+          source_of(store.specs()[std::size_t(whole.parameter)], store.first_expert(whole.parameter) + whole.expert);
+      if (source) reader.expect_checksum(source->spec, state_kinds[whole.kind], source->expert, whole.checksum);
+    }
+  });
 }
 
 }  // namespace
@@ -57,20 +97,22 @@ CheckpointInfo read_checkpoint(const std::string& checkpoint_dir, const Paramete
                                const Communicator& world, bool weights_only) {
   const std::scoped_lock lock(hdf5_mutex());
   CheckpointInfo info;
+  std::optional<CheckpointReader> reader;
+  std::map<int, KindSet> owned = kinds_of_owned(optimizer);
+  SharedChecksums shared(store);
+  const SourceOf itself = [](const ParameterSpec& spec, std::int64_t expert) { return Source{spec, expert}; };
   together(world, [&] {
-    const CheckpointReader reader(checkpoint_dir);
-    info = reader.info();
-    if (world.rank() == 0) reader.refuse_other_weights(store.specs());
-    if (!weights_only) {
-      for (const auto& [parameter, kinds] : kinds_of_owned(optimizer)) {
-        reader.require_kinds(store.specs()[std::size_t(parameter)], kinds);
-      }
+    reader.emplace(checkpoint_dir);
+    info = reader->info();
+    if (world.rank() == 0) reader->refuse_other_weights(store.specs());
+    for (auto& [parameter, kinds] : owned) {
+      if (!weights_only) reader->require_kinds(store.specs()[std::size_t(parameter)], kinds);
+      if (weights_only) kinds = {true};
     }
-    optimizer.fill_state(weights_only, [&](const StateTensor& state) {
-      reader.read_matrix(store.specs()[std::size_t(state.parameter)], state.kind,
-                         store.first_expert(state.parameter) + state.expert, state.tensor);
-    });
+    optimizer.fill_state(weights_only,
+                         [&](const StateTensor& state) { read_owned(*reader, store, state, itself, shared); });
   });
+  verify_shared(*reader, store, world, owned, itself, shared);
   return info;
 }
 
@@ -108,20 +150,26 @@ CheckpointInfo upcycle_checkpoint(const std::string& checkpoint_dir, const Param
                                   const Communicator& world, std::uint64_t seed) {
   const std::scoped_lock lock(hdf5_mutex());
   CheckpointInfo info;
+  std::optional<CheckpointReader> reader;
+  SharedChecksums shared(store);
+  const SourceOf dense = [](const ParameterSpec& spec, std::int64_t /*expert*/) -> std::optional<Source> {
+    const UpcycleSource source = upcycle_source(spec);
+    if (source.from == UpcycleFrom::fresh) return std::nullopt;
+    return Source{source.dense, 0};
+  };
   together(world, [&] {
-    const CheckpointReader reader(checkpoint_dir);
-    info = reader.info();
+    reader.emplace(checkpoint_dir);
+    info = reader->info();
     optimizer.fill_state(/*masters_only=*/true, [&](const StateTensor& state) {
+      if (read_owned(*reader, store, state, dense, shared)) return;
       const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
       const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
-      const UpcycleSource source = upcycle_source(spec);
-      if (source.from == UpcycleFrom::fresh) {
-        initialize_matrix(state.tensor, spec, expert, seed);
-      } else {
-        reader.read_matrix(source.dense, "master", 0, state.tensor);
-      }
+      initialize_matrix(state.tensor, spec, expert, seed, state.first_row);
     });
   });
+  std::map<int, KindSet> masters = kinds_of_owned(optimizer);
+  for (auto& [parameter, kinds] : masters) kinds = {true};
+  verify_shared(*reader, store, world, masters, dense, shared);
   return info;
 }
 

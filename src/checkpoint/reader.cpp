@@ -115,7 +115,7 @@ void CheckpointReader::require_kinds(const ParameterSpec& spec, const KindSet& k
       path_, spec.name, list_of(found), list_of(kinds));
 }
 
-void CheckpointReader::read(const DatasetPlan& plan, std::int64_t global_expert, void* data) const {
+void CheckpointReader::read(const DatasetPlan& plan, const MatrixPart& part, void* data) const {
   const std::string what = fmt::format("{}: tensor {}", path_, plan.path);
   if (!has(plan.path)) fail("{} is missing", what);
   const H5Dataset dataset(H5Dopen2(file_.get(), plan.path.c_str(), H5P_DEFAULT), what);
@@ -124,23 +124,33 @@ void CheckpointReader::read(const DatasetPlan& plan, std::int64_t global_expert,
   if (const auto shape = shape_of(plan.path); shape != plan.shape) {
     fail("{} has shape [{}], this model needs [{}]", what, fmt::join(shape, ", "), fmt::join(plan.shape, ", "));
   }
-  h5_check(H5Dread(dataset.get(), plan.memory_type, plan.memory_space().get(),
-                   plan.matrix_of(dataset.get(), global_expert).get(), H5P_DEFAULT, data),
+  h5_check(H5Dread(dataset.get(), plan.memory_type, plan.memory_space(part).get(),
+                   plan.part_of(dataset.get(), part).get(), H5P_DEFAULT, data),
            what);
+}
+
+void CheckpointReader::read_rows(const ParameterSpec& spec, const std::string& kind, const MatrixPart& part,
+                                 const Tensor& rows) const {
+  const DatasetPlan plan = values_plan(spec, kind, rows.dtype);
+  FLANMOE_EXPECT(rows.contiguous() && hsize_t(rows.size()) == plan.elements_of(part), "{} elements for {}", rows.size(),
+                 plan.path);
+  read(plan, part, rows.data);
+}
+
+void CheckpointReader::expect_checksum(const ParameterSpec& spec, const std::string& kind, std::int64_t global_expert,
+                                       std::uint32_t found) const {
+  std::uint32_t expected = 0;
+  read(checksums_plan(spec, kind), {global_expert}, &expected);
+  if (found == expected) return;
+  const DatasetPlan plan = values_plan(spec, kind, DType::f32);
+  fail("{}: tensor {}{} is damaged: its checksum is {:08x}, the one stored with it {:08x}", path_, plan.path,
+       plan.by_expert ? fmt::format(", expert {}", global_expert) : "", found, expected);
 }
 
 void CheckpointReader::read_matrix(const ParameterSpec& spec, const std::string& kind, std::int64_t global_expert,
                                    const Tensor& matrix) const {
-  const DatasetPlan plan = values_plan(spec, kind, matrix.dtype);
-  FLANMOE_EXPECT(matrix.contiguous() && hsize_t(matrix.size()) == plan.matrix_size(), "{} elements for {}",
-                 matrix.size(), plan.path);
-  read(plan, global_expert, matrix.data);
-  std::uint32_t expected = 0;
-  read(checksums_plan(spec, kind), global_expert, &expected);
-  if (const std::uint32_t found = checksum(matrix); found != expected) {
-    fail("{}: tensor {}{} is damaged: its checksum is {:08x}, the one stored with it {:08x}", path_, plan.path,
-         plan.by_expert ? fmt::format(", expert {}", global_expert) : "", found, expected);
-  }
+  read_rows(spec, kind, {global_expert}, matrix);
+  expect_checksum(spec, kind, global_expert, checksum(matrix));
 }
 
 }  // namespace flanmoe::detail

@@ -25,11 +25,16 @@ class CheckpointReader {
   /// Fills `matrix` (contiguous, of the file's type) after checking presence, type, shape and checksum.
   void read_matrix(const ParameterSpec& spec, const std::string& kind, std::int64_t global_expert,
                    const Tensor& matrix) const;
+  /// The same for rows of a matrix, but that the checksum, which is of the whole matrix, is left to the caller.
+  void read_rows(const ParameterSpec& spec, const std::string& kind, const MatrixPart& part, const Tensor& rows) const;
+  /// Throws unless the checksum found is the one that is stored with the matrix.
+  void expect_checksum(const ParameterSpec& spec, const std::string& kind, std::int64_t global_expert,
+                       std::uint32_t found) const;
 
  private:
   bool has(const std::string& path) const;
   std::vector<hsize_t> shape_of(const std::string& path) const;
-  void read(const DatasetPlan& plan, std::int64_t global_expert, void* data) const;
+  void read(const DatasetPlan& plan, const MatrixPart& part, void* data) const;
   std::string path_;
   H5File file_;
 };

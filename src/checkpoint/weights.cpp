@@ -35,8 +35,8 @@ void write_file(const fs::path& path, const CheckpointInfo& info, const std::vec
     fill(parameter, expert, matrix);
     const ParameterSpec& spec = specs[std::size_t(parameter)];
     const std::uint32_t crc = detail::checksum(matrix);
-    detail::write_part(file.get(), detail::values_plan(spec, "master", DType::f32), expert, matrix.data);
-    detail::write_part(file.get(), detail::checksums_plan(spec, "master"), expert, &crc);
+    detail::write_part(file.get(), detail::values_plan(spec, "master", DType::f32), {expert}, matrix.data);
+    detail::write_part(file.get(), detail::checksums_plan(spec, "master"), {expert}, &crc);
   });
   h5_check(H5Fclose(file.release()), "cannot close " + path.string());
   detail::sync_to_disk(path);

@@ -7,6 +7,7 @@
 #include "checkpoint/file.hpp"
 #include "checkpoint/folder.hpp"
 #include "checkpoint/format.hpp"
+#include "checkpoint/shared_checksums.hpp"
 #include "parallel/together.hpp"
 #include "parallel/watchdog.hpp"
 
@@ -58,20 +59,37 @@ void write_or_tidy(const std::string& run_dir, std::int64_t step, const Communic
 
 namespace {
 
-/// Every matrix this rank owns, with its checksum. Not collective.
-void write_owned(hid_t file, const ParameterStore& store, const Optimizer& optimizer) {
+/// What this rank owns, with checksums of whole matrices. Not collective.
+void write_owned(hid_t file, const ParameterStore& store, const Optimizer& optimizer, detail::SharedChecksums& shared) {
   optimizer.read_state([&](const StateTensor& state) {
+    if (state.copy) return;
     const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
     const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
     const std::uint32_t crc = detail::checksum(state.tensor);
-    detail::write_part(file, detail::values_plan(spec, state.kind, state.tensor.dtype), expert, state.tensor.data);
-    detail::write_part(file, detail::checksums_plan(spec, state.kind), expert, &crc);
+    detail::write_part(file, detail::values_plan(spec, state.kind, state.tensor.dtype),
+                       {expert, state.first_row, state.tensor.rows}, state.tensor.data);
+    if (shared.shares(state)) {
+      shared.add(state, crc);
+    } else {
+      detail::write_part(file, detail::checksums_plan(spec, state.kind), {expert}, &crc);
+    }
   });
 }
 
+/// Checksums of the matrices that several ranks have written. Not collective.
+void write_checksums(hid_t file, const ParameterStore& store, const std::vector<KindSet>& kinds,
+                     const std::vector<detail::SharedChecksums::Whole>& wholes) {
+  for (const auto& whole : wholes) {
+    if (!kinds[std::size_t(whole.parameter)][whole.kind]) continue;
+    const ParameterSpec& spec = store.specs()[std::size_t(whole.parameter)];
+    detail::write_part(file, detail::checksums_plan(spec, state_kinds[whole.kind]),
+                       {store.first_expert(whole.parameter) + whole.expert}, &whole.checksum);
+  }
+}
+
 /// Opens the file on all ranks, writes, closes on all ranks. Collective.
-void write_together(const fs::path& path, const ParameterStore& store, const Optimizer& optimizer,
-                    const Communicator& world) {
+void write_together(const fs::path& path, const ParameterStore& store, const std::vector<KindSet>& kinds,
+                    const Optimizer& optimizer, const Communicator& world) {
   const H5Property access = detail::file_access();
   h5_check(H5Pset_fapl_mpio(access.get(), world.raw(), MPI_INFO_NULL), "H5Pset_fapl_mpio");
   H5File file;
@@ -80,11 +98,17 @@ void write_together(const fs::path& path, const ParameterStore& store, const Opt
     file = H5File(H5Fopen(path.c_str(), H5F_ACC_RDWR, access.get()), "cannot open " + path.string());
   });
   std::exception_ptr failure;  // kept until all ranks have closed the file
-  try {
-    write_owned(file.get(), store, optimizer);
-  } catch (...) {
-    failure = std::current_exception();
-  }
+  const auto unless_failed = [&](auto&& f) {
+    try {
+      if (!failure) f();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  };
+  detail::SharedChecksums shared(store);
+  unless_failed([&] { write_owned(file.get(), store, optimizer, shared); });
+  const auto wholes = shared.combine(world);
+  unless_failed([&] { write_checksums(file.get(), store, kinds, wholes); });
   together(world, [&] {
     const CollectiveScope scope("H5Fclose", world.name());
     const herr_t closed = H5Fclose(file.release());
@@ -102,7 +126,7 @@ std::string write_checkpoint(const std::string& run_dir, const CheckpointInfo& i
   const std::vector<KindSet> kinds = detail::kinds_of_all(store, optimizer, world);
   detail::write_or_tidy(run_dir, info.step, world, [&] {
     on_root(world, [&] { detail::make_file(run_dir, info, store.specs(), kinds, accumulate_dtype(store.compute())); });
-    write_together(file, store, optimizer, world);
+    write_together(file, store, kinds, optimizer, world);
     // Every node flushes what its ranks wrote.
     together(world, [&] { detail::sync_to_disk(file); });
     on_root(world, [&] { detail::publish(run_dir, info.step); });

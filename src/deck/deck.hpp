@@ -116,7 +116,8 @@ struct OptimizerDeck {
   bool multiply_by_parameter_scale = true;
   std::int64_t factor_threshold = 128;  // adafactor: smaller side at least this to be factored (dense matrices)
   bool stochastic_rounding = false;     // of bf16 working weights
-  std::string freeze;                   // sets and patterns of parameters that are not trained
+  std::int64_t split_above = 1 << 20;  // elements: larger matrices are cut into blocks of rows with owners of their own
+  std::string freeze;                  // sets and patterns of parameters that are not trained
 };
 struct CheckpointDeck {
   std::int64_t every = 100;  // steps; 0: only at the end

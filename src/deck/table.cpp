@@ -251,6 +251,9 @@ void add_optimizer(std::vector<Parameter>& table) {
   rows.flag("stochastic_rounding", &S::stochastic_rounding,
             "bf16 runs: fp32 masters become working weights by rounding up or down at random, so that the mean is the "
             "master; false: to the nearest. Masters themselves are never rounded.");
+  rows.number("split_above", &S::split_above, at_least(1), "elements",
+              "A matrix with more is cut into blocks of rows, which different ranks may own (with Adafactor, if it is "
+              "factored): the state is spread evenly over any number of ranks.");
   rows.text("freeze", &S::freeze,
             "Parameters that stay as they are: sets (gate, experts, moe, all_but_moe, attention, feed_forward, norms, "
             "embeddings) and patterns of names such as encoder/*, separated by spaces.");

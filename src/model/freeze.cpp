@@ -89,6 +89,11 @@ std::vector<ParameterSpec> training_parameters(const Deck& deck) {
       if (freezes(word, spec.name)) spec.trained = false;
     }
   }
+  const OptimizerDeck& optimizer = deck.optimizer;
+  for (ParameterSpec& spec : specs) {
+    if (optimizer.name == "adafactor" && !spec.factored(optimizer.factor_threshold)) continue;
+    spec.block_rows = block_rows_of(spec.rows, spec.cols, optimizer.split_above);
+  }
   return specs;
 }
 

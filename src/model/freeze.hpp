@@ -24,7 +24,8 @@ std::span<const FreezeSet> freeze_sets();
 /// with the nearest names, and words that together leave nothing to train.
 std::vector<std::string> freeze_problems(const Deck& deck);
 
-/// model_parameters() in which what optimizer.freeze names is not trained.
+/// model_parameters() in which what optimizer.freeze names is not trained, and large matrices may have several owners
+/// (optimizer.split_above; with Adafactor those that are factored).
 std::vector<ParameterSpec> training_parameters(const Deck& deck);
 
 /// "frozen by optimizer.freeze = gate: 4 of 52 tensors, 1024 of 88192 parameters"; empty when everything is trained.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/timer.hpp"
+#include "optimizer/block_updates.hpp"
 #include "tensor/philox.hpp"
 
 namespace flanmoe {
@@ -15,25 +16,7 @@ namespace {
 
 constexpr std::array kPlacements = {Placement::dense, Placement::expert};
 
-/// A matrix whose master and moments live on this rank. Absent tensors are not used by the optimizer in use.
-struct OwnedUnit {
-  int parameter = 0;
-  std::int64_t expert = 0;  // local
-  Tensor master;
-  Tensor m, v;      // AdamW: both; Adafactor without factors: v
-  Tensor row, col;  // Adafactor with factors
-};
-
-bool is_matrix(const ParameterSpec& spec) { return spec.rows > 1 && spec.cols > 1; }
-
-/// Weight decay shrinks matrices only; the table of relative biases is one by shape, not by meaning.
-bool decays(const ParameterSpec& spec) { return is_matrix(spec) && !spec.name.ends_with("relative_bias"); }
-
-/// Experts are always factored; other matrices by the size of their smaller side (paper facts 4.8).
-bool is_factored(const ParameterSpec& spec, std::int64_t threshold) {
-  if (spec.placement == Placement::expert) return is_matrix(spec);
-  return is_matrix(spec) && std::min(spec.rows, spec.cols) >= threshold;
-}
+Tensor rows_of(const Tensor& matrix, const ParameterUnit& unit) { return matrix.slice_rows(unit.first_row, unit.rows); }
 
 }  // namespace
 
@@ -45,11 +28,13 @@ struct Optimizer::State {
   KernelContext context;  // of the state; for moves to the host and back
   std::uint64_t seed = 0;
   bool adafactor = false;
-  std::vector<OwnedUnit> owned;           // trained; dense, then expert; by parameter inside a placement
-  std::vector<OwnedUnit> frozen;          // the same of what is frozen: masters only
+  std::vector<OwnedUnit> owned;   // trained; dense, then expert; by parameter inside a placement
+  std::vector<OwnedUnit> blocks;  // the same, of those that Adafactor updates block by block
+  std::vector<OwnedUnit> frozen;  // the same of what is frozen: masters only
+  BlockUpdates block_updates;
   Tensor work;                            // of reduce_scatter_tree, larger of the two placements
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
-  std::vector<double> squares;            // sum of squares of the gradient of every matrix of the model
+  std::vector<double> squares;            // sum of squares of the gradient of every matrix or block of the model
   // Lists for kernels, kept for their memory.
   std::vector<AdamWMatrix> adamw_list;
   std::vector<AdafactorMatrix> adafactor_list;
@@ -57,52 +42,86 @@ struct Optimizer::State {
   std::vector<Tensor> gradients;
   std::vector<double> sums;
 
-  const ParameterSpec& spec(const OwnedUnit& unit) const { return store.specs()[std::size_t(unit.parameter)]; }
+  const ParameterSpec& spec(const OwnedUnit& unit) const { return spec(unit.unit); }
+  const ParameterSpec& spec(const ParameterUnit& unit) const { return store.specs()[std::size_t(unit.parameter)]; }
+  Tensor gradient(const ParameterUnit& unit) const {
+    return rows_of(store.gradient(unit.parameter, unit.expert), unit);
+  }
+  Tensor weight(const ParameterUnit& unit) const {
+    return rows_of(store.weight(unit.parameter).matrix(unit.expert), unit);
+  }
+  std::int64_t global_expert(const ParameterUnit& unit) const {
+    return store.first_expert(unit.parameter) + unit.expert;
+  }
+  template <class F>
+  void for_each_trained(F&& f) const {
+    std::for_each(owned.begin(), owned.end(), f);
+    std::for_each(blocks.begin(), blocks.end(), f);
+  }
   const Communicator& replicas(Placement placement) const {
     return placement == Placement::dense ? communicators.world : communicators.data;
   }
-  std::size_t square_index(const OwnedUnit& unit) const {
-    return first_square[std::size_t(unit.parameter)] + std::size_t(store.first_expert(unit.parameter) + unit.expert);
+  std::size_t square_index(const ParameterUnit& unit) const {
+    return first_square[std::size_t(unit.parameter)] + std::size_t(global_expert(unit) * spec(unit).blocks());
   }
   void lay_unit(OwnedUnit& unit, Arena& arena) const;
   void lay_frozen(OwnedUnit& unit, Arena& arena) const;
   void reduce_gradients() const;
   double gradient_norm(KernelContext& context);
+  AdafactorStep adafactor_step(std::int64_t step, double rate, double scale) const;
   void update(KernelContext& context, std::int64_t step, double rate, double scale);
   void write_working_weights(KernelContext& context, std::int64_t step);
-  void add_copy(int parameter, std::int64_t expert, const Tensor& to, const Tensor& from);
+  void add_copy(const ParameterUnit& unit, const Tensor& to, const Tensor& from);
   void publish(KernelContext& context, Placement placement, std::int64_t step);
   void publish_frozen(KernelContext& context, Placement placement);
 };
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
                      const Kernels& kernels, KernelContext context, std::uint64_t seed)
-    : state_(std::make_unique<State>(
-          State{deck, store, communicators, kernels, context, seed, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}})) {
+    : state_(std::make_unique<State>(State{deck,
+                                           store,
+                                           communicators,
+                                           kernels,
+                                           context,
+                                           seed,
+                                           deck.name == "adafactor",
+                                           {},
+                                           {},
+                                           {},
+                                           BlockUpdates(store, communicators, kernels),
+                                           {},
+                                           {},
+                                           {},
+                                           {},
+                                           {},
+                                           {},
+                                           {},
+                                           {}})) {
   State& s = *state_;
   FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
-  s.adafactor = deck.name == "adafactor";
   for (const Placement placement : kPlacements) {
     FLANMOE_EXPECT(s.replicas(placement).size() == store.replica_size(placement) &&
                        s.replicas(placement).rank() == store.replica_rank(placement),
                    "a store of rank {} of {} on rank {} of {} of communicator {}", store.replica_rank(placement),
                    store.replica_size(placement), s.replicas(placement).rank(), s.replicas(placement).size(),
                    s.replicas(placement).name());
-    const auto keep_own = [&](std::vector<OwnedUnit>& own, const std::vector<ParameterUnit>& units) {
-      for (const ParameterUnit& unit : units) {
-        if (unit.owner == store.replica_rank(placement))
-          own.push_back({unit.parameter, unit.expert, {}, {}, {}, {}, {}});
-      }
-    };
-    keep_own(s.owned, store.units(placement));
-    keep_own(s.frozen, store.frozen_units(placement));
+    const int rank = store.replica_rank(placement);
+    for (const ParameterUnit& unit : store.units(placement)) {
+      const bool in_blocks = s.adafactor && s.spec(unit).block_rows > 0;
+      FLANMOE_EXPECT(!in_blocks || s.spec(unit).factored(deck.factor_threshold), "{} has blocks and no factors",
+                     s.spec(unit).name);
+      if (unit.owner == rank) (in_blocks ? s.blocks : s.owned).push_back({unit, {}, {}, {}, {}, {}});
+    }
+    for (const ParameterUnit& unit : store.frozen_units(placement)) {
+      if (unit.owner == rank) s.frozen.push_back({unit, {}, {}, {}, {}, {}});
+    }
   }
-  std::size_t matrices = 0;
+  std::size_t squares = 0;
   for (const ParameterSpec& spec : store.specs()) {
-    s.first_square.push_back(matrices);
-    matrices += std::size_t(spec.experts);
+    s.first_square.push_back(squares);
+    squares += std::size_t(spec.experts * spec.blocks());
   }
-  s.squares.resize(matrices);
+  s.squares.resize(squares);
 }
 
 Optimizer::~Optimizer() = default;
@@ -110,36 +129,41 @@ Optimizer::~Optimizer() = default;
 void Optimizer::State::lay_unit(OwnedUnit& unit, Arena& arena) const {
   const ParameterSpec& s = spec(unit);
   const DType type = accumulate_dtype(store.compute());
-  unit.master = arena.allocate(type, s.rows, s.cols);
+  const std::int64_t rows = unit.unit.rows;
+  unit.master = arena.allocate(type, rows, s.cols);
   if (s.balance_rate > 0.0) return;
-  if (!adafactor) unit.m = arena.allocate(type, s.rows, s.cols);
-  if (adafactor && is_factored(s, deck.factor_threshold)) {
-    unit.row = arena.allocate(type, s.rows, 1);
+  if (!adafactor) unit.m = arena.allocate(type, rows, s.cols);
+  if (adafactor && s.factored(deck.factor_threshold)) {
+    unit.row = arena.allocate(type, rows, 1);
     unit.col = arena.allocate(type, 1, s.cols);
   } else {
-    unit.v = arena.allocate(type, s.rows, s.cols);
+    unit.v = arena.allocate(type, rows, s.cols);
   }
 }
 
 void Optimizer::State::lay_frozen(OwnedUnit& unit, Arena& arena) const {
   const DType type = accumulate_dtype(store.compute());
-  const Tensor& weight_eRC = store.weight(unit.parameter);
+  const Tensor& weight_eRC = store.weight(unit.unit.parameter);
+  const ParameterSpec& s = spec(unit);
   if (weight_eRC.dtype != type) {
-    unit.master = arena.allocate(type, spec(unit).rows, spec(unit).cols);  // what checkpoints hold is not rounded
+    unit.master = arena.allocate(type, unit.unit.rows, s.cols);  // what checkpoints hold is not rounded
   } else {
     // Has its shape while arenas only measure, too: who copies the state measures by it.
-    unit.master = weight_eRC.absent() ? Tensor{nullptr, type, 1, weight_eRC.rows, weight_eRC.cols, weight_eRC.cols}
-                                      : weight_eRC.matrix(unit.expert);
+    unit.master = weight_eRC.absent() ? Tensor{nullptr, type, 1, unit.unit.rows, s.cols, s.cols} : weight(unit.unit);
   }
 }
 
 void Optimizer::lay(Arena& state, Arena& scratch) {
   State& s = *state_;
   std::size_t scratch_bytes = 0;
-  for (OwnedUnit& unit : s.owned) {
-    s.lay_unit(unit, state);
-    scratch_bytes = std::max(scratch_bytes, s.kernels.optimizer.scratch_bytes(s.spec(unit).rows, s.spec(unit).cols));
+  for (auto* units : {&s.owned, &s.blocks}) {
+    for (OwnedUnit& unit : *units) {
+      s.lay_unit(unit, state);
+      scratch_bytes = std::max(scratch_bytes, s.kernels.optimizer.scratch_bytes(unit.unit.rows, s.spec(unit).cols));
+    }
   }
+  scratch_bytes = std::max(scratch_bytes, s.block_updates.scratch_bytes(s.blocks));
+  if (s.adafactor) s.block_updates.lay(state);
   for (OwnedUnit& unit : s.frozen) s.lay_frozen(unit, state);
   const DType type = accumulate_dtype(s.store.compute());
   std::int64_t received = 0;
@@ -157,22 +181,22 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
 void Optimizer::initialize(KernelContext& context, std::uint64_t seed) {
   State& s = *state_;
   HostRoom room(s.kernels.transfer);
-  for (const auto* units : {&s.owned, &s.frozen}) {
-    for (const OwnedUnit& unit : *units) {
-      initialize_matrix(room.like(unit.master), s.spec(unit), s.store.first_expert(unit.parameter) + unit.expert, seed);
-      room.write(context, unit.master);
-    }
-  }
+  const auto initialize_master = [&](const OwnedUnit& unit) {
+    initialize_matrix(room.like(unit.master), s.spec(unit), s.global_expert(unit.unit), seed, unit.unit.first_row);
+    room.write(context, unit.master);
+  };
+  s.for_each_trained(initialize_master);
+  std::for_each(s.frozen.begin(), s.frozen.end(), initialize_master);
   clear_moments(context);
   publish_weights(context, 0);
 }
 
 void Optimizer::clear_moments(KernelContext& context) {
-  for (const OwnedUnit& unit : state_->owned) {
+  state_->for_each_trained([&](const OwnedUnit& unit) {
     for (const Tensor* moment : {&unit.m, &unit.v, &unit.row, &unit.col}) {
       if (moment->rows > 0) state_->kernels.elementwise.zero(context, *moment);
     }
-  }
+  });
 }
 
 void Optimizer::publish_weights(KernelContext& context, std::int64_t step) {
@@ -216,32 +240,49 @@ void Optimizer::State::reduce_gradients() const {
   }
 }
 
-/// One number per matrix, filled by its owner and zero elsewhere, so that the sum over ranks is exact in any order;
-/// then one sum over matrices in the order of the model. Neither depends on who owns what.
+/// One number per matrix or block, filled by its owner and zero elsewhere, so that the sum over ranks is exact in any
+/// order; then one sum over them in the order of the model. Neither depends on who owns what.
 double Optimizer::State::gradient_norm(KernelContext& context) {
-  const auto for_each_learnt = [&](auto&& f) {
-    for (const OwnedUnit& unit : owned) {
-      if (spec(unit).balance_rate == 0.0) f(unit);
-    }
+  // Blocks of what is learnt, each with its place among the squares.
+  const auto for_each_block = [&](auto&& f) {
+    for_each_trained([&](const OwnedUnit& owned_unit) {
+      const ParameterUnit& unit = owned_unit.unit;
+      if (spec(unit).balance_rate > 0.0) return;
+      const std::int64_t block_rows = spec(unit).block_rows > 0 ? spec(unit).block_rows : unit.rows;
+      std::size_t at = square_index(unit) + std::size_t(unit.first_row / block_rows);
+      for (std::int64_t row = 0; row < unit.rows; row += block_rows) {
+        f(at++, gradient(unit).slice_rows(row, std::min(block_rows, unit.rows - row)));
+      }
+    });
   };
   gradients.clear();
-  for_each_learnt([&](const OwnedUnit& unit) { gradients.push_back(store.gradient(unit.parameter, unit.expert)); });
+  for_each_block([&](std::size_t /*at*/, const Tensor& gradient) { gradients.push_back(gradient); });
   sums.resize(gradients.size());
   kernels.optimizer.sums_of_squares(context, sums, gradients);
   std::fill(squares.begin(), squares.end(), 0.0);
   std::size_t next = 0;
-  for_each_learnt([&](const OwnedUnit& unit) { squares[square_index(unit)] = sums[next++]; });
+  for_each_block([&](std::size_t at, const Tensor& /*gradient*/) { squares[at] = sums[next++]; });
   communicators.world.all_reduce(std::span<double>(squares), ReduceOp::sum);
   double sum = 0.0;
   for (const double square : squares) sum += square;
   return std::sqrt(sum);
 }
 
+/// Of what decays.
+AdafactorStep Optimizer::State::adafactor_step(std::int64_t step, double rate, double scale) const {
+  return {.learning_rate = rate,
+          .decay = 1.0 - std::pow(double(step + 1), -deck.decay_exponent),
+          .clip_threshold = deck.clip_threshold,
+          .multiply_by_parameter_scale = deck.multiply_by_parameter_scale,
+          .weight_decay = deck.weight_decay,
+          .gradient_scale = scale};
+}
+
 void Optimizer::State::update(KernelContext& context, std::int64_t step, double rate, double scale) {
   adamw_list.clear();
   adafactor_list.clear();
   for (const OwnedUnit& unit : owned) {
-    const Tensor gradient = store.gradient(unit.parameter, unit.expert);
+    const Tensor gradient = this->gradient(unit.unit);
     if (spec(unit).balance_rate > 0.0) {
       kernels.optimizer.balance(context, unit.master, gradient, spec(unit).balance_rate);
     } else if (adafactor) {
@@ -251,13 +292,9 @@ void Optimizer::State::update(KernelContext& context, std::int64_t step, double 
     }
   }
   if (adafactor) {
-    kernels.optimizer.adafactor(context, adafactor_list,
-                                {.learning_rate = rate,
-                                 .decay = 1.0 - std::pow(double(step + 1), -deck.decay_exponent),
-                                 .clip_threshold = deck.clip_threshold,
-                                 .multiply_by_parameter_scale = deck.multiply_by_parameter_scale,
-                                 .weight_decay = deck.weight_decay,
-                                 .gradient_scale = scale});
+    const AdafactorStep now = adafactor_step(step, rate, scale);
+    kernels.optimizer.adafactor(context, adafactor_list, now);
+    block_updates.update(context, blocks, now);
   } else {
     kernels.optimizer.adamw(context, adamw_list,
                             {.learning_rate = rate,
@@ -270,9 +307,9 @@ void Optimizer::State::update(KernelContext& context, std::int64_t step, double 
   }
 }
 
-void Optimizer::State::add_copy(int parameter, std::int64_t expert, const Tensor& to, const Tensor& from) {
-  const ParameterSpec& spec = store.specs()[std::size_t(parameter)];
-  copies.push_back({to, from, hash_name(spec.name), std::uint32_t(store.first_expert(parameter) + expert)});
+void Optimizer::State::add_copy(const ParameterUnit& unit, const Tensor& to, const Tensor& from) {
+  copies.push_back(
+      {to, from, hash_name(spec(unit).name), std::uint32_t(global_expert(unit)), unit.first_row * spec(unit).cols});
 }
 
 /// Does what add_copy asked for. Masters are fp32 wherever they go but to bf16 working weights, so those are rounded
@@ -286,18 +323,15 @@ void Optimizer::State::write_working_weights(KernelContext& context, std::int64_
 /// Masters to the working weights of all replicas, through the gradient buffer where there is more than one.
 void Optimizer::State::publish(KernelContext& context, Placement placement, std::int64_t step) {
   const bool alone = store.replica_size(placement) == 1;
-  for (const OwnedUnit& unit : owned) {
-    if (spec(unit).placement != placement) continue;
-    const Tensor target =
-        alone ? store.weight(unit.parameter).matrix(unit.expert) : store.gradient(unit.parameter, unit.expert);
-    add_copy(unit.parameter, unit.expert, target, unit.master);
-  }
+  for_each_trained([&](const OwnedUnit& unit) {
+    if (spec(unit).placement != placement) return;
+    add_copy(unit.unit, alone ? weight(unit.unit) : gradient(unit.unit), unit.master);
+  });
   write_working_weights(context, step);
   if (alone) return;
   replicas(placement).all_gather_segments(store.gradient_flat(placement), store.segment_sizes(placement));
   for (const ParameterUnit& unit : store.units(placement)) {
-    add_copy(unit.parameter, unit.expert, store.weight(unit.parameter).matrix(unit.expert),
-             store.gradient(unit.parameter, unit.expert));
+    add_copy(unit, weight(unit), gradient(unit));
   }
   write_working_weights(context, step);
 }
@@ -307,30 +341,32 @@ void Optimizer::State::publish(KernelContext& context, Placement placement, std:
 void Optimizer::State::publish_frozen(KernelContext& context, Placement placement) {
   for (const OwnedUnit& unit : frozen) {
     if (spec(unit).placement != placement) continue;
-    const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
-    if (weight.data != unit.master.data) add_copy(unit.parameter, unit.expert, weight, unit.master);
+    const Tensor target = weight(unit.unit);
+    if (target.data != unit.master.data) add_copy(unit.unit, target, unit.master);
   }
   write_working_weights(context, 0);
   if (store.replica_size(placement) == 1) return;
   HostRoom room(kernels.transfer);
   for (const ParameterUnit& unit : store.frozen_units(placement)) {
-    const Tensor weight = store.weight(unit.parameter).matrix(unit.expert);
+    const Tensor rows = weight(unit);
     const bool own = unit.owner == store.replica_rank(placement);
-    const Tensor here = own ? room.read(context, weight) : room.like(weight);
+    const Tensor here = own ? room.read(context, rows) : room.like(rows);
     replicas(placement).broadcast(std::span(static_cast<char*>(here.data), here.bytes()), unit.owner);
-    if (!own) room.write(context, weight);
+    if (!own) room.write(context, rows);
   }
 }
 
 void Optimizer::visit_state(const std::function<void(const StateTensor&)>& f) const {
-  for (const OwnedUnit& unit : state_->owned) {
-    f({unit.parameter, unit.expert, "master", unit.master});
-    if (unit.m.rows > 0) f({unit.parameter, unit.expert, "m", unit.m});
-    if (unit.v.rows > 0) f({unit.parameter, unit.expert, "v", unit.v});
-    if (unit.row.rows > 0) f({unit.parameter, unit.expert, "row", unit.row});
-    if (unit.col.rows > 0) f({unit.parameter, unit.expert, "col", unit.col});
-  }
-  for (const OwnedUnit& unit : state_->frozen) f({unit.parameter, unit.expert, "master", unit.master});
+  const auto visit = [&](const OwnedUnit& owned) {
+    const ParameterUnit& unit = owned.unit;
+    f({unit.parameter, unit.expert, "master", owned.master, unit.first_row});
+    if (owned.m.rows > 0) f({unit.parameter, unit.expert, "m", owned.m, unit.first_row});
+    if (owned.v.rows > 0) f({unit.parameter, unit.expert, "v", owned.v, unit.first_row});
+    if (owned.row.rows > 0) f({unit.parameter, unit.expert, "row", owned.row, unit.first_row});
+    if (owned.col.rows > 0) f({unit.parameter, unit.expert, "col", owned.col, 0, unit.first_row > 0});
+  };
+  state_->for_each_trained(visit);
+  std::for_each(state_->frozen.begin(), state_->frozen.end(), visit);
 }
 
 void Optimizer::read_state(const std::function<void(const StateTensor&)>& f) const {

@@ -21,9 +21,13 @@ double learning_rate(const OptimizerDeck& deck, std::int64_t step, std::int64_t 
 /// Reading and writing of an optimizer's own state by checkpoints: one call per tensor of an owned unit.
 struct StateTensor {
   int parameter = 0;
-  std::int64_t expert = 0;  // local expert index
-  const char* kind = "";    // "master", "m", "v", "row", "col"
-  Tensor tensor;            // fp32 (or fp64), rows x cols; a "row" factor is rows x 1, a "col" factor 1 x cols
+  std::int64_t expert = 0;     // local expert index
+  const char* kind = "";       // "master", "m", "v", "row", "col"
+  Tensor tensor;               // fp32 (or fp64), rows x cols; a "row" factor is rows x 1, a "col" factor 1 x cols
+  std::int64_t first_row = 0;  // of the matrix; a "col" factor has no part in this
+  /// A "col" factor that all owners of a matrix have: to be filled like any, and written by the first of them, for
+  /// whom this is false.
+  bool copy = false;
 };
 
 /// Optimizer state of the units this rank owns, sharded over each replica group. `master` is the fp32 weight; it exists
@@ -59,7 +63,8 @@ class Optimizer {
   /// Forgets the gradients of a step that is not taken.
   void discard_gradients();
 
-  /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order.
+  /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order. A matrix
+  /// with several owners is visited by each in the rows that it owns.
   void visit_state(const std::function<void(const StateTensor&)>& f) const;
   /// The same with tensors in memory of the host, one at a time: what the state holds.
   void read_state(const std::function<void(const StateTensor&)>& f) const;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <numbers>
 #include <numeric>
 #include <utility>
@@ -11,16 +10,24 @@
 
 namespace flanmoe {
 
+std::int64_t block_rows_of(std::int64_t rows, std::int64_t cols, std::int64_t split_above) {
+  // Sums over the rows of a block are kept for every column: 16 rows make them a small part of the matrix.
+  constexpr std::int64_t most_blocks = 64, fewest_rows = 16;
+  if (rows * cols <= split_above) return 0;
+  const std::int64_t block_rows = std::max(fewest_rows, (rows + most_blocks - 1) / most_blocks);
+  return block_rows < rows ? block_rows : 0;
+}
+
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute)
     : specs_(std::move(specs)), coordinates_(coordinates), compute_(compute), weights_(specs_.size()) {
-  unit_offset_.resize(specs_.size());
+  matrix_offset_.resize(specs_.size());
   forget_gradients();
   for (std::size_t p = 0; p < specs_.size(); ++p) {
     if (specs_[p].placement == Placement::expert) {
       FLANMOE_EXPECT(specs_[p].experts % coordinates_.expert_size == 0, "{}: {} experts over {} ranks", specs_[p].name,
                      specs_[p].experts, coordinates_.expert_size);
     }
-    unit_offset_[p].resize(std::size_t(local_experts(int(p))));
+    matrix_offset_[p].resize(std::size_t(local_experts(int(p))));
   }
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     plan_gradients(placement);
@@ -50,40 +57,40 @@ int ParameterStore::replica_size(Placement placement) const {
 /// The trained or the frozen units of a placement by owner; `sizes` gets the elements of each owner.
 std::vector<ParameterUnit> ParameterStore::assign_owners(Placement placement, bool trained,
                                                          std::vector<std::int64_t>& sizes) const {
+  const auto chosen = [&](std::size_t p) { return specs_[p].placement == placement && specs_[p].trained == trained; };
+  std::int64_t total = 0, before = 0;
+  for (std::size_t p = 0; p < specs_.size(); ++p) {
+    if (chosen(p)) total += local_experts(int(p)) * specs_[p].matrix_size();
+  }
+  const std::int64_t ranks = replica_size(placement);
+  sizes.assign(std::size_t(ranks), 0);
   std::vector<ParameterUnit> units;
   for (std::size_t p = 0; p < specs_.size(); ++p) {
-    if (specs_[p].placement != placement || specs_[p].trained != trained) continue;
-    for (std::int64_t e = 0; e < local_experts(int(p)); ++e) units.push_back({int(p), e, 0, 0});
+    if (!chosen(p)) continue;
+    const ParameterSpec& spec = specs_[p];
+    for (std::int64_t i = 0; i < local_experts(int(p)) * spec.blocks(); ++i) {
+      const std::int64_t expert = i / spec.blocks(), first = i % spec.blocks() * spec.block_rows;
+      const std::int64_t rows = spec.block_rows > 0 ? std::min(spec.block_rows, spec.rows - first) : spec.rows;
+      const std::int64_t size = rows * spec.cols;
+      // The share in which the middle of the block lies: a division of twice the numbers, so that all are whole.
+      const auto owner = int((2 * before + size) * ranks / (2 * total));
+      if (first > 0 && units.back().owner == owner) {
+        units.back().rows += rows;
+      } else {
+        units.push_back({int(p), expert, first, rows, owner, before});
+      }
+      sizes[std::size_t(owner)] += size;
+      before += size;
+    }
   }
-  // Largest first to the least loaded owner. Stable sorts make the plan a function of the specs alone.
-  std::vector<std::size_t> order(units.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  const auto unit_size = [&](std::size_t i) { return specs_[std::size_t(units[i].parameter)].matrix_size(); };
-  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return unit_size(a) > unit_size(b); });
-  sizes.assign(std::size_t(replica_size(placement)), 0);
-  using Load = std::pair<std::int64_t, int>;  // elements of an owner, and who it is
-  std::vector<Load> loads;
-  for (int owner = 0; owner < replica_size(placement); ++owner) loads.emplace_back(0, owner);  // ascending: a heap
-  for (const std::size_t i : order) {
-    std::pop_heap(loads.begin(), loads.end(), std::greater<>());
-    Load& least = loads.back();
-    units[i].owner = least.second;
-    least.first += unit_size(i);
-    sizes[std::size_t(least.second)] = least.first;
-    std::push_heap(loads.begin(), loads.end(), std::greater<>());
-  }
-  std::stable_sort(units.begin(), units.end(), [](const auto& a, const auto& b) { return a.owner < b.owner; });
   return units;
 }
 
 void ParameterStore::plan_gradients(Placement placement) {
   auto& units = units_[int(placement)];
   units = assign_owners(placement, /*trained=*/true, segments_[int(placement)]);
-  std::int64_t offset = 0;
-  for (ParameterUnit& unit : units) {
-    unit.offset = offset;
-    unit_offset_[std::size_t(unit.parameter)][std::size_t(unit.expert)] = offset;
-    offset += specs_[std::size_t(unit.parameter)].matrix_size();
+  for (const ParameterUnit& unit : units) {
+    if (unit.first_row == 0) matrix_offset_[std::size_t(unit.parameter)][std::size_t(unit.expert)] = unit.offset;
   }
 }
 
@@ -113,7 +120,7 @@ Tensor ParameterStore::gradient(int parameter, std::int64_t expert, std::int64_t
   const ParameterSpec& spec = specs_[std::size_t(parameter)];
   if (!spec.trained) return {};
   const Tensor flat = gradient_flat(spec.placement, level_, source);
-  Tensor t = flat.offset_by(unit_offset_[std::size_t(parameter)][std::size_t(expert)]);
+  Tensor t = flat.offset_by(matrix_offset_[std::size_t(parameter)][std::size_t(expert)]);
   t.rows = spec.rows;
   t.cols = t.stride = spec.cols;
   return t;
@@ -162,7 +169,8 @@ double draw(const ParameterSpec& spec, std::array<std::uint32_t, 2> key, std::ui
 }
 
 template <class T>
-void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, const RandomKey& key) {
+void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, const RandomKey& key,
+          std::int64_t first_element) {
   const auto values = out.flat<T>();
   const auto count = std::int64_t(values.size());
   const auto philox_key = key.philox_key();
@@ -172,7 +180,7 @@ void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, con
     if (spec.init == InitKind::ones) {
       value = 1.0;
     } else if (spec.init != InitKind::zeros) {
-      value = draw(spec, philox_key, std::uint32_t(expert), std::uint64_t(i));
+      value = draw(spec, philox_key, std::uint32_t(expert), std::uint64_t(first_element + i));
     }
     values[std::size_t(i)] = T(value);
   }
@@ -180,12 +188,13 @@ void fill(const Tensor& out, const ParameterSpec& spec, std::int64_t expert, con
 
 }  // namespace
 
-void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed) {
+void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed,
+                       std::int64_t first_row) {
   const RandomKey key{seed ^ hash_name(spec.name), RandomPurpose::init, 0, 0};
   if (out.dtype == DType::f64) {
-    fill<double>(out, spec, global_expert, key);
+    fill<double>(out, spec, global_expert, key, first_row * spec.cols);
   } else {
-    fill<float>(out, spec, global_expert, key);
+    fill<float>(out, spec, global_expert, key, first_row * spec.cols);
   }
 }
 

@@ -1,6 +1,7 @@
 // What a model's parameters are, where they live, and who owns their optimizer state.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -27,10 +28,25 @@ struct ParameterSpec {
   /// gradient; it has no moments and no part in the gradient norm.
   double balance_rate = 0.0;
   bool trained = true;  // false: frozen, without gradient and without optimizer state
+  /// Above 0: matrices may be shared out among owners in blocks of this many rows, the last one with fewer. What a
+  /// block is follows from the deck alone, so that sums over blocks have the same bits whoever owns them.
+  std::int64_t block_rows = 0;
 
   std::int64_t matrix_size() const { return rows * cols; }
   std::int64_t global_size() const { return experts * rows * cols; }
+  bool is_matrix() const { return rows > 1 && cols > 1; }
+  /// Whether Adafactor keeps factors of its second moment: of experts always, of other matrices by the size of the
+  /// smaller side (paper facts 4.8).
+  bool factored(std::int64_t threshold) const {
+    return is_matrix() && (placement == Placement::expert || std::min(rows, cols) >= threshold);
+  }
+  /// Blocks of one matrix.
+  std::int64_t blocks() const { return block_rows > 0 ? (rows + block_rows - 1) / block_rows : 1; }
 };
+
+/// The rows of a block of a matrix with more than `split_above` elements: at most 64 blocks, each with 16 rows or more.
+/// 0 for matrices that stay whole.
+std::int64_t block_rows_of(std::int64_t rows, std::int64_t cols, std::int64_t split_above);
 
 /// The part of the process grid that placement depends on; see parallel/process_grid.hpp.
 struct ShardCoordinates {
@@ -39,12 +55,13 @@ struct ShardCoordinates {
   int expert_size = 1, expert_rank = 0;  // expert group: experts are split over it
 };
 
-/// The unit of ownership: one matrix. A dense parameter is one unit; an expert parameter is one unit per local expert.
-/// Every unit has one owner in its replica group, which keeps its fp32 master and its optimizer state; of a frozen unit
-/// the owner is the one that reads and writes it.
+/// The unit of ownership: one matrix, or some blocks of its rows. A dense parameter has one matrix, an expert parameter
+/// one for every local expert. Every unit has one owner in its replica group, which keeps its fp32 master and its
+/// optimizer state; of a frozen unit the owner is the one that reads and writes it.
 struct ParameterUnit {
   int parameter = 0;        // index into specs
   std::int64_t expert = 0;  // local expert index (0 for dense)
+  std::int64_t first_row = 0, rows = 0;
   int owner = 0;            // rank in the replica group (world for dense, data axis for expert)
   std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement; unused when frozen
 };
@@ -58,10 +75,11 @@ struct GradientSums {
 
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
 ///
-/// Gradients of one placement form one flat buffer in which the units of owner 0 come first, then those of owner 1, ...
-/// so that a variable-count reduce-scatter leaves every owner with its segment, and an all-gather returns it. The
-/// assignment is a function of specs and coordinates only (largest unit first to the least loaded owner, ties to the
-/// lower rank; ordered by parameter inside an owner), so it is the same on every rank.
+/// Gradients of one placement form one flat buffer, matrix after matrix in the order of the model. It is cut into equal
+/// shares for the ranks of the replica group, in their order: a block (a matrix without blocks is one) belongs to the
+/// rank in whose share its middle lies, so that nobody owns more than a share and a block. A variable-count
+/// reduce-scatter leaves every owner with its segment, and an all-gather returns it. Frozen matrices are shared out in
+/// the same way. The assignment is a function of specs and coordinates only, so it is the same on every rank.
 class ParameterStore {
  public:
   ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute);
@@ -119,7 +137,7 @@ class ParameterStore {
   std::vector<Tensor> weights_;
   std::vector<ParameterUnit> units_[2], frozen_[2];
   std::vector<std::int64_t> segments_[2];
-  std::vector<std::vector<std::int64_t>> unit_offset_;  // [parameter][local expert]
+  std::vector<std::vector<std::int64_t>> matrix_offset_;  // [parameter][local expert]
   GradientSums sums_;
   std::int64_t level_ = 0;
   std::vector<Tensor> flat_[2];  // [level * sources + source]
@@ -127,9 +145,10 @@ class ParameterStore {
   std::vector<bool> contributed_;  // [parameter]
 };
 
-/// Fills one matrix with its initial values: a function of (seed, name, global expert, element) only.
-/// `out` is fp32 or fp64, rows x cols. truncated_normal is cut at two sigma and rescaled so that its standard deviation
-/// is init_scale (flax; paper facts 4.1).
-void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed);
+/// Fills rows of one matrix, from `first_row` on, with initial values: a function of (seed, name, global expert,
+/// element) only. `out` is fp32 or fp64, some rows x cols. truncated_normal is cut at two sigma and rescaled so that
+/// its standard deviation is init_scale (flax; paper facts 4.1).
+void initialize_matrix(const Tensor& out, const ParameterSpec& spec, std::int64_t global_expert, std::uint64_t seed,
+                       std::int64_t first_row = 0);
 
 }  // namespace flanmoe

@@ -1,5 +1,6 @@
 #include "train/trainer.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -114,12 +115,19 @@ CheckpointInfo Trainer::go_on_from(const std::string& checkpoint) {
 
 void Trainer::skip(std::int64_t step) { optimizer_.publish_weights(context_, step + 1); }
 
+/// A sum over pieces that are the same whoever owns them: blocks of matrices that have them, else matrices.
 std::uint64_t Trainer::state_hash() const {
   std::uint64_t sum = 0;
   optimizer_.read_state([&](const StateTensor& s) {
+    if (s.copy) return;
     const ParameterSpec& spec = store_.specs()[std::size_t(s.parameter)];
-    const std::uint64_t bytes = hash_name({static_cast<const char*>(s.tensor.data), s.tensor.bytes()});
-    sum += hash_name(fmt::format("{} {} {} {}", spec.name, store_.first_expert(s.parameter) + s.expert, s.kind, bytes));
+    const std::int64_t piece = spec.block_rows > 0 ? spec.block_rows : s.tensor.rows;
+    for (std::int64_t row = 0; row < s.tensor.rows; row += piece) {
+      const Tensor rows = s.tensor.slice_rows(row, std::min(piece, s.tensor.rows - row));
+      const std::uint64_t bytes = hash_name({static_cast<const char*>(rows.data), rows.bytes()});
+      sum += hash_name(fmt::format("{} {} {} {} {}", spec.name, store_.first_expert(s.parameter) + s.expert, s.kind,
+                                   s.first_row + row, bytes));
+    }
   });
   return communicators_.world.all_reduce(sum, ReduceOp::sum);
 }

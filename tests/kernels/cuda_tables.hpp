@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/activation.hpp"
+#include "kernels/adafactor_blocks.hpp"
 #include "kernels/column_scale.hpp"
 #include "kernels/cuda/tables.hpp"
 #include "kernels/dropout.hpp"
@@ -60,6 +61,13 @@ inline const OptimizerKernels cuda_optimizer{on_device<&cuda::optimizer_kernels,
                                              on_device<&cuda::optimizer_kernels, &OptimizerKernels::sums_of_squares>,
                                              on_device<&cuda::optimizer_kernels, &OptimizerKernels::write_weights>,
                                              cuda::optimizer_kernels.scratch_bytes};
+
+inline const AdafactorBlockKernels cuda_adafactor_blocks{
+    on_device<&cuda::adafactor_block_kernels, &AdafactorBlockKernels::sums>,
+    on_device<&cuda::adafactor_block_kernels, &AdafactorBlockKernels::update_sums>,
+    on_device<&cuda::adafactor_block_kernels, &AdafactorBlockKernels::apply>,
+    on_device<&cuda::adafactor_block_kernels, &AdafactorBlockKernels::add>,
+    cuda::adafactor_block_kernels.scratch_bytes};
 
 inline const RouterKernels cuda_router{on_device<&cuda::router_kernels, &RouterKernels::jitter>,
                                        on_device<&cuda::router_kernels, &RouterKernels::softmax>,

@@ -81,10 +81,13 @@ TEST(DamagedCheckpoint, AFlippedBitIsReportedWithFileAndTensorOnEveryRank) {
                         Case{"logits", "v", "tensor optimizer/logits/v is damaged"}}) {
     Written written;
     mark_state(written.rig);
-    // The owner knows the bytes; with `world.size()` experts groups every rank owns its experts, rank 0 the first.
+    // The owner of the last row knows the bytes; with `world.size()` experts groups every rank owns its experts, rank 0
+    // the first.
     written.rig.optimizer.visit_state([&](const StateTensor& state) {
       const bool first = written.rig.store.first_expert(state.parameter) + state.expert == 0;
-      if (written.rig.spec(state.parameter).name == c.parameter && c.kind == state.kind && first) {
+      const ParameterSpec& spec = written.rig.spec(state.parameter);
+      const bool last_row = state.first_row + state.tensor.rows == spec.rows;
+      if (spec.name == c.parameter && c.kind == state.kind && first && last_row) {
         flip_inside(written.file, state.tensor);
       }
     });

@@ -89,8 +89,8 @@ TEST(Checkpoint, HoldsGlobalTensorsByName) {
 
   EXPECT_EQ(shape_of("weights/embedding"), (Shape{30, 10}));
   EXPECT_EQ(shape_of("weights/encoder/layer_00/norm"), (Shape{10}));
-  EXPECT_EQ(shape_of("weights/encoder/layer_00/expert_up"), (Shape{12, 6, 9}));
-  EXPECT_EQ(shape_of("optimizer/encoder/layer_00/expert_up/row"), (Shape{12, 6}));
+  EXPECT_EQ(shape_of("weights/encoder/layer_00/expert_up"), (Shape{12, 8, 9}));
+  EXPECT_EQ(shape_of("optimizer/encoder/layer_00/expert_up/row"), (Shape{12, 8}));
   EXPECT_EQ(shape_of("optimizer/encoder/layer_00/expert_up/col"), (Shape{12, 9}));
   EXPECT_EQ(shape_of("optimizer/logits/row"), (Shape{24}));
   EXPECT_EQ(shape_of("optimizer/encoder/layer_00/norm/v"), (Shape{10}));
@@ -159,7 +159,9 @@ TEST(Checkpoint, AnotherOptimizersStateIsRefusedWithAWayOut) {
   Rig factored(world, 1, rig_deck("adafactor")), adamw(world, 1, rig_deck("adamw"));
   OptimizerDeck deck = rig_deck("adafactor");
   deck.factor_threshold = 1000;
-  Rig full(world, 1, deck);
+  std::vector<ParameterSpec> specs = test::rig_parameters();
+  specs.back().block_rows = 0;  // logits, which are not factored now
+  Rig full(world, 1, deck, DType::f32, "reference", specs);
   const std::string a = write_checkpoint(run.path(), some_info(1), factored.store, factored.optimizer, world, 9);
   const std::string b = write_checkpoint(run.path(), some_info(2), adamw.store, adamw.optimizer, world, 9);
   const auto refusal = [&](const std::string& folder, Rig& rig) {
@@ -198,7 +200,7 @@ TEST(Checkpoint, AnotherModelIsRefusedByTensorName) {
                folder + "/checkpoint.h5: tensor weights/embedding has shape [30, 10], this model needs [30, 11]");
   expect_twice(refusals(more), folder + "/checkpoint.h5: tensor weights/decoder/norm is missing");
   expect_twice(refusals(experts),
-               "tensor weights/encoder/layer_00/expert_up has shape [12, 6, 9], this model needs [24, 6, 9]");
+               "tensor weights/encoder/layer_00/expert_up has shape [12, 8, 9], this model needs [24, 8, 9]");
   expect_twice(refusals(fewer), "1 tensors that this model does not have, the first is weights/encoder/layer_00/query");
 }
 

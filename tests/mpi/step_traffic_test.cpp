@@ -48,6 +48,11 @@ std::vector<Case> cases() {
   deck.moe.top_k = 2;
   all.push_back({"second choices never claim", deck});
   deck = even(testing::tiny_deck(true));
+  deck.model.hidden = 48;
+  deck.optimizer.split_above = 100;
+  deck.optimizer.factor_threshold = 4;
+  all.push_back({"matrices with several owners", deck});
+  deck = even(testing::tiny_deck(true));
   deck.optimizer.freeze = "encoder/* embedding";
   all.push_back({"frozen encoder", deck});
   return all;

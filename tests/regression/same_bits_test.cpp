@@ -56,14 +56,23 @@ TEST(SameBits, DecoderOnly) {
   expect_same_bits({{1, 1}, {2, 1}, {4, 1}}, {"--reduction.leaves=4", "--run.steps=6", "--model.dropout=0.1"}, true);
 }
 
-void expect_to_go_on_with_another_layout(const std::vector<std::string>& options) {
+/// Nearly every matrix is cut into blocks of rows, and some have owners on all ranks.
+const Words kSplit = {"--optimizer.split_above=256", "--optimizer.factor_threshold=8"};
+
+TEST(SameBits, MatricesWithSeveralOwners) {
+  expect_same_bits({{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}},
+                   with(kSplit, {"--reduction.leaves=4", "--optimizer.name=adafactor", "--optimizer.clip_norm=0.5"}));
+  expect_same_bits({{1, 1}, {4, 1}}, with(kSplit, {"--reduction.leaves=4", "--optimizer.name=adamw",
+                                                   "--optimizer.freeze=norms", "--run.precision=bf16"}));
+}
+
+void expect_that_a_run_may_go_on(const Words& more) {
   const Workplace workplace;
   const std::string shard = write_text(workplace);
   const auto train = [&](const std::string& name, int ranks, int expert, int steps) {
-    std::vector<std::string> all{"--reduction.leaves=4", fmt::format("--parallel.expert={}", expert),
-                                 fmt::format("--run.steps={}", steps), "--checkpoint.every=2", "--model.dropout=0.1"};
-    all.insert(all.end(), options.begin(), options.end());
-    const Ended ended = run(ranks, smoke(shard, workplace.path(name), all));
+    const Words words = {"--reduction.leaves=4", fmt::format("--parallel.expert={}", expert),
+                         fmt::format("--run.steps={}", steps), "--checkpoint.every=2", "--model.dropout=0.1"};
+    const Ended ended = run(ranks, smoke(shard, workplace.path(name), with(words, more)));
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
   };
   train("whole", 2, 2, 6);
@@ -74,10 +83,14 @@ void expect_to_go_on_with_another_layout(const std::vector<std::string>& options
   EXPECT_EQ(difference_of_checkpoints(newest_of(workplace.path("whole")), newest_of(workplace.path("parts"))), "");
 }
 
-TEST(SameBits, ARunMayGoOnWithAnotherLayout) { expect_to_go_on_with_another_layout({}); }
+TEST(SameBits, ARunMayGoOnWithAnotherLayout) { expect_that_a_run_may_go_on({}); }
 
 TEST(SameBits, ARunWithWeightsRoundedAtRandomMayGoOnWithAnotherLayout) {
-  expect_to_go_on_with_another_layout({"--run.precision=bf16", "--optimizer.stochastic_rounding=true"});
+  expect_that_a_run_may_go_on({"--run.precision=bf16", "--optimizer.stochastic_rounding=true"});
+}
+
+TEST(SameBits, ARunMayGoOnWithOtherOwnersOfRows) {
+  expect_that_a_run_may_go_on(with(kSplit, {"--optimizer.name=adafactor"}));
 }
 
 TEST(SameBits, RanksThatDoNotDivideTheLeavesSaySo) {

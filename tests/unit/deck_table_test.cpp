@@ -181,6 +181,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "optimizer.multiply_by_parameter_scale",
                                              "optimizer.factor_threshold",
                                              "optimizer.stochastic_rounding",
+                                             "optimizer.split_above",
                                              "optimizer.freeze",
                                              "checkpoint.every",
                                              "checkpoint.keep",

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -35,6 +36,53 @@ TEST(ParameterStore, SegmentsCoverEveryUnitOnceAndInOwnerOrder) {
   EXPECT_EQ(store.first_expert(2), 2);
 }
 
+TEST(ParameterStore, BlocksOfAMatrixGoToTheRanksInWhoseSharesTheyLie) {
+  std::vector<ParameterSpec> specs = some_specs();
+  specs[0].block_rows = 30;  // 30, 30, 30 and 10 rows of 8
+  const ParameterStore store(specs, {2, 1, 2, 0, 1, 0}, DType::f32);
+  // 800 + 8 + 64 elements on two ranks, 436 each: the second block, 240 to 480, has its middle in the first half.
+  const auto& units = store.units(Placement::dense);
+  ASSERT_EQ(units.size(), 4U);
+  EXPECT_EQ(units[0].owner, 0);
+  EXPECT_EQ(units[0].rows, 60);
+  EXPECT_EQ(units[1].owner, 1);
+  EXPECT_EQ(units[1].first_row, 60);
+  EXPECT_EQ(units[1].rows, 40);
+  EXPECT_EQ(units[1].offset, 480);
+  EXPECT_EQ(units[3].owner, 1);
+  EXPECT_EQ(store.segment_sizes(Placement::dense), (std::vector<std::int64_t>{480, 392}));
+}
+
+TEST(ParameterStore, NobodyOwnsMoreThanAShareAndABlock) {
+  std::vector<ParameterSpec> specs = {{"w", 1, 1000, 64, Placement::dense, InitKind::zeros, 0.0, false},
+                                      {"experts", 8, 300, 50, Placement::expert, InitKind::zeros, 0.0, false},
+                                      {"norm", 1, 1, 64, Placement::dense, InitKind::zeros, 0.0, false}};
+  for (ParameterSpec& spec : specs) spec.block_rows = block_rows_of(spec.rows, spec.cols, 100);
+  EXPECT_EQ(specs[0].block_rows, 16);  // 63 blocks
+  EXPECT_EQ(specs[1].block_rows, 16);
+  EXPECT_EQ(specs[2].block_rows, 0);
+  EXPECT_EQ(block_rows_of(32000, 64, 100), 500);
+  EXPECT_EQ(block_rows_of(10, 10, 100), 0) << "no more elements than may stay whole";
+  for (const bool trained : {true, false}) {
+    for (ParameterSpec& spec : specs) spec.trained = trained;
+    for (const int ranks : {1, 3, 16, 1000}) {
+      const ParameterStore store(specs, {ranks, 0, ranks, 0, 1, 0}, DType::f32);
+      for (const Placement placement : {Placement::dense, Placement::expert}) {
+        std::vector<std::int64_t> owned(std::size_t(ranks), 0), rows_of(specs.size(), 0);
+        for (const ParameterUnit& unit : trained ? store.units(placement) : store.frozen_units(placement)) {
+          const ParameterSpec& spec = specs[std::size_t(unit.parameter)];
+          EXPECT_EQ(rows_of[std::size_t(unit.parameter)] % spec.rows, unit.first_row) << "rows follow each other";
+          rows_of[std::size_t(unit.parameter)] += unit.rows;
+          owned[std::size_t(unit.owner)] += unit.rows * spec.cols;
+        }
+        const std::int64_t all = std::accumulate(owned.begin(), owned.end(), std::int64_t{0});
+        EXPECT_EQ(all, placement == Placement::dense ? 64064 : 120000);
+        EXPECT_LE(*std::max_element(owned.begin(), owned.end()), all / ranks + 16 * 64) << ranks << " ranks";
+      }
+    }
+  }
+}
+
 TEST(ParameterStore, GradientsOfDifferentUnitsDoNotOverlap) {
   ParameterStore store(some_specs(), {2, 0, 1, 0, 2, 0}, DType::bf16);
   Arena weights("weights");
@@ -61,6 +109,14 @@ TEST(ParameterStore, GradientsOfDifferentUnitsDoNotOverlap) {
       EXPECT_EQ(std::frexp(x, &exponent), 0.5F);
     }
   }
+}
+
+TEST(Initialization, RowsAreThoseOfTheWholeMatrix) {
+  const ParameterSpec spec{"w", 1, 100, 20, Placement::dense, InitKind::normal, 0.5, false};
+  std::vector<float> whole(2000), rows(600);
+  initialize_matrix(make_tensor(whole.data(), 100, 20), spec, 0, 1);
+  initialize_matrix(make_tensor(rows.data(), 30, 20), spec, 0, 1, 50);
+  EXPECT_TRUE(std::equal(rows.begin(), rows.end(), whole.begin() + 1000));
 }
 
 TEST(Initialization, DependsOnNameAndExpertAndHasTheStatedDeviation) {

@@ -16,9 +16,21 @@
 namespace flanmoe {
 namespace {
 
+/// fp32 elements as large as the sums that the homes of matrices with several owners receive (optimizer/README.md).
+void add_sums_at_homes(const ParameterStore& store, Placement placement, std::vector<std::int64_t>& elements) {
+  const ParameterUnit* home = nullptr;
+  for (const ParameterUnit& unit : store.units(placement)) {
+    const ParameterSpec& spec = store.specs()[std::size_t(unit.parameter)];
+    if (unit.first_row == 0) home = &unit;
+    if (unit.rows == spec.rows) continue;
+    const std::int64_t blocks = unit.first_row == 0 ? spec.blocks() : 0;
+    elements[std::size_t(home->owner)] += 2 * (blocks + 1) * (spec.cols + 2);  // fp64; totals for every owner
+  }
+}
+
 /// Ranks of which one is the fullest: of few, any; of many, those that own the largest segments of gradients or, with
-/// what is frozen, the most elements, and the first and the last.
-std::set<int> candidates(const ParameterStore& store, int ranks, int expert) {
+/// what is frozen and sums, the most elements, and the first and the last.
+std::set<int> candidates(const ParameterStore& store, bool adafactor, int ranks, int expert) {
   constexpr int few = 8;
   std::set<int> all;
   for (int rank = 0; rank < std::min(ranks, few); ++rank) all.insert(rank);
@@ -30,8 +42,9 @@ std::set<int> candidates(const ParameterStore& store, int ranks, int expert) {
     std::vector<std::int64_t> sizes = store.segment_sizes(placement);
     all.insert(int(std::max_element(sizes.begin(), sizes.end()) - sizes.begin()) * step);
     for (const ParameterUnit& unit : store.frozen_units(placement)) {
-      sizes[std::size_t(unit.owner)] += store.specs()[std::size_t(unit.parameter)].matrix_size();
+      sizes[std::size_t(unit.owner)] += unit.rows * store.specs()[std::size_t(unit.parameter)].cols;
     }
+    if (adafactor) add_sums_at_homes(store, placement, sizes);
     for (int rank = 0; rank < ranks; ++rank) owned[std::size_t(rank)] += sizes[std::size_t(rank / step)];
   }
   all.insert(int(std::max_element(owned.begin(), owned.end()) - owned.begin()));
@@ -168,7 +181,7 @@ LayoutPlan plan_layout(const Deck& deck_in, int ranks, int expert, const Machine
   LayoutPlan plan;
   plan.ranks = ranks;
   plan.expert = expert;
-  for (const int rank : candidates(parameters, ranks, expert)) {
+  for (const int rank : candidates(parameters, deck.optimizer.name == "adafactor", ranks, expert)) {
     const ProcessGrid grid(ranks, rank, expert);
     const Communicators communicators = Communicators::imagined(grid);
     const Trainer trainer(deck, grid, communicators);  // measures its arenas and takes nothing

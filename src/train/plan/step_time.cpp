@@ -135,16 +135,13 @@ void Estimate::optimizer(const ParameterStore& store) {
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     for (const ParameterUnit& unit : store.units(placement)) {
       const ParameterSpec& spec = store.specs()[std::size_t(unit.parameter)];
-      all += double(spec.matrix_size());
+      const auto elements = double(unit.rows * spec.cols);
+      all += elements;
       if (unit.owner != store.replica_rank(placement)) continue;
-      const bool matrix = std::min(spec.rows, spec.cols) > 1;
-      const bool factored = placement == Placement::expert
-                                ? matrix
-                                : matrix && std::min(spec.rows, spec.cols) >= deck_.optimizer.factor_threshold;
-      const Stream update = deck_.optimizer.name == "adamw" ? Stream::adamw
-                            : factored                      ? Stream::factored
-                                                            : Stream::unfactored;
-      stream(Part::optimizer, update, double(spec.matrix_size()));
+      const Stream update = deck_.optimizer.name == "adamw"                   ? Stream::adamw
+                            : spec.factored(deck_.optimizer.factor_threshold) ? Stream::factored
+                                                                              : Stream::unfactored;
+      stream(Part::optimizer, update, elements);
     }
   }
   stream(Part::optimizer, Stream::publish, all);
@@ -167,13 +164,13 @@ double Estimate::seconds_of(const CollectiveCount& count, double ranks, double n
 
 void Estimate::communication(const ParameterStore& store, const StepTraffic& traffic, double copies_of_plan,
                              double copies) {
-  const auto group = [&](const Traffic& counts, double ranks, double stride) {
+  const auto group = [&](const Traffic& counts, double ranks, double stride, bool routes) {
     const double near = share_near(ranks, stride);
     for (std::size_t i = 0; i < counts.kinds.size(); ++i) {
       CollectiveCount count = counts.kinds[i];
       const auto kind = CollectiveKind(i);
       const double others = ranks - 1;
-      if (kind == CollectiveKind::all_to_all_rows && copies_of_plan > 0) {
+      if (routes && kind == CollectiveKind::all_to_all_rows && copies_of_plan > 0) {
         count.bytes = std::uint64_t(double(count.bytes) * copies / copies_of_plan);
       }
       // What everybody gets passes every rank; gathers and sums need as many rounds as the ranks have binary digits.
@@ -185,9 +182,9 @@ void Estimate::communication(const ParameterStore& store, const StepTraffic& tra
       time[Part::communication] += seconds_of(count, ranks, near);
     }
   };
-  group(traffic.world, grid_.world_size(), 1);
-  group(traffic.data, grid_.data_size(), grid_.expert_size());
-  group(traffic.expert, grid_.expert_size(), 1);
+  group(traffic.world, grid_.world_size(), 1, false);
+  group(traffic.data, grid_.data_size(), grid_.expert_size(), false);
+  group(traffic.expert, grid_.expert_size(), 1, true);
   for (const Placement placement : {Placement::dense, Placement::expert}) {  // sums of what others sent
     const int ranks = store.replica_size(placement);
     if (ranks == 1) continue;

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "moe/routing.hpp"
+#include "optimizer/piece_exchange.hpp"
 #include "train/trainer.hpp"
 
 namespace flanmoe {
@@ -36,6 +37,20 @@ void route(const Deck& deck, const ParameterStore& store, bool encoder, const Ra
       expert_group.all_to_all<std::int64_t>(counts, copies);
       for (std::int64_t move = 0; move < moves; ++move) expert_group.all_to_all_rows(send, to, send, to);
     }
+  }
+}
+
+/// Of the matrices with several owners; see BlockUpdates.
+void exchange_sums(const Communicator& replicas, const ParameterStore& store, const PieceExchange& exchange) {
+  if (!exchange.needed()) return;
+  const auto width = [&](int parameter) { return parameter < 0 ? 0 : store.specs()[std::size_t(parameter)].cols + 2; };
+  const std::int64_t home_width = width(exchange.home_parameter()), guest_width = width(exchange.guest_parameter());
+  for (const bool of_update : {false, true}) {
+    const std::int64_t home = of_update ? 1 : home_width, guest = of_update ? 1 : guest_width;
+    exchange.gather(replicas, not_there(DType::f64, exchange.home_blocks(), home),
+                    not_there(DType::f64, exchange.guest_blocks(), guest));
+    exchange.spread(replicas, not_there(DType::f64, 1 + exchange.guests(), home),
+                    not_there(DType::f64, exchange.guest_blocks() > 0 ? 1 : 0, guest));
   }
 }
 
@@ -106,10 +121,15 @@ StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const Parame
     const Tensor work = not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate));
     replicas(placement).reduce_scatter_tree(flat(placement), sizes, work);
   }
-  std::size_t matrices = 0;
-  for (const ParameterSpec& spec : store.specs()) matrices += std::size_t(spec.experts);
-  numbers.resize(matrices);
+  std::size_t squares = 0;
+  for (const ParameterSpec& spec : store.specs()) squares += std::size_t(spec.experts * spec.blocks());
+  numbers.resize(squares);
   ranks.world.all_reduce(std::span(numbers), ReduceOp::sum);
+  if (deck.optimizer.name == "adafactor") {
+    for (const Placement placement : {Placement::dense, Placement::expert}) {
+      exchange_sums(replicas(placement), store, PieceExchange(store, placement));
+    }
+  }
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     if (store.replica_size(placement) > 1) {
       replicas(placement).all_gather_segments(flat(placement), store.segment_sizes(placement));
