@@ -94,7 +94,13 @@ void expect_no_allocation(const Communicator& world, Deck deck) {
 
 TEST(SteadyState, AStepAllocatesNothing) {
   const Communicator world = Communicator::world();
-  for (Deck deck : {testing::tiny_deck(true), testing::tiny_palm(true, "prefix")}) expect_no_allocation(world, deck);
+  Deck split = testing::tiny_deck(true);
+  split.model.hidden = 48;
+  split.optimizer.factor_threshold = 4;
+  split.optimizer.split_above = 100;
+  for (const Deck& deck : {testing::tiny_deck(true), testing::tiny_palm(true, "prefix"), split}) {
+    expect_no_allocation(world, deck);
+  }
 }
 
 }  // namespace

@@ -24,11 +24,11 @@ class Upcycle : public testing::Test {
   static void TearDownTestSuite() { workplace_.reset(); }
   static std::string dir(const std::string& name) { return workplace_->path(name); }
   static Words command(const std::string& name, const Words& more = {}) {
-    return with(
-        smoke(shard_, dir(name),
-              {"--run.stage=finetune", "--run.steps=20", "--optimizer.name=adamw", "--optimizer.schedule=constant",
-               "--optimizer.learning_rate=0.003", "--optimizer.warmup_steps=1", "--checkpoint.every=0"}),
-        more);
+    return with(smoke(shard_, dir(name),
+                      {"--run.stage=finetune", "--run.steps=20", "--optimizer.name=adamw",
+                       "--optimizer.schedule=constant", "--optimizer.learning_rate=0.003", "--optimizer.warmup_steps=1",
+                       "--optimizer.split_above=256", "--checkpoint.every=0"}),
+                more);
   }
   static Words sparse(const std::string& name, const Words& more = {}) {
     return with(command(name, {"--run.init_from=" + dir("dense"), "--run.upcycle=true", "--moe.capacity_factor=0"}),

@@ -221,6 +221,32 @@ TEST(Plan, LargestModelsOfThePaperOnManyRanks) {
   }
 }
 
+TEST(Plan, OptimizerStateOfTheLargestModelsShrinksWithTheRanks) {
+  for (const auto& [name, expert] : {std::pair{"st_moe_32b.ini", 64}, {"t5_1_1_xxl.ini", 1}}) {
+    Deck deck = parse_deck(paper(name), {"--batch.rows=16384", "--batch.microbatch_rows=1", "--moe.group_rows=1"});
+    deck.parallel.expert = expert;
+    std::int64_t largest = 0;  // elements of a block or of a matrix that stays whole
+    for (const ParameterSpec& spec : training_parameters(deck)) {
+      largest = std::max(largest, (spec.block_rows > 0 ? spec.block_rows : spec.rows) * spec.cols);
+    }
+    for (const int ranks : {512, 16384}) {
+      std::int64_t share = 0;  // elements
+      const ParameterStore store(training_parameters(deck), ProcessGrid(ranks, 0, expert).coordinates(), DType::bf16);
+      for (const Placement placement : {Placement::dense, Placement::expert}) {
+        const auto& sizes = store.segment_sizes(placement);
+        share += std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}) / store.replica_size(placement);
+        EXPECT_LE(*std::max_element(sizes.begin(), sizes.end()), share + largest);
+      }
+      const LayoutPlan plan = plan_layout(deck, ranks, expert, nullptr);
+      const auto state = std::find_if(plan.arenas.begin(), plan.arenas.end(),
+                                      [](const ArenaSize& arena) { return arena.name == "optimizer state"; });
+      ASSERT_NE(state, plan.arenas.end());
+      // fp32 masters and their factors; messages of the sum of gradients; sums of the blocks of one matrix at home.
+      EXPECT_LE(double(state->bytes), 4.04 * double(share + 2 * largest) + (40 << 20)) << name << " on " << ranks;
+    }
+  }
+}
+
 TEST(Plan, SaysWhatItAssumesOfThreadsAndNodes) {
   const TemporaryFolder folder;
   Machine machine = machine_of_speed(1e11, 1e10);
