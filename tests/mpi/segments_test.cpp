@@ -142,7 +142,7 @@ TYPED_TEST(Segments, SumsDoNotDependOnTheSizeOfMessages) {
   const Communicator world = Communicator::world();
   const std::vector<std::int64_t> sizes = uneven_sizes(world.size());
   const std::int64_t total = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-  for (const std::int64_t piece : {1, 50, 2000}) {
+  for (const std::int64_t piece : {70, 2000}) {  // shorter than segments, and longer
     std::vector<T> flat = contributions<T>(world.rank(), total);
     std::vector<T> work(std::size_t(world.size() * piece));
     ASSERT_EQ(detail::reduce_in_pieces(world.raw(), flat.data(), sizes, world.rank(), work.data(), piece), MPI_SUCCESS);
