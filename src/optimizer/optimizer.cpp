@@ -21,13 +21,24 @@ Tensor rows_of(const Tensor& matrix, const ParameterUnit& unit) { return matrix.
 }  // namespace
 
 struct Optimizer::State {
+  State(const OptimizerDeck& optimizer, ParameterStore& parameters, const Communicators& ranks, const Kernels& device,
+        const KernelContext& of_state, std::uint64_t seed_of_run)
+      : deck(optimizer),
+        store(parameters),
+        communicators(ranks),
+        kernels(device),
+        context(of_state),
+        seed(seed_of_run),
+        adafactor(optimizer.name == "adafactor"),
+        block_updates(parameters, ranks, device) {}
+
   const OptimizerDeck deck;
   ParameterStore& store;
   const Communicators& communicators;
   const Kernels& kernels;
   KernelContext context;  // of the state; for moves to the host and back
-  std::uint64_t seed = 0;
-  bool adafactor = false;
+  const std::uint64_t seed;
+  const bool adafactor;
   std::vector<OwnedUnit> owned;   // trained; dense, then expert; by parameter inside a placement
   std::vector<OwnedUnit> blocks;  // the same, of those that Adafactor updates block by block
   std::vector<OwnedUnit> frozen;  // the same of what is frozen: masters only
@@ -78,25 +89,7 @@ struct Optimizer::State {
 
 Optimizer::Optimizer(const OptimizerDeck& deck, ParameterStore& store, const Communicators& communicators,
                      const Kernels& kernels, KernelContext context, std::uint64_t seed)
-    : state_(std::make_unique<State>(State{deck,
-                                           store,
-                                           communicators,
-                                           kernels,
-                                           context,
-                                           seed,
-                                           deck.name == "adafactor",
-                                           {},
-                                           {},
-                                           {},
-                                           BlockUpdates(store, communicators, kernels),
-                                           {},
-                                           {},
-                                           {},
-                                           {},
-                                           {},
-                                           {},
-                                           {},
-                                           {}})) {
+    : state_(std::make_unique<State>(deck, store, communicators, kernels, context, seed)) {
   State& s = *state_;
   FLANMOE_EXPECT(deck.name == "adafactor" || deck.name == "adamw", "optimizer.name = {}", deck.name);
   for (const Placement placement : kPlacements) {
