@@ -92,8 +92,8 @@ TEST_F(GpuCheck, ReportsWhatPassedAndOnWhat) {
   EXPECT_EQ(r.at("cuda"), "9.8");
   EXPECT_EQ(r.at("benchmark").at("roof"), 1);
   for (const char* name :
-       {"build", "kernel tests", "collectives", "data", "smoke deck fp32", "smoke deck bf16", "compute-sanitizer memcheck",
-        "compute-sanitizer racecheck", "compute-sanitizer synccheck", "benchmark"}) {
+       {"build", "kernel tests", "collectives", "data", "smoke deck fp32", "smoke deck bf16",
+        "compute-sanitizer memcheck", "compute-sanitizer racecheck", "compute-sanitizer synccheck", "benchmark"}) {
     EXPECT_EQ(r.at("steps").at(name), "passed") << name;
   }
   const std::string page = text_of(workplace_.path("results/report.md"));
