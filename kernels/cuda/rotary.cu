@@ -7,18 +7,25 @@
 namespace flanmoe::cuda {
 namespace {
 
-/// Made by the host, once: in double, since an angle is up to the longest sequence, in radians.
+/// Made by the host: in double, since an angle is up to the longest sequence, in radians, and a GPU's sine of such
+/// angles takes memory. One copy, where rows lie behind one another.
 void table(KernelContext& context, const Tensor& table_PK, double base) {
   expect_matrix(table_PK, DType::f32, table_PK.rows, table_PK.cols, "table");
-  const std::int64_t half = table_PK.cols / 2;
-  std::vector<float> row(std::size_t(table_PK.cols), 0.0F);
+  const std::int64_t cols = table_PK.cols, half = cols / 2;
+  std::vector<double> frequency(static_cast<std::size_t>(half));
+  for (std::int64_t i = 0; i < half; ++i) frequency[std::size_t(i)] = std::pow(base, -double(i) / double(half));
+  std::vector<float> values(std::size_t(table_PK.size()), 0.0F);
   for (std::int64_t p = 0; p < table_PK.rows; ++p) {
     for (std::int64_t i = 0; i < half; ++i) {
-      const double angle = double(p) * std::pow(base, -double(i) / double(half));
-      row[std::size_t(i)] = float(std::cos(angle));
-      row[std::size_t(half + i)] = float(std::sin(angle));
+      const double angle = double(p) * frequency[std::size_t(i)];
+      values[std::size_t(p * cols + i)] = float(std::cos(angle));
+      values[std::size_t(p * cols + half + i)] = float(std::sin(angle));
     }
-    context.staging->upload(stream_of(context), table_PK.row<float>(p), row.data(), row.size() * sizeof(float));
+  }
+  const std::int64_t rows_at_once = table_PK.contiguous() ? table_PK.rows : 1;
+  for (std::int64_t p = 0; p < table_PK.rows; p += rows_at_once) {
+    context.staging->upload(stream_of(context), table_PK.row<float>(p), values.data() + p * cols,
+                            std::size_t(rows_at_once * cols) * sizeof(float));
   }
 }
 
