@@ -1,6 +1,9 @@
 // Logits, cross-entropy and output z-loss in one operation, chunk by chunk, so that T x V logits never exist.
 #pragma once
 
+#include <cstdint>
+#include <span>
+
 #include "kernels/context.hpp"
 #include "kernels/matmul.hpp"
 #include "tensor/tensor.hpp"
@@ -14,6 +17,9 @@ struct CrossEntropyShape {
   double gradient_scale = 1.0;            // 1 / (global number of target tokens): multiplies both gradients
   std::int64_t chunk_rows = 256;          // tokens whose logits exist at one time
   float beta = 1.0F;                      // what is left of dw: 1 adds to it, 0 never reads it
+  /// Boundaries of a power of two of leaves of the tokens, ascending from 0 to T: dw is the sum of those of the leaves
+  /// along one binary tree. Several leaves must fit into one chunk; empty: one leaf.
+  std::span<const std::int64_t> leaves = {};
 };
 
 struct CrossEntropyKernels {

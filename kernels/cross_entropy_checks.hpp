@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cross_entropy.hpp"
+#include "kernels/matmul_checks.hpp"
 
 namespace flanmoe {
 
@@ -29,6 +30,11 @@ inline void check_cross_entropy(const Tensor& nll_T, const Tensor& z_T, const Te
                  name_of(x_TD.dtype));
   FLANMOE_EXPECT(shape.chunk_rows > 0, "chunks of {} rows", shape.chunk_rows);
   FLANMOE_EXPECT(shape.beta == 0.0F || shape.beta == 1.0F, "beta is {}, not 0 or 1", shape.beta);
+  if (shape.leaves.size() > 2) {
+    expect_leaves(shape.leaves, 1, x_TD.rows);
+    FLANMOE_EXPECT(x_TD.rows <= shape.chunk_rows, "{} tokens in {} leaves, more than the {} of a chunk", x_TD.rows,
+                   shape.leaves.size() - 1, shape.chunk_rows);
+  }
   if (dx_TD.absent()) return;
   FLANMOE_EXPECT(dx_TD.rows == x_TD.rows && dx_TD.cols == x_TD.cols && dx_TD.dtype == x_TD.dtype,
                  "dx {} x {} of {} for x {} x {}", dx_TD.rows, dx_TD.cols, name_of(dx_TD.dtype), x_TD.rows, x_TD.cols);

@@ -26,6 +26,9 @@ struct MatmulKernels {
   /// For every group g: dw[g] = x rows(g)^T . dy rows(g) + beta*dw[g].  x, dy: C.  dw is given as one fp32 (A) matrix
   /// per group, since gradients of experts need not be adjacent. beta 0 or 1; 0 never reads dw, and an empty group's is
   /// 0.
+  /// `first` has groups * leaves + 1 entries, ascending from 0 to R: the rows of a group are cut into leaves, the same
+  /// power of two of them for each. The product of a leaf has the same bits whatever the others hold, and they are
+  /// added along one binary tree.
   void (*grouped_weight_gradient)(KernelContext&, std::span<const Tensor> dw_KN, const Tensor& x_RK,
                                   const Tensor& dy_RN, std::span<const std::int64_t> first, float beta);
 

@@ -1,6 +1,8 @@
 // Checks of the operands of matrix products, the same for every device.
 #pragma once
 
+#include <bit>
+
 #include "kernels/matmul.hpp"
 
 namespace flanmoe {
@@ -37,6 +39,16 @@ inline void expect_groups(std::span<const std::int64_t> first, std::int64_t grou
   for (std::size_t g = 0; g + 1 < first.size(); ++g) {
     FLANMOE_EXPECT(first[g] <= first[g + 1], "group {} begins at row {} and ends at {}", g, first[g], first[g + 1]);
   }
+}
+
+/// Boundaries of the leaves of `sums` sums, one sum after the other; returns the leaves of each, a power of two.
+inline std::int64_t expect_leaves(std::span<const std::int64_t> first, std::int64_t sums, std::int64_t rows) {
+  const std::int64_t parts = std::int64_t(first.size()) - 1;
+  const std::int64_t leaves = sums == 0 ? 1 : parts / sums;
+  FLANMOE_EXPECT(parts == leaves * sums && (sums == 0 || std::has_single_bit(std::uint64_t(leaves))),
+                 "{} boundaries do not cut {} sums into a power of two of leaves each", first.size(), sums);
+  expect_groups(first, leaves * sums, rows);
+  return leaves;
 }
 
 }  // namespace flanmoe

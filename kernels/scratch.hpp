@@ -17,6 +17,8 @@ class ScratchScope {
   T* take(std::int64_t count) {
     return arena_.allocate(dtype_of<T>::value, 1, count).template as<T>();
   }
+  /// The same in bytes.
+  void* take_bytes(std::size_t count) { return take<std::int32_t>(std::int64_t(count + 3) / 4); }
 
  private:
   Arena& arena_;

@@ -68,6 +68,13 @@ class Workbench {
   Tensor done_;  // what the host waits for
 };
 
+/// Boundaries of so many equal parts of [0, rows).
+inline std::vector<std::int64_t> even_cuts(std::int64_t rows, std::int64_t parts) {
+  std::vector<std::int64_t> first;
+  for (std::int64_t i = 0; i <= parts; ++i) first.push_back(rows * i / parts);
+  return first;
+}
+
 struct Section {
   std::string key;    // of the list in the JSON file: "operations" or "steps"
   std::string title;  // printed above the table

@@ -73,9 +73,18 @@ struct Experts {
     k.activation.relu_backward(context, dh_RF, dh_RF, h_RF);
     k.matmul.grouped(context, dx_RD, dh_RF, w_in_eDF, Transpose::yes, first);
   }
-  void backward_weights() {
-    k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, first, 0.0F);
-    k.matmul.grouped_weight_gradient(context, dw_in, x_RD, dh_RF, first, 0.0F);
+  void backward_weights(const std::vector<std::int64_t>& cut) {
+    k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, cut, 0.0F);
+    k.matmul.grouped_weight_gradient(context, dw_in, x_RD, dh_RF, cut, 0.0F);
+  }
+  /// The rows of each expert in so many leaves.
+  std::vector<std::int64_t> in_leaves(std::int64_t leaves) const {
+    std::vector<std::int64_t> cut(1, 0);
+    for (std::size_t e = 0; e + 1 < first.size(); ++e) {
+      const std::vector<std::int64_t> parts = even_cuts(first[e + 1] - first[e], leaves);
+      for (std::size_t leaf = 1; leaf < parts.size(); ++leaf) cut.push_back(first[e] + parts[leaf]);
+    }
+    return cut;
   }
 
   const Kernels& k;
@@ -105,11 +114,13 @@ void measure(const Subject& subject, DType dtype, std::int64_t count, int top_k,
   };
   add("expert FFN forward", 2, [&] { experts.forward(); });
   add("expert FFN backward, inputs", 2, [&] { experts.backward_inputs(); });
-  add("expert FFN backward, weights", 2, [&] { experts.backward_weights(); });
+  const std::vector<std::int64_t> cut = experts.in_leaves(8);
+  add("expert FFN backward, weights", 2, [&] { experts.backward_weights(first); });
+  add("expert FFN backward, weights, 8 leaves", 2, [&] { experts.backward_weights(cut); });
   add("expert FFN forward + backward", 6, [&] {
     experts.forward();
     experts.backward_inputs();
-    experts.backward_weights();
+    experts.backward_weights(first);
   });
 }
 

@@ -79,7 +79,7 @@ void measure_layers(Collector& m) {
   const Tensor table = m.bench.tensor(m.dtype, words, width), dtable = m.bench.tensor(DType::f32, words, width);
   const Tensor ids = m.bench.indices(tokens, 1, words);
   m.add("embedding forward", {x, y}, [&] { k.embedding.forward(context, x, table, ids); });
-  m.add("embedding backward", {x, x, x}, [&] { k.embedding.backward(context, dtable, x, ids); });
+  m.add("embedding backward", {x, x, x}, [&] { k.embedding.backward(context, dtable, x, ids, {}); });
 }
 
 void measure_routing(Collector& m) {

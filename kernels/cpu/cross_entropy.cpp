@@ -86,11 +86,10 @@ void chunk_gradients(KernelContext& context, const Operands& o, const Tensor& dl
   const double scale = o.shape.logit_scale;
   multiply(context, describe(dx, dlogit, false, o.w, !o.tied(), scale, false));
   if (o.dw.absent()) return;
-  if (o.tied()) {
-    multiply(context, describe(o.dw, dlogit, true, x, false, scale, add));
-  } else {
-    multiply(context, describe(o.dw, x, true, dlogit, false, scale, add));
-  }
+  Product product = o.tied() ? describe(o.dw, dlogit, true, x, false, scale, add)
+                             : describe(o.dw, x, true, dlogit, false, scale, add);
+  product.leaves = o.shape.leaves;  // which are of this chunk, if there are several
+  multiply(context, product);
 }
 
 void chunk(KernelContext& context, const Operands& o, const Tensor& logits, std::int64_t first) {

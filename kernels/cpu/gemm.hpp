@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.hpp"
 #include "kernels/matmul_checks.hpp"
@@ -16,6 +17,10 @@ struct Product {
   float alpha = 1.0F;
   bool accumulate = false;  // needs an fp32 y
   ProductSize size;
+  /// Boundaries of the leaves of the depth, ascending; from one to the next as far as in a and b. A power of two of
+  /// leaves: the product of each is computed by itself, as it would be alone, and their sum goes along one binary tree.
+  /// Empty: the depth is one leaf. Needs an fp32 y.
+  std::span<const std::int64_t> leaves = {};
 };
 
 /// One product, by all threads.

@@ -49,18 +49,20 @@ void grouped_weight_gradient(KernelContext& context, std::span<const Tensor> dw_
                              const Tensor& dy_RN, std::span<const std::int64_t> first, float beta) {
   FLANMOE_EXPECT(beta == 0.0F || beta == 1.0F, "beta is {}, not 0 or 1", beta);
   const auto groups = std::int64_t(dw_KN.size());
-  expect_groups(first, groups, x_RK.rows);
-  const auto of_group = [&](std::int64_t g) {
-    const std::int64_t begin = first[std::size_t(g)];
-    const std::int64_t count = first[std::size_t(g) + 1] - begin;
-    return describe(dw_KN[std::size_t(g)], x_RK.slice_rows(begin, count), Transpose::yes,
-                    dy_RN.slice_rows(begin, count), Transpose::no, beta == 1.0F);
+  const std::int64_t leaves = expect_leaves(first, groups, x_RK.rows);
+  const auto product_of = [&](std::int64_t g) {
+    const auto of_group = first.subspan(std::size_t(g * leaves), std::size_t(leaves) + 1);
+    const std::int64_t begin = of_group.front(), count = of_group.back() - begin;
+    Product product = describe(dw_KN[std::size_t(g)], x_RK.slice_rows(begin, count), Transpose::yes,
+                               dy_RN.slice_rows(begin, count), Transpose::no, beta == 1.0F);
+    product.leaves = of_group;
+    return product;
   };
   // With many groups no thread waits for another: packing for oneself costs less than two barriers a group.
-  if (groups >= kGroupsOfThread * omp_get_max_threads()) {
-    multiply_side_by_side(context, groups, of_group);
+  if (leaves == 1 && groups >= kGroupsOfThread * omp_get_max_threads()) {
+    multiply_side_by_side(context, groups, product_of);
   } else {
-    multiply_in_turn(context, groups, of_group);
+    multiply_in_turn(context, groups, product_of);
   }
 }
 

@@ -134,6 +134,7 @@ void forward_backward(KernelContext& context, const Tensor& nll_T, const Tensor&
                       const Tensor& dx_TD, const Tensor& dw, const Tensor& x_TD, const Tensor& w,
                       const Tensor& target_T, const CrossEntropyShape& shape) {
   check_cross_entropy(nll_T, z_T, hit_T, dx_TD, dw, x_TD, w, target_T, shape);
+  FLANMOE_EXPECT(shape.leaves.size() <= 2, "loss: gradients in leaves are not computed on GPUs");
   if (x_TD.rows == 0) {
     if (!dx_TD.absent() && !dw.absent() && shape.beta == 0) elementwise_kernels.zero(context, dw);
     return;

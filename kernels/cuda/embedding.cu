@@ -73,7 +73,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void backward(KernelContext& context, const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& ids_T) {
+void backward(KernelContext& context, const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& ids_T,
+              std::span<const std::int64_t> leaves) {
+  FLANMOE_EXPECT(leaves.size() <= 2, "embedding: gradients in leaves are not computed on GPUs");
   expect_matrix(ids_T, DType::i32, dy_TD.rows, 1, "ids");
   expect_matrix(dtable_VD, DType::f32, dtable_VD.rows, dy_TD.cols, "dtable");
   expect_matrix(dy_TD, DType::f32, dy_TD.rows, dy_TD.cols, "dy");
@@ -82,8 +84,10 @@ void backward(KernelContext& context, const Tensor& dtable_VD, const Tensor& dy_
          elements<const std::int32_t>(ids_T), dy_TD.rows, dy_TD.cols);
 }
 
+std::size_t scratch_bytes(std::int64_t /*tokens*/) { return 0; }
+
 }  // namespace
 
-const EmbeddingKernels embedding_kernels = {forward, backward};
+const EmbeddingKernels embedding_kernels = {forward, backward, scratch_bytes};
 
 }  // namespace flanmoe::cuda

@@ -173,7 +173,8 @@ void grouped(KernelContext& context, const Tensor& y_RN, const Tensor& x_RK, con
 /// One product a group: their depths differ, and cuBLAS has no grouped product of bf16 into fp32.
 void grouped_weight_gradient(KernelContext& context, std::span<const Tensor> dw_KN, const Tensor& x_RK,
                              const Tensor& dy_RN, std::span<const std::int64_t> first, float beta) {
-  expect_groups(first, std::int64_t(dw_KN.size()), x_RK.rows);
+  FLANMOE_EXPECT(expect_leaves(first, std::int64_t(dw_KN.size()), x_RK.rows) == 1,
+                 "products: weight gradients in leaves are not computed on GPUs");
   for (std::size_t g = 0; g < dw_KN.size(); ++g) {
     const std::int64_t count = first[g + 1] - first[g];
     product(context, dw_KN[g], x_RK.slice_rows(first[g], count), Transpose::yes, dy_RN.slice_rows(first[g], count),

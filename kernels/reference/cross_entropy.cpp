@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "kernels/cross_entropy_checks.hpp"
@@ -14,6 +15,32 @@ struct Operands {
   const Tensor &nll_T, &z_T, &hit_T, &dx_TD, &dw, &x_TD, &w, &target_T;
 };
 
+/// The gradient of a weight, leaf by leaf: each is rounded, then neighbours are added, then pairs of neighbours.
+template <class A>
+class LeafSums {
+ public:
+  explicit LeafSums(std::size_t size) : sum_(size) {}
+  std::vector<double>& sum() { return sum_; }  // of the leaf that is being summed
+  void end_leaf(double scale) {
+    auto& leaf = waiting_.emplace_back();
+    for (double& x : sum_) {
+      leaf.push_back(A(scale * x));
+      x = 0;
+    }
+    for (std::size_t n = ++leaves_; n % 2 == 0; n /= 2) {
+      const auto right = std::move(waiting_.back());
+      waiting_.pop_back();
+      for (std::size_t i = 0; i < right.size(); ++i) waiting_.back()[i] += right[i];
+    }
+  }
+  const std::vector<A>& all() const { return waiting_.front(); }
+
+ private:
+  std::size_t leaves_ = 0;
+  std::vector<double> sum_;
+  std::vector<std::vector<A>> waiting_;
+};
+
 template <class C, class A>
 void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
   const bool tied = shape.transpose_w == Transpose::yes;
@@ -23,9 +50,12 @@ void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
   const Matrix<A> nll(o.nll_T), z(o.z_T), hit(o.hit_T), dw(o.dw);
   const auto w_at = [&](std::int64_t d, std::int64_t v) { return tied ? w(v, d) : w(d, v); };
   std::vector<double> logit(static_cast<std::size_t>(V)), dlogit(logit.size());
-  std::vector<double> dw_sum(static_cast<std::size_t>(o.dx_TD.absent() || o.dw.absent() ? 0 : V * D));
+  LeafSums<A> dw_sums(static_cast<std::size_t>(o.dx_TD.absent() || o.dw.absent() ? 0 : V * D));
+  std::vector<double>& dw_sum = dw_sums.sum();
+  std::size_t leaf = 1;  // the next boundary
 
   for (std::int64_t t = 0; t < o.x_TD.rows; ++t) {
+    for (; leaf + 1 < shape.leaves.size() && shape.leaves[leaf] == t; ++leaf) dw_sums.end_leaf(shape.logit_scale);
     for (std::int64_t v = 0; v < V; ++v) {
       double sum = 0;
       for (std::int64_t d = 0; d < D; ++d) sum += x(t, d) * w_at(d, v);
@@ -56,10 +86,12 @@ void forward_backward_in(const Operands& o, const CrossEntropyShape& shape) {
       dx.set(t, d, shape.logit_scale * dx_sum);
     }
   }
+  // The last leaf, and those without tokens at the end; one where there are no boundaries.
+  for (; leaf < std::max<std::size_t>(2, shape.leaves.size()); ++leaf) dw_sums.end_leaf(shape.logit_scale);
   for (std::size_t i = 0; i < dw_sum.size(); ++i) {
     const std::int64_t row = std::int64_t(i) / o.dw.cols, col = std::int64_t(i) % o.dw.cols;
     const double before = shape.beta == 0.0F ? 0.0 : dw(row, col);
-    dw.set(row, col, before + shape.logit_scale * dw_sum[i]);
+    dw.set(row, col, before + double(dw_sums.all()[i]));
   }
 }
 

@@ -58,7 +58,6 @@ void check_rows(const Deck& deck, int world_size, Problems& problems) {
         world_size, batch.rows / world_size, batch.rows % world_size, nearest_multiples(batch.rows, world_size));
     return;
   }
-  if (uses_leaves(deck, world_size)) return;  // every microbatch is a leaf
   const std::int64_t rank_rows = batch.rows / world_size;
   const std::int64_t microbatch_rows = batch.microbatch_rows == 0 ? rank_rows : batch.microbatch_rows;
   if (rank_rows % microbatch_rows != 0) {
@@ -75,31 +74,11 @@ void check_rows(const Deck& deck, int world_size, Problems& problems) {
         deck.moe.group_rows, microbatch_rows % deck.moe.group_rows);
 }
 
-/// Rows of the batch -> leaves -> router groups, whatever the number of ranks.
 void check_leaves(const Deck& deck, Problems& problems) {
-  const std::int64_t leaves = deck.reduction.leaves, rows = deck.batch.rows;
-  if (leaves == 0) return;
-  if (!std::has_single_bit(std::uint64_t(leaves))) {
-    add(problems, "reduction.leaves = {}: expected a power of two, {} or {}, or 0", leaves,
-        std::bit_floor(std::uint64_t(leaves)), std::bit_ceil(std::uint64_t(leaves)));
-    return;
-  }
-  if (rows % leaves != 0) {
-    add(problems, "batch.rows = {} does not divide into reduction.leaves = {}: {} % {} = {}; nearest is {}", rows,
-        leaves, rows, leaves, rows % leaves, nearest_multiples(rows, leaves));
-    return;
-  }
-  if (deck.batch.microbatch_rows != 0 && deck.batch.microbatch_rows != rows / leaves)
-    add(problems,
-        "batch.microbatch_rows = {} with reduction.leaves = {}: a microbatch is a leaf of {} rows / {} leaves = {} "
-        "rows; "
-        "expected {} or 0",
-        deck.batch.microbatch_rows, leaves, rows, leaves, rows / leaves, rows / leaves);
-  if (is_sparse(deck) && rows / leaves % deck.moe.group_rows != 0)
-    add(problems,
-        "moe.group_rows = {} does not divide the rows of a leaf: {} rows / {} leaves = {} rows, and {} % {} = {}",
-        deck.moe.group_rows, rows, leaves, rows / leaves, rows / leaves, deck.moe.group_rows,
-        rows / leaves % deck.moe.group_rows);
+  const std::int64_t leaves = deck.reduction.leaves;
+  if (leaves == 0 || std::has_single_bit(std::uint64_t(leaves))) return;
+  add(problems, "reduction.leaves = {}: expected a power of two, {} or {}, or 0", leaves,
+      std::bit_floor(std::uint64_t(leaves)), std::bit_ceil(std::uint64_t(leaves)));
 }
 
 void check_layout(const Deck& deck, int world_size, Problems& problems) {
@@ -377,6 +356,25 @@ void check_faults(const FaultsDeck& faults, Problems& problems) {
 }
 
 }  // namespace
+
+std::int64_t leaves_of(const Deck& deck) {
+  const std::int64_t rows = deck.batch.rows, microbatch = deck.batch.microbatch_rows;
+  if (deck.run.device == "cuda") return 0;  // its kernels sum all tokens of a call together
+  for (std::int64_t leaves = deck.reduction.leaves; leaves > 1; leaves /= 2) {
+    if (rows % leaves != 0) continue;
+    const std::int64_t leaf = rows / leaves;
+    const bool groups = !is_sparse(deck) || leaf % deck.moe.group_rows == 0;
+    const bool microbatches =
+        microbatch == 0 || (microbatch % leaf == 0 && std::has_single_bit(std::uint64_t(microbatch / leaf)));
+    if (groups && microbatches) return leaves;
+  }
+  return 0;
+}
+
+bool uses_leaves(const Deck& deck, std::int64_t ranks) {
+  const std::int64_t leaves = leaves_of(deck);
+  return leaves > 0 && leaves % ranks == 0;
+}
 
 void check_deck(const Deck& deck, int world_size, const std::vector<std::string>& more) {
   FLANMOE_EXPECT(world_size >= 0, "{} ranks", world_size);

@@ -35,7 +35,7 @@ struct BatchDeck {
   std::int64_t target_length = 64;   // decoder tokens of a row
 };
 struct ReductionDeck {
-  std::int64_t leaves = 0;  // equal parts of the global batch, summed along one tree; 0: none
+  std::int64_t leaves = 8;  // most equal parts of the global batch that are summed along one tree; 0: none
 };
 struct ModelDeck {
   std::string family = "t5";      // t5 | palm
@@ -192,10 +192,13 @@ Deck parse_deck(const std::string& path, const std::vector<std::string>& overrid
 /// The same of a text; `name` stands for the file in messages.
 Deck parse_deck_text(const std::string& name, const std::string& text, const std::vector<std::string>& overrides);
 
-/// Whether reduction.leaves shapes the sums over a world of so many ranks, which must divide the leaves.
-inline bool uses_leaves(const Deck& deck, std::int64_t ranks) {
-  return deck.reduction.leaves > 0 && deck.reduction.leaves % ranks == 0;
-}
+/// Leaves of the global batch: equal parts of its rows that are summed along one tree. The largest power of two, up to
+/// reduction.leaves, for which a leaf holds whole rows and, in sparse models, whole groups of moe.group_rows, and for
+/// which batch.microbatch_rows, if given, is a power of two of leaves. 0 where that is fewer than two, and on GPUs,
+/// whose kernels know no leaves yet.
+std::int64_t leaves_of(const Deck& deck);
+/// Whether leaves shape the sums over a world of so many ranks, which must divide them.
+bool uses_leaves(const Deck& deck, std::int64_t ranks);
 
 /// Checks what depends on several keys and on the number of ranks: rows divide by ranks and microbatches, experts by
 /// the expert degree, the world by the expert degree, files exist. Throws UsageError listing all problems with the

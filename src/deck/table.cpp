@@ -97,9 +97,11 @@ void add_reduction(std::vector<Parameter>& table) {
   SectionRows rows(table, "reduction", &Deck::reduction);
   rows.number(
       "leaves", &ReductionDeck::leaves, at_least(0), "parts",
-      "Equal parts of the global batch, a power of two, each computed as one microbatch; their sums meet in one "
-      "fixed binary tree, so all rank counts that divide it train the same bits, with any parallel.expert; "
-      "others agree to rounding, as all do with 0.");
+      "Most equal parts of the global batch, a power of two, whose sums over tokens meet in one fixed binary tree: all "
+      "rank counts that divide them train the same bits, with any parallel.expert and batch.microbatch_rows; others "
+      "agree to rounding, as all do with 0. Halved until a part holds whole rows, whole groups of moe.group_rows, and "
+      "a microbatch is a power of two of parts; the run says how many it has. A rank with several microbatches keeps "
+      "more than one sum of gradients.");
 }
 
 void add_model(std::vector<Parameter>& table) {

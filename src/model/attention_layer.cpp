@@ -1,6 +1,7 @@
 #include "model/attention_layer.hpp"
 
 #include "base/timer.hpp"
+#include "moe/leaves.hpp"
 
 namespace flanmoe {
 namespace {
@@ -13,7 +14,31 @@ void drop_values(const LayerContext& c, const Tensor& v_TQ, const AttentionLayer
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, v_TQ, v_TQ, mask);
 }
 
+/// Segments [first, last).
+AttentionSegments some_segments(const AttentionSegments& all, std::int64_t first, std::int64_t last) {
+  const auto some = [=](std::span<const std::int32_t> list) {
+    return list.empty() ? list : list.subspan(std::size_t(first), std::size_t(last - first));
+  };
+  return {some(all.query_begin), some(all.query_count), some(all.key_begin), some(all.key_count), some(all.prefix)};
+}
+
 }  // namespace
+
+void norm_backward(const LayerContext& c, const Tensor& dx_TD, int norm_D, const Tensor& dy_TD, const Tensor& x_TD,
+                   const Tensor& rstd_T, const Side& side) {
+  const Tensor scale_D = c.weight(norm_D);
+  const Tensor dscale_D = c.gradient(norm_D);
+  if (dscale_D.absent()) {
+    c.norm().backward(c.context, dx_TD, {}, dy_TD, x_TD, rstd_T, scale_D);
+    return;
+  }
+  add_small_gradient(c, dscale_D, leaf_count(side.leaf_token), [&](std::int64_t leaf, const Tensor& sum) {
+    const std::int64_t first = side.leaf_token[std::size_t(leaf)];
+    const std::int64_t count = side.leaf_token[std::size_t(leaf) + 1] - first;
+    const auto rows = [=](const Tensor& t) { return t.slice_rows(first, count); };
+    c.norm().backward(c.context, rows(dx_TD), sum, rows(dy_TD), rows(x_TD), rows(rstd_T), scale_D);
+  });
+}
 
 void AttentionActivations::lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t tokens,
                                std::int64_t key_tokens) {
@@ -110,21 +135,32 @@ void attend_backward(const LayerContext& c, const Tensor& dsum_TD, const Tensor&
   const Tensor dk_TQ = first_rows(work.dk_TQ, key_tokens);
   const Tensor dv_TQ = first_rows(work.dv_TQ, key_tokens);
   // 3. Output projection.
-  add_weight_gradient(c, w.output_QD, out_TQ, dpart_TD);
+  add_weight_gradient(c, w.output_QD, out_TQ, dpart_TD, layer.queries->leaf_token);
   c.k.matmul.product(c.context, dout_TQ, dpart_TD, Transpose::no, c.weight(w.output_QD), Transpose::yes, 0.0F);
   // 2. Attention.
-  c.k.attention.backward(c.context, dq_TQ, dk_TQ, dv_TQ, dbias_HP, dout_TQ, first_rows(saved.q_TQ, tokens),
-                         first_rows(saved.k_TQ, key_tokens), first_rows(saved.v_TQ, key_tokens), layer.bias_HP, out_TQ,
-                         first_rows(saved.logsumexp_TH, tokens), *layer.segments, layer.shape);
+  const auto backward = [&](const Tensor& dbias, const AttentionSegments& segments) {
+    c.k.attention.backward(c.context, dq_TQ, dk_TQ, dv_TQ, dbias, dout_TQ, first_rows(saved.q_TQ, tokens),
+                           first_rows(saved.k_TQ, key_tokens), first_rows(saved.v_TQ, key_tokens), layer.bias_HP,
+                           out_TQ, first_rows(saved.logsumexp_TH, tokens), segments, layer.shape);
+  };
+  if (dbias_HP.absent()) {
+    backward({}, *layer.segments);
+  } else {
+    const std::vector<std::int64_t>& first = layer.queries->leaf_segment;
+    for (std::int64_t leaf = 0; leaf < dbias_HP.batch; ++leaf) {
+      const auto l = std::size_t(leaf);
+      backward(dbias_HP.matrix(leaf), some_segments(*layer.segments, first[l], first[l + 1]));
+    }
+  }
   if (!layer.rotary_PK.absent()) {
     c.k.rotary.backward(c.context, dq_TQ, layer.queries->segment_place_T, layer.rotary_PK);
     c.k.rotary.backward(c.context, dk_TQ, layer.keys->segment_place_T, layer.rotary_PK);
   }
   drop_values(c, dv_TQ, layer);
   // 1. Projections: to the input of the sublayer, and in cross attention to the encoder's output.
-  add_weight_gradient(c, w.query_DQ, y_TD, dq_TQ);
-  add_weight_gradient(c, w.key_DQ, source_TD, dk_TQ);
-  add_weight_gradient(c, w.value_DQ, source_TD, dv_TQ);
+  add_weight_gradient(c, w.query_DQ, y_TD, dq_TQ, layer.queries->leaf_token);
+  add_weight_gradient(c, w.key_DQ, source_TD, dk_TQ, layer.keys->leaf_token);
+  add_weight_gradient(c, w.value_DQ, source_TD, dv_TQ, layer.keys->leaf_token);
   c.k.matmul.product(c.context, dsum_TD, dq_TQ, Transpose::no, c.weight(w.query_DQ), Transpose::yes, 0.0F);
   const Tensor dtarget_TD = layer.source_TD.absent() ? dsum_TD : dsource_TD;
   if (dtarget_TD.absent()) return;  // nothing in the encoder is trained
@@ -146,8 +182,7 @@ void attention_sublayer_backward(const LayerContext& c, const Tensor& dx_TD, con
     dy_TD = first_rows(work.dy_TD, tokens);
     c.k.elementwise.convert(c.context, dy_TD, dsum_TD);
   }
-  c.norm().backward(c.context, dx_TD, c.gradient(w.norm_D), dy_TD, x_TD, first_rows(saved.rstd_T, tokens),
-                    c.weight(w.norm_D));
+  norm_backward(c, dx_TD, w.norm_D, dy_TD, x_TD, first_rows(saved.rstd_T, tokens), *layer.queries);
 }
 
 }  // namespace flanmoe

@@ -28,6 +28,10 @@ struct SublayerWork {
   void lay(Arena& arena, const ModelDeck& model, DType compute, std::int64_t tokens);
 };
 
+/// dx_TD (A) += , and the gradient of the norm's scale by the tokens of `side`, leaf by leaf.
+void norm_backward(const LayerContext&, const Tensor& dx_TD, int norm_D, const Tensor& dy_TD, const Tensor& x_TD,
+                   const Tensor& rstd_T, const Side& side);
+
 /// One attention sublayer. `source_TD` (C) is where keys and values come from: the normalised input itself (absent
 /// tensor) in self attention, the encoder's output in cross attention.
 struct AttentionLayer {
@@ -48,7 +52,8 @@ struct AttentionLayer {
 /// where layer.source_TD is absent.
 void attend(const LayerContext&, const Tensor& part_TD, AttentionActivations& saved, const Tensor& y_TD,
             const AttentionLayer& layer);
-/// dsum_TD (A, written): the gradient by y from dpart_TD (C). dsource_TD (A) += in cross attention; dbias_HP (A) +=.
+/// dsum_TD (A, written): the gradient by y from dpart_TD (C). dsource_TD (A) += in cross attention; dbias_HP (A; one
+/// matrix a leaf) +=.
 void attend_backward(const LayerContext&, const Tensor& dsum_TD, const Tensor& dsource_TD, const Tensor& dbias_HP,
                      SublayerWork& work, const Tensor& dpart_TD, const Tensor& y_TD, const AttentionActivations& saved,
                      const AttentionLayer& layer);

@@ -50,7 +50,8 @@ BatchLimits joined_limits(const BatchLimits& limits) {
           .encoder_tokens = 0,
           .decoder_tokens = limits.encoder_tokens + limits.decoder_tokens,
           .longest_input = 0,
-          .longest_target = limits.longest_input + limits.longest_target};
+          .longest_target = limits.longest_input + limits.longest_target,
+          .leaves = limits.leaves};
 }
 
 }  // namespace flanmoe

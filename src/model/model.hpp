@@ -35,6 +35,11 @@ double auxiliary_loss(const StepStatistics& statistics, const MoeDeck& moe);
 struct BatchLimits {
   std::int64_t rows = 0, encoder_tokens = 0, decoder_tokens = 0;
   std::int64_t longest_input = 0, longest_target = 0;  // of one segment
+  /// Above 0: every microbatch is so many equal parts, a power of two, over which gradients and losses are summed along
+  /// one binary tree. 0: sums have no particular order.
+  std::int64_t leaves = 0;
+
+  std::int64_t cut() const { return leaves > 0 ? leaves : 1; }  // parts of a microbatch
 };
 
 /// The parameters of a deck's model, in the order of the forward pass. Needs no MPI and no memory.

@@ -42,8 +42,12 @@ struct Model::State {
   JoinedBatch joined;               // decoder-only models: what decoder_side views
   Tensor joined_T, target_T;        // i32: room for JoinedBatch::place_T; for the targets
   Tensor nll_T, z_T, hit_T;         // A: per target token
-  Tensor loss_S;                    // f64: sums of the three
+  Tensor loss_LS;                   // f64: sums of the three, leaf by leaf
+  std::vector<double> losses_LS;    // the same on the host
   std::optional<HostRoom> on_host;  // of nll_T in evaluation, of logits in decoding
+  /// A: sums over leaves of the gradient of the logits' matrix that wait for their neighbours.
+  Tensor dlogits_waiting;
+  std::vector<std::int64_t> target_leaf, chunk_leaf;  // boundaries among the target tokens, and those of a chunk
   DecodingCache cache;
   BatchLimits limits;
   bool training = false;
@@ -62,8 +66,15 @@ struct Model::State {
   Tensor list(KernelContext& kernel, const Tensor& room, const std::vector<std::int32_t>& list) const {
     return list_on_device(kernel, kernels.transfer, room, list);
   }
+  /// Leaves whose target tokens make one chunk of logits.
+  std::int64_t chunk_leaves() const;
+  /// Losses of all targets, their gradient by the decoder's output, in target_gradient(), and by the logits' matrix.
+  void loss(const LayerContext& c, const PackedBatch& batch, const Tensor& decoded_TD);
   /// The decoder's output (C) for every target token, in buffers that the backward uses again.
   Tensor forward(const LayerContext& c, StepStatistics& statistics);
+  /// Adds the gradient of the embedding by what was looked up in it.
+  void add_lookups(const LayerContext& c, const Tensor& dx_TD, const Tensor& ids_T,
+                   const std::vector<std::int64_t>& leaves) const;
   /// From the gradient of what forward() returned, in target_gradient().
   void backward(const LayerContext& c);
   Tensor target_gradient(std::int64_t targets) const;
@@ -71,10 +82,10 @@ struct Model::State {
   void prepare(StepStatistics& statistics) const;
   /// Memory for decoding and scoring.
   void lay_evaluation(Arena& activations, const BatchLimits& most);
-  /// Sums of the first `tokens` entries of nll_T, z_T and hit_T, on the device.
-  void sum_losses(KernelContext& kernel, std::int64_t tokens) const;
+  /// Sums over nll_T, z_T and hit_T of the target tokens, leaf by leaf, on the device.
+  void sum_losses(KernelContext& kernel) const;
   /// Adds them to the statistics. Waits for the device.
-  void add_losses(KernelContext& kernel, StepStatistics& statistics, std::int64_t tokens) const;
+  void add_losses(KernelContext& kernel, StepStatistics& statistics);
 };
 
 /// Bytes of scratch that the kernels of one microbatch need.

@@ -28,8 +28,9 @@ void Stack::feed_forward_part(const LayerContext& c, const Tensor& part_TD, Stac
     return;
   }
   const std::array<std::int64_t, 2> first{0, side.tokens};
-  feed_forward(c, part_TD, saved.dense, y_TD,
-               {tensors_.layers[l].dense, first, feature_mask(c, side, site(l, kHidden)), Part::dense_ffn});
+  feed_forward(
+      c, part_TD, saved.dense, y_TD,
+      {tensors_.layers[l].dense, first, side.leaf_token, feature_mask(c, side, site(l, kHidden)), Part::dense_ffn});
 }
 
 void Stack::feed_forward_part_backward(const LayerContext& c, const Tensor& dy_TD, StackWork& work,
@@ -41,8 +42,9 @@ void Stack::feed_forward_part_backward(const LayerContext& c, const Tensor& dy_T
     return;
   }
   const std::array<std::int64_t, 2> first{0, side.tokens};
-  feed_forward_backward(c, dy_TD, work.dense, dpart_TD, y_TD, saved.dense,
-                        {tensors_.layers[l].dense, first, feature_mask(c, side, site(l, kHidden)), Part::dense_ffn});
+  feed_forward_backward(
+      c, dy_TD, work.dense, dpart_TD, y_TD, saved.dense,
+      {tensors_.layers[l].dense, first, side.leaf_token, feature_mask(c, side, site(l, kHidden)), Part::dense_ffn});
 }
 
 void Stack::parallel_layer(const LayerContext& c, const Tensor& x_out_TD, StackWork& work, const Side& side,
@@ -100,8 +102,7 @@ void Stack::parallel_block_backward(const LayerContext& c, StackWork& work, cons
     dy_TD = dffn_TD;
     c.k.elementwise.convert(c.context, dy_TD, dsum_TD);
   }
-  c.norm().backward(c.context, dx_TD, c.gradient(tensors.self.norm_D), dy_TD, rows(saved.x_self_TD),
-                    rows(saved.self.rstd_T), c.weight(tensors.self.norm_D));
+  norm_backward(c, dx_TD, tensors.self.norm_D, dy_TD, rows(saved.x_self_TD), rows(saved.self.rstd_T), side);
 }
 
 }  // namespace flanmoe

@@ -4,15 +4,16 @@
 
 namespace flanmoe {
 
-void Side::reserve(std::int64_t most_tokens, std::int64_t rows) {
+void Side::reserve(std::int64_t most_tokens, std::int64_t rows, std::int64_t leaves) {
   const auto count = std::size_t(most_tokens);
   row_T.reserve(count);
   for (auto* v : {&position_T, &shared_T, &place_T, &key_begin_S, &key_count_S}) v->reserve(count);
   groups.first_token.reserve(std::size_t(rows) + 1);
+  for (auto* v : {&leaf_token, &leaf_segment}) v->reserve(std::size_t(leaves) + 1);
 }
 
 void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t group_rows, std::int64_t step_rows,
-                std::int64_t step_tokens) {
+                std::int64_t step_tokens, std::int64_t leaves) {
   tokens = batch.tokens();
   self = {batch.segment_begin_S, batch.segment_count_S, batch.segment_begin_S, batch.segment_count_S};
   const std::int64_t rows = std::int64_t(batch.row_first.size()) - 1;
@@ -25,6 +26,14 @@ void Side::bind(const RaggedSide& batch, std::int64_t first_row, std::int64_t gr
     for (std::int64_t i = 0; i < count; ++i) position_T.push_back(std::int32_t(i));
     if ((r + 1) % group_rows == 0 || r + 1 == rows) groups.first_token.push_back(batch.row_first[std::size_t(r) + 1]);
   }
+  bind_leaves(leaf_token, batch.row_first, leaves);
+  groups.leaf_token = leaf_token;
+  leaf_segment.clear();
+  const auto& begin_S = batch.segment_begin_S;
+  for (const std::int64_t token : leaf_token) {
+    leaf_segment.push_back(std::lower_bound(begin_S.begin(), begin_S.end(), token) - begin_S.begin());
+  }
+  leaf_segment.back() = std::int64_t(begin_S.size());
   shared_T.assign(std::size_t(tokens), 0);
   groups.row_T = row_T;
   groups.position_T = position_T;
@@ -46,6 +55,16 @@ void Side::place(KernelContext& context, const TransferKernels& transfer, const 
 
 void SideRoom::lay(Arena& arena, const TransferKernels& transfer, std::int64_t tokens) {
   for (Tensor* t : {&ids_T, &place_T}) *t = list_room(transfer, arena, tokens);
+}
+
+void bind_leaves(std::vector<std::int64_t>& leaf_token, const std::vector<std::int64_t>& row_first,
+                 std::int64_t leaves) {
+  const std::int64_t rows = std::int64_t(row_first.size()) - 1;
+  FLANMOE_EXPECT(rows % leaves == 0, "{} rows in {} leaves", rows, leaves);
+  leaf_token.clear();
+  for (std::int64_t leaf = 0; leaf <= leaves; ++leaf) {
+    leaf_token.push_back(row_first[std::size_t(leaf * (rows / leaves))]);
+  }
 }
 
 void Side::bind_cross(const RaggedSide& decoder, const RaggedSide& encoder,

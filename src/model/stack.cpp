@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/timer.hpp"
+#include "moe/leaves.hpp"
 
 namespace flanmoe {
 namespace {
@@ -89,7 +90,8 @@ void Stack::lay(Arena& arena, DType compute, const BatchLimits& limits, bool tra
     }
     const bool extra = sparse && deck_.moe.extra_feed_forward;
     if (dense || extra) layer.dense.lay(arena, model, compute, tokens, model.hidden);
-    if (sparse) layer.moe.lay(arena, deck_, routing, compute, tokens, groups_limit(limits), rows, expert_ranks);
+    if (sparse)
+      layer.moe.lay(arena, deck_, routing, compute, tokens, groups_limit(limits), limits.cut(), rows, expert_ranks);
     if (!extra) return;
     layer.x_extra_TD = arena.allocate(a, tokens, model.width);
     layer.extra_rstd_T = arena.allocate(a, tokens, 1);
@@ -130,8 +132,8 @@ void Stack::lay_work(Arena& arena, const TransferKernels& transfer, StackWork& w
       most = {std::max(most.copies, rows.copies), std::max(most.received, rows.received)};
       columns = std::max(columns, routing_of(deck_.moe, encoder).columns);
     }
-    work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), most);
-    dispatcher_->lay(arena, transfer, compute, most.received, model.width);
+    work.moe.lay(arena, deck_, columns, compute, tokens, groups_limit(limits), limits.cut(), most);
+    dispatcher_->lay(arena, transfer, compute, most.received, model.width, limits.cut());
   }
   if (!training) return;
   const std::int64_t longest = std::max({std::int64_t{1}, limits.longest_input, limits.longest_target});
@@ -139,7 +141,29 @@ void Stack::lay_work(Arena& arena, const TransferKernels& transfer, StackWork& w
   work.dout_TD = arena.allocate(compute, tokens, model.width);
   if (parallel()) return;
   work.dsource_TD = arena.allocate(a, limits.encoder_tokens, model.width);
-  work.dbias_HP = arena.allocate(a, model.heads, 2 * longest - 1);
+  work.dbias_HP = arena.allocate(a, model.heads, 2 * longest - 1, limits.cut());
+  if (limits.leaves > 0) {
+    work.lookups.lay(arena, a, limits.encoder_tokens + limits.decoder_tokens, model.width, limits.leaves);
+  }
+}
+
+void LookupWork::lay(Arena& arena, DType accumulate, std::int64_t tokens, std::int64_t width,
+                     std::int64_t most_leaves) {
+  dx_TD = arena.allocate(accumulate, tokens, width);
+  ids_T = arena.allocate(DType::i32, tokens, 1);
+  leaves.reserve(std::size_t(most_leaves) + 1);
+}
+
+void LookupWork::keep(const LayerContext& c, const Tensor& side_dx_TD, const Side& side, const Side& other,
+                      bool behind) {
+  leaves.assign(1, 0);
+  for (std::size_t leaf = 0; leaf + 1 < side.leaf_token.size(); ++leaf) {
+    const std::int64_t first = side.leaf_token[leaf], count = side.leaf_token[leaf + 1] - first;
+    const std::int64_t place = first + other.leaf_token[leaf + (behind ? 1 : 0)];
+    c.k.elementwise.convert(c.context, dx_TD.slice_rows(place, count), side_dx_TD.slice_rows(first, count));
+    std::copy_n(side.ids_T.as<std::int32_t>() + first, count, ids_T.as<std::int32_t>() + place);
+    leaves.push_back(side.leaf_token[leaf + 1] + other.leaf_token[leaf + 1]);
+  }
 }
 
 const Tensor& Stack::after_self(std::size_t l) const {
@@ -216,7 +240,7 @@ void Stack::dense_sublayer(const LayerContext& c, const Tensor& x_out_TD, StackW
   const auto first = one_group(side.tokens);
   const Tensor part_TD = rows(work.sublayer.part_TD);
   feed_forward(c, part_TD, *layer.saved, rows(layer.y_TD),
-               {layer.weights, first, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
+               {layer.weights, first, side.leaf_token, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
   add_to_residual(c, x_out_TD, rows(layer.x_TD), part_TD, side, layer.output_site);
 }
 
@@ -251,10 +275,10 @@ void Stack::dense_sublayer_backward(const LayerContext& c, StackWork& work, cons
   const Tensor dy_TD = rows(work.sublayer.dy_TD);
   const Tensor dpart_TD = residual_gradient(c, rows(work.sublayer.part_TD), rows(work.dx_TD), side, layer.output_site);
   const auto first = one_group(side.tokens);
-  feed_forward_backward(c, dy_TD, work.dense, dpart_TD, rows(layer.y_TD), *layer.saved,
-                        {layer.weights, first, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
-  c.norm().backward(c.context, rows(work.dx_TD), c.gradient(layer.norm_D), dy_TD, rows(layer.x_TD), rows(layer.rstd_T),
-                    c.weight(layer.norm_D));
+  feed_forward_backward(
+      c, dy_TD, work.dense, dpart_TD, rows(layer.y_TD), *layer.saved,
+      {layer.weights, first, side.leaf_token, feature_mask(c, side, layer.hidden_site), Part::dense_ffn});
+  norm_backward(c, rows(work.dx_TD), layer.norm_D, dy_TD, rows(layer.x_TD), rows(layer.rstd_T), side);
 }
 
 void Stack::sparse_sublayer_backward(const LayerContext& c, StackWork& work, const Side& side, std::size_t l) {
@@ -266,8 +290,7 @@ void Stack::sparse_sublayer_backward(const LayerContext& c, StackWork& work, con
   const Tensor dpart_TD =
       residual_gradient(c, rows(work.sublayer.part_TD), rows(work.dx_TD), side, site(l, kFeedForward));
   moe_backward(c, dy_TD, work.moe, *dispatcher_, dpart_TD, rows(saved.ffn_y_TD), moe_of(l), saved.moe, side.groups);
-  c.norm().backward(c.context, rows(work.dx_TD), c.gradient(norm_D), dy_TD, rows(saved.x_ffn_TD),
-                    rows(saved.ffn_rstd_T), c.weight(norm_D));
+  norm_backward(c, rows(work.dx_TD), norm_D, dy_TD, rows(saved.x_ffn_TD), rows(saved.ffn_rstd_T), side);
 }
 
 void Stack::feed_forward_backward_sublayer(const LayerContext& c, StackWork& work, const Side& side, std::size_t l) {
@@ -305,7 +328,8 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   const Tensor dout_TD = rows(work.dout_TD);
   // The two stacks share the work buffer; this one uses as much of its front as its own lengths need.
   const Tensor& bias_HP = activations_.bias_HP;
-  const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, 1, bias_HP.rows, bias_HP.cols, bias_HP.cols};
+  const Tensor dbias_HP{work.dbias_HP.data, bias_HP.dtype, leaf_count(side.leaf_token),
+                        bias_HP.rows,       bias_HP.cols,  bias_HP.cols};
   const bool to_encoder = encoder != nullptr && encoder->trains(c.store);
   const Tensor dsource_TD = to_encoder ? first_rows(work.dsource_TD, encoder_side->tokens) : Tensor{};
   const bool trains_bias = !parallel() && c.trains(tensors_.relative_bias_UH);
@@ -313,8 +337,8 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   if (!parallel()) c.k.elementwise.zero(c.context, dbias_HP);
   const DropoutMask mask = final_mask(c, side);
   if (mask.rate > 0.0F) c.k.dropout.apply(c.context, dout_TD, dout_TD, mask);
-  c.norm().backward(c.context, dx_TD, c.gradient(tensors_.final_norm_D), dout_TD, rows(activations_.x_final_TD),
-                    rows(activations_.final_rstd_T), c.weight(tensors_.final_norm_D));
+  norm_backward(c, dx_TD, tensors_.final_norm_D, dout_TD, rows(activations_.x_final_TD),
+                rows(activations_.final_rstd_T), side);
   for (std::size_t l = tensors_.layers.size(); l-- > 0;) {
     if (parallel()) {
       parallel_layer_backward(c, work, side, l);
@@ -330,13 +354,15 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
                                 saved.self, self_attention(side, l));
   }
   if (trains_bias) {
-    c.k.relative_bias.gradient(c.context, c.gradient(tensors_.relative_bias_UH), dbias_HP, encoder_,
-                               int(deck_.model.bias_max_distance));
+    add_small_gradient(c, c.gradient(tensors_.relative_bias_UH), dbias_HP.batch,
+                       [&](std::int64_t leaf, const Tensor& sum) {
+                         c.k.relative_bias.gradient(c.context, sum, dbias_HP.matrix(leaf), encoder_,
+                                                    int(deck_.model.bias_max_distance));
+                       });
   }
   if (!c.trains(embedding_)) return;
   const DropoutMask input_mask = embedding_mask(c, side);
   if (input_mask.rate > 0.0F) c.k.dropout.apply(c.context, dx_TD, dx_TD, input_mask);
-  c.k.embedding.backward(c.context, c.gradient(embedding_), dx_TD, side.ids_T);
 }
 
 }  // namespace flanmoe

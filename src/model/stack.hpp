@@ -39,6 +39,18 @@ struct CachedKeys {
   AttentionSegments segments;
 };
 
+/// What was looked up in the embedding by both stacks, where its gradient is a sum over leaves: the tokens of a leaf,
+/// the decoder's first.
+struct LookupWork {
+  Tensor dx_TD;  // A
+  Tensor ids_T;  // i32
+  std::vector<std::int64_t> leaves;
+
+  void lay(Arena& arena, DType accumulate, std::int64_t tokens, std::int64_t width, std::int64_t most_leaves);
+  /// Takes the gradient by the embeddings of one side, which stands in front of the other in every leaf, or behind it.
+  void keep(const LayerContext&, const Tensor& dx_TD, const Side& side, const Side& other, bool behind);
+};
+
 /// Memory that no layer needs for long; shared by both stacks.
 struct StackWork {
   SublayerWork sublayer;
@@ -47,7 +59,8 @@ struct StackWork {
   Tensor dx_TD;       // A: gradient of the residual stream
   Tensor dsource_TD;  // A: gradient of the encoder's output, summed over the decoder's layers
   Tensor dout_TD;     // C: gradient of a stack's output
-  Tensor dbias_HP;    // A
+  Tensor dbias_HP;    // A; one matrix a leaf
+  LookupWork lookups;
 };
 
 /// A dense feed-forward sublayer: where its tensors are and what it keeps.
@@ -74,7 +87,8 @@ class Stack {
   /// `cached` keys if given. Returns the output (C), valid until the next forward.
   Tensor forward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side,
                  StepStatistics& statistics, const CachedKeys* cached = nullptr);
-  /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD where the encoder trains.
+  /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD where the encoder trains. On
+  /// return work.dx_TD holds the gradient by the embeddings.
   void backward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side);
 
   /// The feed-forward sublayer of layer l, dense or sparse; used by decoding too.

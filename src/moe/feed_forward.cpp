@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "moe/leaves.hpp"
+
 namespace flanmoe {
 namespace {
 
@@ -35,16 +37,16 @@ void scale_backward(const LayerContext& c, FeedForwardWork& work, const Tensor& 
   }
   c.gradient(scale);  // added to
   const auto gradients = gradients_of(c, work, scale);
-  if (layer.first_of_source.empty()) {
-    c.k.column_scale.backward(c.context, dhidden_RF, gradients, dhidden_RF, hidden_RF, c.weight(scale), layer.first);
-    return;
-  }
+  const std::int64_t leaves = leaf_count(layer.leaf_first) / std::int64_t(gradients.size());
   for (std::size_t g = 0; g < gradients.size(); ++g) {  // one expert's rows of one source
-    const std::int64_t begin = layer.first_of_source[g], count = layer.first_of_source[g + 1] - begin;
-    const Tensor part = dhidden_RF.slice_rows(begin, count);
-    c.k.column_scale.backward(c.context, part, gradients.subspan(g, 1), part, hidden_RF.slice_rows(begin, count),
-                              c.weight(scale).matrix(std::int64_t(g) / c.store.sources(scale)),
-                              std::array<std::int64_t, 2>{0, count});
+    const Tensor factors = c.weight(scale).matrix(std::int64_t(g) / c.store.sources(scale));
+    add_small_gradient(c, gradients[g], leaves, [&](std::int64_t leaf, const Tensor& sum) {
+      const std::size_t i = g * std::size_t(leaves) + std::size_t(leaf);
+      const std::int64_t begin = layer.leaf_first[i], count = layer.leaf_first[i + 1] - begin;
+      const Tensor part = dhidden_RF.slice_rows(begin, count);
+      c.k.column_scale.backward(c.context, part, {&sum, 1}, part, hidden_RF.slice_rows(begin, count), factors,
+                                std::array<std::int64_t, 2>{0, count});
+    });
   }
 }
 
@@ -109,14 +111,14 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const FeedForwardTensors<int>& weights = layer.weights;
   const Tensor hidden_RF = rows(saved.hidden_RF);
   const Tensor dhidden_RF = rows(work.dhidden_RF);
-  add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.gradient_first());
+  add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.leaf_first);
   c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
   if (c.deck.model.multiplicative_bias) scale_backward(c, work, dhidden_RF, hidden_RF, layer);
   apply_dropout(c, dhidden_RF, layer.dropout);
   if (!gated(c)) {
     // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.
     c.k.activation.relu_backward(c.context, dhidden_RF, dhidden_RF, hidden_RF);
-    add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.gradient_first());
+    add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.leaf_first);
     c.k.matmul.grouped(c.context, dx_RD, dhidden_RF, c.weight(weights.up), Transpose::yes, layer.first);
     return;
   }
@@ -124,8 +126,8 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const Tensor dup_RF = dhidden_RF;
   const auto back = swish(c) ? c.k.activation.gated_swish_backward : c.k.activation.gated_gelu_backward;
   back(c.context, dgate_RF, dup_RF, dhidden_RF, rows(saved.gate_RF), rows(saved.up_RF));
-  add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.gradient_first());
-  add_gradients(c, work, weights.up, x_RD, dup_RF, layer.gradient_first());
+  add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.leaf_first);
+  add_gradients(c, work, weights.up, x_RD, dup_RF, layer.leaf_first);
   const Tensor dpart_RD = rows(work.dpart_RD);
   c.k.matmul.grouped(c.context, dx_RD, dgate_RF, c.weight(weights.gate), Transpose::yes, layer.first);
   c.k.matmul.grouped(c.context, dpart_RD, dup_RF, c.weight(weights.up), Transpose::yes, layer.first);

@@ -33,13 +33,10 @@ struct FeedForwardWork {
 struct FeedForward {
   FeedForwardTensors<int> weights;
   std::span<const std::int64_t> first;
+  /// Rows of each expert and, inside it, of each source of its gradients (ParameterStore::sources) and of each leaf.
+  std::span<const std::int64_t> leaf_first;
   DropoutMask dropout;
   Part part = Part::experts;
-  /// Rows of each expert and, inside it, of each source of its gradients (ParameterStore::sources); empty where there
-  /// is one: `first`.
-  std::span<const std::int64_t> first_of_source = {};
-
-  std::span<const std::int64_t> gradient_first() const { return first_of_source.empty() ? first : first_of_source; }
 };
 
 /// y_RD (C) = (act(x_RD . gate, x_RD . up) * scale) . down, per expert; scale with model.multiplicative_bias. x_RD: C.

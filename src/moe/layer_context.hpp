@@ -40,6 +40,13 @@ struct LayerContext {
   /// What a product that writes the gradient (of store.gradient()) leaves of it.
   float beta(int parameter) const { return store.first_contribution(parameter) ? 0.0F : 1.0F; }
   bool trains(int parameter) const { return store.trained(parameter); }
+  /// The gradient of a table by what was looked up in it, to be added to: its own where the store keeps lookups apart.
+  Tensor lookup_gradient(int table) const {
+    const Tensor apart = store.lookup_gradient(table);
+    if (apart.absent()) return gradient(table);
+    k.elementwise.zero(context, apart);
+    return apart;
+  }
 
   /// Random numbers of one place in the model in this step.
   RandomKey random(RandomPurpose purpose, std::uint32_t site) const {
@@ -53,11 +60,15 @@ struct LayerContext {
   }
 };
 
-/// Adds x^T . dy to the gradient of a dense weight; frozen ones cost nothing.
-inline void add_weight_gradient(const LayerContext& c, int parameter, const Tensor& x, const Tensor& dy) {
+/// Leaves of a list of their boundaries.
+inline std::int64_t leaf_count(std::span<const std::int64_t> leaves) { return std::int64_t(leaves.size()) - 1; }
+
+/// Adds x^T . dy to the gradient of a dense weight, summed leaf by leaf of its rows; frozen ones cost nothing.
+inline void add_weight_gradient(const LayerContext& c, int parameter, const Tensor& x, const Tensor& dy,
+                                std::span<const std::int64_t> leaves) {
   if (!c.trains(parameter)) return;
-  c.k.matmul.product(c.context, c.store.gradient(parameter, 0), x, Transpose::yes, dy, Transpose::no,
-                     c.beta(parameter));
+  const Tensor gradient = c.store.gradient(parameter, 0);
+  c.k.matmul.grouped_weight_gradient(c.context, {&gradient, 1}, x, dy, leaves, c.beta(parameter));
 }
 
 /// The first n rows of a buffer that was laid for the largest microbatch.

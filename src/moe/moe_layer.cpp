@@ -21,16 +21,15 @@ DropoutMask expert_mask(const LayerContext& c, MoeWork& work, std::span<const st
 /// The experts of this rank as a grouped feed-forward.
 FeedForward experts_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer, const DispatchRecord& dispatch) {
   const FeedForwardTensors<int>& weights = layer.weights.experts;
-  return {weights, dispatch.first, expert_mask(c, work, dispatch.first, c.store.first_expert(weights.up), layer.site),
-          Part::experts,
-          c.store.sources(weights.up) > 1 ? std::span<const std::int64_t>(dispatch.first_of_source)
-                                          : std::span<const std::int64_t>()};
+  return {weights, dispatch.first, c.store.sums().leaves ? dispatch.leaf_first : dispatch.first,
+          expert_mask(c, work, dispatch.first, c.store.first_expert(weights.up), layer.site), Part::experts};
 }
 
 /// The shared experts as one feed-forward, behind the others in the numbers of the masks.
 FeedForward shared_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer,
-                      std::span<const std::int64_t, 2> first) {
-  return {layer.weights.shared, first, expert_mask(c, work, first, c.deck.moe.experts, layer.site), Part::experts};
+                      std::span<const std::int64_t, 2> first, std::span<const std::int64_t> leaf_token) {
+  return {layer.weights.shared, first, leaf_token, expert_mask(c, work, first, c.deck.moe.experts, layer.site),
+          Part::experts};
 }
 
 Router router_of(const LayerContext& c, const MoeLayer& layer) {
@@ -51,9 +50,9 @@ std::int64_t shared_hidden(const Deck& deck) { return deck.moe.shared_experts * 
 }  // namespace
 
 void MoeActivations::lay(Arena& arena, const Deck& deck, const Routing& routing, DType compute, std::int64_t tokens,
-                         std::int64_t groups, const RowLimits& limits, std::int64_t ranks) {
+                         std::int64_t groups, std::int64_t leaves, const RowLimits& limits, std::int64_t ranks) {
   router.lay(arena, deck.moe, routing, compute, tokens, groups, limits.copies);
-  dispatch.lay(arena, ranks, deck.moe.experts / ranks, limits.received);
+  dispatch.lay(arena, ranks, deck.moe.experts / ranks, leaves, limits.received);
   experts.lay(arena, deck.model, compute, limits.received, deck.model.hidden);
   if (deck.moe.shared_experts > 0) shared.lay(arena, deck.model, compute, tokens, shared_hidden(deck));
   x_RD = arena.allocate(compute, limits.received, deck.model.width);
@@ -61,8 +60,8 @@ void MoeActivations::lay(Arena& arena, const Deck& deck, const Routing& routing,
 }
 
 void MoeWork::lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
-                  std::int64_t groups, const RowLimits& limits) {
-  router.lay(arena, deck.moe, compute, tokens, groups, deck.model.width);
+                  std::int64_t groups, std::int64_t leaves, const RowLimits& limits) {
+  router.lay(arena, deck.moe, compute, tokens, groups, leaves, deck.model.width);
   // Sources are at most the ranks of the expert group, so that this is enough.
   experts.lay(arena, deck.model, compute, limits.received, deck.moe.experts, deck.model.hidden);
   if (deck.moe.shared_experts > 0) {
@@ -85,7 +84,7 @@ void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& save
   // 1. Router: who goes where, with which weight.
   route_forward(c, saved.router, work.router, x_TD, router_of(c, layer), groups, statistics);
   // 2. Dispatch: copies in expert order, then to the ranks of their experts.
-  dispatcher.plan(c, saved.dispatch, saved.router.kept_E, saved.x_RD.rows);
+  dispatcher.plan(c, saved.dispatch, saved.router.kept_E, saved.router.token_N, groups.leaf_token, saved.x_RD.rows);
   const std::int64_t sent = saved.dispatch.sent;
   const Tensor x_RD = first_rows(saved.x_RD, saved.dispatch.received);
   const Tensor send_ND = dispatcher.local() ? x_RD : first_rows(work.send_ND, sent);
@@ -103,7 +102,7 @@ void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& save
   if (c.deck.moe.shared_experts == 0) return;
   const std::array<std::int64_t, 2> first = {0, tokens};
   const Tensor shared_TD = first_rows(work.shared_TD, tokens);
-  feed_forward(c, shared_TD, saved.shared, x_TD, shared_of(c, work, layer, first));
+  feed_forward(c, shared_TD, saved.shared, x_TD, shared_of(c, work, layer, first, groups.leaf_token));
   c.k.elementwise.add(c.context, y_TD, shared_TD);
 }
 
@@ -134,7 +133,8 @@ void moe_backward(const LayerContext& c, const Tensor& dx_TD, MoeWork& work, Dis
   if (c.deck.moe.shared_experts == 0) return;
   const std::array<std::int64_t, 2> first = {0, tokens};
   const Tensor shared_TD = first_rows(work.shared_TD, tokens);
-  feed_forward_backward(c, shared_TD, work.shared, dy_TD, x_TD, saved.shared, shared_of(c, work, layer, first));
+  feed_forward_backward(c, shared_TD, work.shared, dy_TD, x_TD, saved.shared,
+                        shared_of(c, work, layer, first, groups.leaf_token));
   c.k.elementwise.add(c.context, dx_TD, shared_TD);
 }
 

@@ -26,7 +26,7 @@ struct MoeActivations {
   Tensor row_ND;  // C: what the experts answered for this rank's copies, in expert order
 
   void lay(Arena& arena, const Deck& deck, const Routing& routing, DType compute, std::int64_t tokens,
-           std::int64_t groups, const RowLimits& limits, std::int64_t ranks);
+           std::int64_t groups, std::int64_t leaves, const RowLimits& limits, std::int64_t ranks);
 };
 
 /// Temporary memory, shared by all sparse layers; `columns` is the largest of their Routing::columns.
@@ -40,7 +40,7 @@ struct MoeWork {
   std::vector<std::int32_t> position_R;  // zeros
 
   void lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
-           std::int64_t groups, const RowLimits& limits);
+           std::int64_t groups, std::int64_t leaves, const RowLimits& limits);
 };
 
 /// y_TD (C) = sparse feed-forward of x_TD (C). Collective over the expert group.

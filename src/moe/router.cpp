@@ -1,30 +1,64 @@
 #include "moe/router.hpp"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "base/timer.hpp"
+#include "moe/leaves.hpp"
 
 namespace flanmoe {
 namespace {
 
-/// What a forward did, for the host: kept copies by expert, and sums for the statistics.
-void add_measures(RouterActivations& saved, MoeLayerStatistics& statistics, std::span<const double> measure_S,
+/// What a forward did, for the host: kept copies by expert, and sums for the statistics; those of fractions leaf by
+/// leaf, then over leaves. measured_LS: what RouterKernels::measure said of each leaf, but all kept copies.
+void add_measures(RouterActivations& saved, MoeLayerStatistics& statistics, const Tensor& measured_LS,
                   const RoutingGroups& groups, double scale) {
   const std::size_t experts = saved.kept_E.size();
-  const auto claims = measure_S.subspan(RouterMeasures::per_expert, experts);
-  const auto kept = measure_S.subspan(RouterMeasures::per_expert + experts, experts);
-  std::copy(kept.begin(), kept.end(), saved.kept_E.begin());
+  LeafNumbers<3> sums;
+  double claimed = 0.0;
+  if (statistics.load_E.empty()) statistics.load_E.assign(experts, 0.0);
+  for (std::int64_t leaf = 0; leaf < measured_LS.rows; ++leaf) {
+    const double* of_leaf = measured_LS.row<double>(leaf);
+    const double *claims = of_leaf + RouterMeasures::per_expert, *kept = claims + experts;
+    std::copy(kept, kept + experts, saved.kept_E.begin());
+    for (std::size_t e = 0; e < experts; ++e) {
+      statistics.load_E[e] += claims[e];
+      claimed += claims[e];
+    }
+    statistics.unrouted += of_leaf[RouterMeasures::unrouted];
+    sums.add({of_leaf[RouterMeasures::entropy], of_leaf[RouterMeasures::log_z2] / double(groups.step_tokens),
+              scale * of_leaf[RouterMeasures::balance] / double(groups.step_groups)});
+  }
   saved.rows = std::accumulate(saved.kept_E.begin(), saved.kept_E.end(), std::int64_t{0});
   FLANMOE_EXPECT(saved.rows <= saved.token_N.rows, "{} kept copies, room for {}", saved.rows, saved.token_N.rows);
-  if (statistics.load_E.empty()) statistics.load_E.assign(experts, 0.0);
-  for (std::size_t e = 0; e < experts; ++e) statistics.load_E[e] += claims[e];
   statistics.tokens += double(groups.tokens());
-  statistics.dropped += std::accumulate(claims.begin(), claims.end(), 0.0) - double(saved.rows);
-  statistics.unrouted += measure_S[RouterMeasures::unrouted];
-  statistics.entropy += measure_S[RouterMeasures::entropy];
-  statistics.z += measure_S[RouterMeasures::log_z2] / double(groups.step_tokens);
-  statistics.balance += scale * measure_S[RouterMeasures::balance] / double(groups.step_groups);
+  statistics.dropped += claimed - double(saved.rows);
+  statistics.entropy += sums.sum()[0];
+  statistics.z += sums.sum()[1];
+  statistics.balance += sums.sum()[2];
+}
+
+/// What the routing of each leaf did, on the device: a row of measure_LS for each.
+void measure_leaves(const LayerContext& c, RouterWork& work, const RouterActivations& saved, const Tensor& logits_TE,
+                    const RoutingGroups& groups) {
+  std::size_t group = 0;
+  for (std::size_t leaf = 0; leaf + 1 < groups.leaf_token.size(); ++leaf) {
+    const std::int64_t begin = groups.leaf_token[leaf], end = groups.leaf_token[leaf + 1];
+    const std::size_t first_group = group;
+    work.first_token.clear();
+    for (; group + 1 < groups.first_token.size() && groups.first_token[group + 1] <= end; ++group) {
+      work.first_token.push_back(groups.first_token[group] - begin);
+    }
+    work.first_token.push_back(end - begin);
+    const auto tokens = [&](const Tensor& t) { return t.slice_rows(begin, end - begin); };
+    const auto of_groups = [&](const Tensor& t) {
+      return t.rows == 0 ? Tensor{} : t.slice_rows(std::int64_t(first_group), std::int64_t(group - first_group));
+    };
+    c.k.router.measure(c.context, work.measure_LS.slice_rows(std::int64_t(leaf), 1), tokens(logits_TE),
+                       tokens(saved.p_TE), tokens(saved.log_z_T), tokens(saved.kept_Tk), saved.count_E,
+                       of_groups(saved.chosen_GE), of_groups(saved.balance_GE), work.first_token);
+  }
 }
 
 /// balance_GE of the groups in use; absent where experts choose.
@@ -113,13 +147,14 @@ void RouterActivations::lay(Arena& arena, const MoeDeck& moe, const Routing& rou
 }
 
 void RouterWork::lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
-                     std::int64_t width) {
+                     std::int64_t leaves, std::int64_t width) {
   const DType a = accumulate_dtype(compute);
   logits_TE = arena.allocate(a, tokens, moe.experts);
   dp_GE = arena.allocate(a, groups, moe.experts);
   if (a != compute || moe.jitter > 0.0) x_TD = arena.allocate(a, tokens, width);
-  measure_S = arena.allocate(DType::f64, 1, RouterMeasures::size(moe.experts));
-  measured_S.assign(std::size_t(measure_S.cols), 0.0);
+  measure_LS = arena.allocate(DType::f64, leaves, RouterMeasures::size(moe.experts));
+  measured_LS.assign(std::size_t(measure_LS.size()), 0.0);
+  first_token.reserve(std::size_t(groups) + 1);
   capacity.reserve(std::size_t(groups));
 }
 
@@ -149,13 +184,13 @@ void route_forward(const LayerContext& c, RouterActivations& saved, RouterWork& 
   }
 
   // 3. Rows in expert order, and what the host must know of them.
-  const Tensor kept_Tk = rows(saved.kept_Tk);
-  c.k.router.row_map(c.context, rows(saved.slot_Tk), saved.token_N, saved.count_E, rows(saved.choice_Tk), kept_Tk);
-  c.k.router.measure(c.context, work.measure_S, logits_TE, rows(saved.p_TE), rows(saved.log_z_T), kept_Tk,
-                     saved.count_E, first_rows(saved.chosen_GE, groups.count()), balance_of(saved, groups),
-                     groups.first_token);
-  c.k.transfer.download(c.context, make_tensor(work.measured_S.data(), 1, work.measure_S.cols), work.measure_S);
-  add_measures(saved, statistics, work.measured_S, groups, balance_scale(moe));
+  c.k.router.row_map(c.context, rows(saved.slot_Tk), saved.token_N, saved.count_E, rows(saved.choice_Tk),
+                     rows(saved.kept_Tk));
+  measure_leaves(c, work, saved, logits_TE, groups);
+  const Tensor measure_LS = first_rows(work.measure_LS, leaf_count(groups.leaf_token));
+  const Tensor measured_LS = make_tensor(work.measured_LS.data(), measure_LS.rows, measure_LS.cols);
+  c.k.transfer.download(c.context, measured_LS, measure_LS);
+  add_measures(saved, statistics, measured_LS, groups, balance_scale(moe));
 }
 
 void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work, const Tensor& dweight_Tk,
@@ -183,7 +218,7 @@ void route_backward(const LayerContext& c, const Tensor& dx_TD, RouterWork& work
   // 2. By the matrix, and by the input.
   const Jitter jitter = jitter_of(c, router, groups);
   const Tensor x = router_input(c, work, x_TD, jitter);
-  add_weight_gradient(c, router.router_DE, x, dlogits_TE);
+  add_weight_gradient(c, router.router_DE, x, dlogits_TE, groups.leaf_token);
   const Tensor dx = changes_input(c) ? rows(work.x_TD) : dx_TD;
   c.k.matmul.product(c.context, dx, dlogits_TE, Transpose::no, c.weight(router.router_DE), Transpose::yes, 0.0F);
   if (jitter.size > 0.0) c.k.router.jitter(c.context, dx, dx, jitter);

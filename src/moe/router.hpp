@@ -26,6 +26,7 @@ struct MoeLayerStatistics {
 /// The tokens of this rank as routing groups, and the sizes of the whole step that normalise the losses.
 struct RoutingGroups {
   std::vector<std::int64_t> first_token;     // groups+1 offsets
+  std::span<const std::int64_t> leaf_token;  // leaves+1 offsets; a leaf holds whole groups
   std::span<const std::int64_t> row_T;       // global row of each token
   std::span<const std::int32_t> position_T;  // position of each token in its row
   std::int64_t step_groups = 1;              // groups of the whole step, over all ranks
@@ -62,13 +63,13 @@ struct RouterActivations {
 /// Shared by the layers of a model, valid within one forward or backward.
 struct RouterWork {
   Tensor logits_TE, dp_GE;  // A
-  Tensor x_TD;       // A: the input as the router sees it, or its gradient; laid where that is not the input itself
-  Tensor measure_S;  // f64: see RouterMeasures
-  std::vector<double> measured_S;  // the same for the host
-  std::vector<std::int64_t> capacity;
+  Tensor x_TD;        // A: the input as the router sees it, or its gradient; laid where that is not the input itself
+  Tensor measure_LS;  // f64: RouterMeasures of each leaf
+  std::vector<double> measured_LS;                  // the same for the host
+  std::vector<std::int64_t> capacity, first_token;  // of each group; of the groups of a leaf
 
   void lay(Arena& arena, const MoeDeck& moe, DType compute, std::int64_t tokens, std::int64_t groups,
-           std::int64_t width);
+           std::int64_t leaves, std::int64_t width);
 };
 
 /// Routes x_TD (C): fills `saved`, adds to `statistics`. The host waits for the device once, for the numbers of rows.

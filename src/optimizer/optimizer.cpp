@@ -77,7 +77,7 @@ struct Optimizer::State {
   }
   void lay_unit(OwnedUnit& unit, Arena& arena) const;
   void lay_frozen(OwnedUnit& unit, Arena& arena) const;
-  void reduce_gradients() const;
+  void reduce_gradients(KernelContext& context) const;
   double gradient_norm(KernelContext& context);
   AdafactorStep adafactor_step(std::int64_t step, double rate, double scale) const;
   void update(KernelContext& context, std::int64_t step, double rate, double scale);
@@ -163,6 +163,9 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
   for (const Placement placement : kPlacements) {
     received = std::max(received, Communicator::reduce_scatter_work(s.store.segment_sizes(placement), type));
   }
+  if (const auto& lookups = s.store.lookup_segments(); !lookups.empty()) {
+    received = std::max(received, Communicator::reduce_scatter_work(lookups, type));
+  }
   s.work = state.allocate(type, 1, received);
   if (!scratch.committed()) {
     const std::size_t mark = scratch.mark();
@@ -208,7 +211,7 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
   StepResult result;
 
   // 1. Every owner gets the sum of its gradients over the replica group.
-  s.reduce_gradients();
+  s.reduce_gradients(context);
   // 2. The norm, the same on every rank, tells whether there is anything to go on with.
   result.gradient_norm = s.gradient_norm(context);
   result.finite = std::isfinite(result.gradient_norm);
@@ -227,10 +230,19 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
 
 void Optimizer::discard_gradients() { state_->store.forget_gradients(); }
 
-void Optimizer::State::reduce_gradients() const {
+void Optimizer::State::reduce_gradients(KernelContext& context) const {
   for (const Placement placement : kPlacements) {
     replicas(placement).reduce_scatter_tree(store.gradient_flat(placement), store.segment_sizes(placement), work);
   }
+  if (store.lookup_flat().absent()) return;
+  // A table's gradient by lookups has its own sum over all leaves, and joins the other one behind it.
+  const int table = store.sums().table;
+  communicators.world.reduce_scatter_tree(store.lookup_flat(), store.lookup_segments(), work);
+  for_each_trained([&](const OwnedUnit& owner) {
+    const ParameterUnit& unit = owner.unit;
+    if (unit.parameter != table) return;
+    kernels.elementwise.add(context, gradient(unit), rows_of(store.lookup_gradient(table), unit));
+  });
 }
 
 /// One number per matrix or block, filled by its owner and zero elsewhere, so that the sum over ranks is exact in any

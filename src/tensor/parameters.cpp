@@ -113,6 +113,31 @@ void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums) {
       flat_[int(placement)].push_back(gradients->allocate(accumulate, 1, total));
     }
   }
+  lay_lookups(*gradients);
+}
+
+void ParameterStore::lay_lookups(Arena& gradients) {
+  lookups_.clear();
+  lookup_segments_.clear();
+  if (sums_.table < 0 || !trained(sums_.table)) return;
+  const std::int64_t size = specs_[std::size_t(sums_.table)].matrix_size();
+  for (std::int64_t level = 0; level < sums_.levels; ++level) {
+    lookups_.push_back(gradients.allocate(accumulate_dtype(compute_), 1, size));
+  }
+  lookup_segments_.assign(segment_sizes(Placement::dense).size(), 0);
+  for (const ParameterUnit& unit : units(Placement::dense)) {
+    const std::int64_t owned = unit.rows * specs_[std::size_t(unit.parameter)].cols;
+    if (unit.parameter == sums_.table) lookup_segments_[std::size_t(unit.owner)] += owned;
+  }
+}
+
+Tensor ParameterStore::lookup_gradient(int parameter) const {
+  Tensor t = parameter == sums_.table ? lookup_flat(level_) : Tensor{};
+  if (t.absent()) return t;
+  const ParameterSpec& spec = specs_[std::size_t(parameter)];
+  t.rows = spec.rows;
+  t.cols = t.stride = spec.cols;
+  return t;
 }
 
 Tensor ParameterStore::gradient(int parameter, std::int64_t expert, std::int64_t source) const {
@@ -128,6 +153,8 @@ Tensor ParameterStore::gradient(int parameter, std::int64_t expert, std::int64_t
 
 bool ParameterStore::first_contribution(int parameter) {
   const bool first = !contributed_[std::size_t(parameter)];
+  FLANMOE_EXPECT(first || !sums_.leaves, "{}: a second contribution to a gradient that is a sum over leaves",
+                 specs_[std::size_t(parameter)].name);
   contributed_[std::size_t(parameter)] = true;
   return first;
 }

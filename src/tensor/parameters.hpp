@@ -69,8 +69,14 @@ struct ParameterUnit {
 /// Buffers of gradients besides those that the optimizer reads. `levels`: sums of leaves that wait for their neighbours
 /// in the tree of a rank, 1 where microbatches are simply added up. `sources`: ranks of an expert group whose rows make
 /// sums of their own in the gradients of experts.
+/// `leaves`: gradients are sums over leaves, so each parameter gets one contribution from a microbatch, because a sum
+/// over leaves of two contributions has other bits than their two sums. `table`: the parameter (-1: none) whose rows
+/// are looked up and that is multiplied with, too: lookups have a gradient of their own, which its owner adds after all
+/// sums.
 struct GradientSums {
   std::int64_t levels = 1, sources = 1;
+  bool leaves = false;
+  int table = -1;
 };
 
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
@@ -102,10 +108,19 @@ class ParameterStore {
   std::int64_t sources(int parameter) const {
     return specs_[std::size_t(parameter)].placement == Placement::expert ? sums_.sources : 1;
   }
+  /// The gradient of the table by lookups, at the same level; absent where they are not kept apart.
+  Tensor lookup_gradient(int parameter) const;
+  /// The whole of it (1 x n) and, like segment_sizes(), what each owner of the table owns of it; absent and empty where
+  /// lookups are not kept apart.
+  Tensor lookup_flat(std::int64_t level = 0) const {
+    return lookups_.empty() ? Tensor{} : lookups_[std::size_t(level)];
+  }
+  const std::vector<std::int64_t>& lookup_segments() const { return lookup_segments_; }
   bool has_gradients() const { return has_gradients_; }
   /// Whether nothing was contributed to the gradient of a parameter since forget_gradients(): whoever asks contributes
   /// now, and must write what later ones add to. So gradients need not be zeroed before a step.
   bool first_contribution(int parameter);
+  bool contributed(int parameter) const { return contributed_[std::size_t(parameter)]; }
   void forget_gradients() { begin_level(0); }
   /// From now on gradients are those of this level, to which nothing was contributed.
   void begin_level(std::int64_t level);
@@ -130,6 +145,7 @@ class ParameterStore {
  private:
   std::vector<ParameterUnit> assign_owners(Placement placement, bool trained, std::vector<std::int64_t>& sizes) const;
   void plan_gradients(Placement placement);
+  void lay_lookups(Arena& gradients);
 
   std::vector<ParameterSpec> specs_;
   ShardCoordinates coordinates_;
@@ -141,6 +157,8 @@ class ParameterStore {
   GradientSums sums_;
   std::int64_t level_ = 0;
   std::vector<Tensor> flat_[2];  // [level * sources + source]
+  std::vector<Tensor> lookups_;  // [level]
+  std::vector<std::int64_t> lookup_segments_;
   bool has_gradients_ = false;
   std::vector<bool> contributed_;  // [parameter]
 };

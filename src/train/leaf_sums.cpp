@@ -4,7 +4,9 @@
 #include <bit>
 #include <cstring>
 
+#include "model/tensors.hpp"
 #include "tensor/arena.hpp"
+#include "train/trainer.hpp"
 
 namespace flanmoe {
 namespace {
@@ -15,27 +17,29 @@ constexpr std::array kPlacements = {Placement::dense, Placement::expert};
 
 std::optional<GradientSums> leaf_sums(const Deck& deck, const ProcessGrid& grid) {
   if (!uses_leaves(deck, grid.world_size())) return std::nullopt;
-  const std::int64_t leaves = deck.reduction.leaves / grid.world_size();
-  return GradientSums{std::int64_t(std::bit_width(std::uint64_t(leaves))), grid.expert_size()};
+  const RankRows rows = RankRows::of(deck, grid);
+  const std::int64_t levels = std::bit_width(std::uint64_t(rows.rows / rows.microbatch));
+  const int table = deck.model.tied_logits ? model_tensors(deck.model, deck.moe).embedding_VD : -1;
+  return GradientSums{levels, levels > 1 ? grid.expert_size() : 1, true, table};
 }
 
 LeafSums::LeafSums(KernelContext& context, const Kernels& kernels, ParameterStore& store)
     : context_(context), kernels_(kernels), store_(store) {}
 
-void LeafSums::begin_leaf(StepStatistics& statistics) {
+void LeafSums::begin_microbatch(StepStatistics& statistics) {
   statistics.reset();
   store_.begin_level(std::int64_t(waiting_.size()));
 }
 
-void LeafSums::end_leaf(const StepStatistics& statistics) {
+void LeafSums::end_microbatch(const StepStatistics& statistics) {
   waiting_.push_back(statistics.pack());
-  ++leaves_;
-  // As in a binary counter: every second leaf completes a pair, every fourth a pair of pairs.
-  for (std::int64_t n = leaves_; n % 2 == 0; n /= 2) merge_levels(std::int64_t(waiting_.size()) - 2);
+  ++microbatches_;
+  // As in a binary counter: every second one completes a pair, every fourth a pair of pairs.
+  for (std::int64_t n = microbatches_; n % 2 == 0; n /= 2) merge_levels(std::int64_t(waiting_.size()) - 2);
 }
 
 void LeafSums::finish(StepStatistics& statistics) {
-  FLANMOE_EXPECT(waiting_.size() == 1, "{} leaves are not a power of two", leaves_);
+  FLANMOE_EXPECT(waiting_.size() == 1, "{} microbatches are not a power of two", microbatches_);
   statistics.unpack(waiting_.front());
   merge_sources();
   store_.begin_level(0);
@@ -53,6 +57,7 @@ void LeafSums::merge_levels(std::int64_t level) {
       add(store_.gradient_flat(placement, level, s), store_.gradient_flat(placement, level + 1, s));
     }
   }
+  if (!store_.lookup_flat().absent()) add(store_.lookup_flat(level), store_.lookup_flat(level + 1));
   std::vector<double>& sum = waiting_[std::size_t(level)];
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += waiting_.back()[i];
   waiting_.pop_back();
@@ -67,37 +72,83 @@ void LeafSums::merge_sources() {
   }
 }
 
-bool rows_are_independent(const Kernels& kernels, KernelContext context, DType compute) {
-  constexpr std::int64_t kMost = 200, kDepth = 192, kCols = 160;
-  Arena memory("rows", *kernels.transfer.memory), scratch("rows scratch", *kernels.transfer.memory);
-  scratch.allocate(DType::f32, 1, std::int64_t(kernels.matmul.scratch_bytes() / sizeof(float)));
-  scratch.commit();
-  scratch.rewind();
-  Tensor x, w, all, some;
-  const auto lay = [&] {
-    x = memory.allocate(compute, kMost, kDepth);
-    w = memory.allocate(compute, kDepth, kCols);
-    for (Tensor* y : {&all, &some}) *y = memory.allocate(compute, kMost, kCols);
-  };
-  lay();
-  memory.commit();
-  memory.rewind();
-  lay();
-  context.scratch = &scratch;
-  for (const Tensor& t : {x, w}) {
+namespace {
+
+/// Memory of a small product on the host, and its context.
+class Trial {
+ public:
+  Trial(const Kernels& kernels, const KernelContext& of_device)
+      : context(of_device),
+        kernels_(kernels),
+        memory_("trial", *kernels.transfer.memory),
+        scratch_("trial scratch", *kernels.transfer.memory) {
+    scratch_.allocate(DType::f32, 1, std::int64_t(kernels.matmul.scratch_bytes() / sizeof(float)));
+    scratch_.commit();
+    scratch_.rewind();
+    context.scratch = &scratch_;
+    memory_.allocate(DType::f32, 1, kFloats);
+    memory_.commit();
+    memory_.rewind();
+  }
+  Tensor take(DType type, std::int64_t rows, std::int64_t cols) { return memory_.allocate(type, rows, cols); }
+  /// The same, with numbers in it.
+  Tensor filled(DType type, std::int64_t rows, std::int64_t cols) {
+    const Tensor t = take(type, rows, cols);
     std::vector<float> numbers(std::size_t(t.size()));
     for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = float(i * 7919 % 1021) / 512 - 1;
-    kernels.transfer.upload(context, t, make_tensor(numbers.data(), t.rows, t.cols));
+    kernels_.transfer.upload(context, t, make_tensor(numbers.data(), rows, cols));
+    return t;
   }
-  HostRoom all_on_host(kernels.transfer), part_on_host(kernels.transfer);
-  kernels.matmul.product(context, all, x, Transpose::no, w, Transpose::no, 0.0F);
-  const Tensor expected = all_on_host.read(context, all);
+  bool same_bits(const Tensor& a, const Tensor& b) {
+    HostRoom a_on_host(kernels_.transfer), b_on_host(kernels_.transfer);
+    return std::memcmp(a_on_host.read(context, a).data, b_on_host.read(context, b).data, a.bytes()) == 0;
+  }
+  KernelContext context;
+
+ private:
+  static constexpr std::int64_t kFloats = 1 << 21;
+  const Kernels& kernels_;
+  Arena memory_, scratch_;
+};
+
+}  // namespace
+
+bool rows_are_independent(const Kernels& kernels, const KernelContext& context, DType compute) {
+  constexpr std::int64_t kMost = 200, kDepth = 192, kCols = 160;
+  Trial trial(kernels, context);
+  const Tensor x = trial.filled(compute, kMost, kDepth), w = trial.filled(compute, kDepth, kCols);
+  const Tensor all = trial.take(compute, kMost, kCols), some = trial.take(compute, kMost, kCols);
+  kernels.matmul.product(trial.context, all, x, Transpose::no, w, Transpose::no, 0.0F);
   for (const std::int64_t rows : {1, 7, 8, 17, 40, 64, 65, 100}) {
     const Tensor part = some.slice_rows(0, rows);
-    kernels.matmul.product(context, part, x.slice_rows(0, rows), Transpose::no, w, Transpose::no, 0.0F);
-    if (std::memcmp(part_on_host.read(context, part).data, expected.data, part.bytes()) != 0) return false;
+    kernels.matmul.product(trial.context, part, x.slice_rows(0, rows), Transpose::no, w, Transpose::no, 0.0F);
+    if (!trial.same_bits(part, all.slice_rows(0, rows))) return false;
   }
   return true;
+}
+
+bool leaves_are_independent(const Kernels& kernels, const KernelContext& context, DType compute) {
+  // Alone, a leaf of few rows is multiplied by far more columns at a time than together with others.
+  constexpr std::array<std::int64_t, 9> kFirst = {0, 40, 57, 90, 154, 186, 250, 251, 300};
+  constexpr std::int64_t kRows = 72, kCols = 1200;
+  Trial trial(kernels, context);
+  const Tensor x = trial.filled(compute, kFirst.back(), kRows), dy = trial.filled(compute, kFirst.back(), kCols);
+  const Tensor together = trial.take(DType::f32, kRows, kCols);
+  kernels.matmul.grouped_weight_gradient(trial.context, {&together, 1}, x, dy, kFirst, 0.0F);
+  std::array<Tensor, 8> alone;
+  for (std::size_t leaf = 0; leaf < alone.size(); ++leaf) {
+    const std::int64_t first = kFirst[leaf], count = kFirst[leaf + 1] - first;
+    alone[leaf] = trial.take(DType::f32, kRows, kCols);
+    kernels.matmul.grouped_weight_gradient(trial.context, {&alone[leaf], 1}, x.slice_rows(first, count),
+                                           dy.slice_rows(first, count), std::array<std::int64_t, 2>{0, count}, 0.0F);
+  }
+  for (std::size_t n = alone.size(); n > 1; n /= 2) {
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      kernels.elementwise.add(trial.context, alone[2 * i], alone[2 * i + 1]);
+      alone[i] = alone[2 * i];
+    }
+  }
+  return trial.same_bits(alone[0], together);
 }
 
 }  // namespace flanmoe

@@ -252,20 +252,31 @@ void Loop::load(Start& start) {
 }
 
 void Loop::announce_sums() const {
-  const std::int64_t leaves = deck_.reduction.leaves;
-  if (leaves == 0) return;
+  const std::int64_t most = deck_.reduction.leaves, leaves = leaves_of(deck_);
+  if (most == 0) return;
   if (!uses_leaves(deck_, world_.size())) {
-    log_shared_warning(
-        "{} ranks do not divide reduction.leaves = {}: sums agree with those of other layouts to rounding only",
-        world_.size(), leaves);
+    if (leaves > 0) {
+      log_info(
+          "{} ranks do not divide the {} leaves of the batch (reduction.leaves = {}): sums agree with those of "
+          "other layouts to rounding only",
+          world_.size(), leaves, most);
+    } else {
+      log_info(
+          "run.device = {}, batch.rows = {}, batch.microbatch_rows = {}, moe.group_rows = {} make no leaves "
+          "(reduction.leaves = {}): sums agree with those of other layouts to rounding only",
+          deck_.run.device, deck_.batch.rows, deck_.batch.microbatch_rows, deck_.moe.group_rows, most);
+    }
     return;
   }
-  const int independent = rows_are_independent(trainer_->kernels(), context_, compute_type(deck_.run)) ? 1 : 0;
-  if (world_.all_reduce(independent, ReduceOp::min) == 0) {
+  const Kernels& kernels = trainer_->kernels();
+  const DType compute = compute_type(deck_.run);
+  const bool independent =
+      rows_are_independent(kernels, context_, compute) && leaves_are_independent(kernels, context_, compute);
+  if (world_.all_reduce(independent ? 1 : 0, ReduceOp::min) == 0) {
     log_shared_warning(
-        "a row of a matrix product depends on how many others there are on this machine: reduction.leaves = {} "
-        "does not make layouts agree to the bit",
-        leaves);
+        "matrix products on this machine have other bits when more of them are computed together: reduction.leaves = "
+        "{} does not make layouts agree to the bit",
+        most);
     return;
   }
   log_info("sums: {} leaves of {} rows in one tree, the same bits on every number of ranks that divides them", leaves,

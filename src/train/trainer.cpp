@@ -12,12 +12,15 @@
 namespace flanmoe {
 namespace {
 
-BatchLimits limits_of(const BatchDeck& batch, std::int64_t rows) {
+BatchLimits limits_of(const Deck& deck, const ProcessGrid& grid) {
+  const BatchDeck& batch = deck.batch;
+  const std::int64_t rows = RankRows::of(deck, grid).microbatch;
   return {.rows = rows,
           .encoder_tokens = rows * batch.input_length,
           .decoder_tokens = rows * batch.target_length,
           .longest_input = batch.input_length,
-          .longest_target = batch.target_length};
+          .longest_target = batch.target_length,
+          .leaves = uses_leaves(deck, grid.world_size()) ? leaves_of(deck) * rows / batch.rows : 0};
 }
 
 MoeLayerRecord layer_record(const MoeLayerStatistics& layer) {
@@ -51,8 +54,7 @@ DType compute_type(const RunDeck& run) { return run.precision == "bf16" ? DType:
 RankRows RankRows::of(const Deck& deck, const ProcessGrid& grid) {
   const BatchDeck& batch = deck.batch;
   const std::int64_t rows = batch.rows / grid.world_size();
-  std::int64_t microbatch = batch.microbatch_rows == 0 ? rows : batch.microbatch_rows;
-  if (uses_leaves(deck, grid.world_size())) microbatch = batch.rows / deck.reduction.leaves;
+  const std::int64_t microbatch = batch.microbatch_rows == 0 ? rows : batch.microbatch_rows;
   return {.first = rows * grid.world_rank(), .rows = rows, .microbatch = microbatch};
 }
 
@@ -60,7 +62,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
     : deck_(deck),
       communicators_(communicators),
       kernels_(kernels_for(deck.run.device)),
-      limits_(limits_of(deck.batch, RankRows::of(deck, grid).microbatch)),
+      limits_(limits_of(deck, grid)),
       sums_(leaf_sums(deck, grid)),
       context_{&scratch_, context.stream, context.staging},
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
@@ -188,9 +190,9 @@ void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& w
   if (sums_) tree.emplace(context_, kernels_, store_);
   statistics_.reset();
   for (const PackedBatch& batch : microbatches) {
-    if (tree) tree->begin_leaf(statistics_);
+    if (tree) tree->begin_microbatch(statistics_);
     model_.forward_backward(context_, batch, statistics_);
-    if (tree) tree->end_leaf(statistics_);
+    if (tree) tree->end_microbatch(statistics_);
     work += count_work(deck_.model, batch);
   }
   if (tree) tree->finish(statistics_);

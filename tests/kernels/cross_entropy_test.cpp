@@ -109,6 +109,41 @@ TEST(CrossEntropy, WithBetaZeroTheGradientOfTheWeightsIsWrittenWhateverItWas) {
   }
 }
 
+TEST(CrossEntropy, LeavesAreSumsOfTheirOwnThatOneTreeAdds) {
+  const std::vector<std::int64_t> leaves = {0, 5, 17, 17, 30};
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+      for (const auto& device : {devices[0], devices[1]}) {  // reference and cpu
+        TestContext context(1 << 22);
+        CrossEntropyShape shape;
+        shape.transpose_w = transpose;
+        shape.logit_scale = 0.3;
+        shape.beta = 0;
+        Problem one_by_one(type, 30, 9, 33, shape), together(type, 30, 9, 33, shape);
+        const auto call = [&](Problem& p, std::int64_t first, std::int64_t last, const std::vector<std::int64_t>& cut) {
+          const auto rows = [=](const Buffer& b) { return b.view().slice_rows(first, last - first); };
+          shape.leaves = cut;
+          device.kernels.forward_backward(context, rows(p.nll), rows(p.z), rows(p.hit), rows(p.dx), p.dw, rows(p.x),
+                                          p.w, rows(p.target), shape);
+        };
+        call(together, 0, 30, leaves);
+        std::vector<std::vector<double>> sums;
+        for (std::size_t leaf = 0; leaf + 1 < leaves.size(); ++leaf) {
+          call(one_by_one, leaves[leaf], leaves[leaf + 1], {});
+          sums.push_back(one_by_one.dw.values());
+        }
+        for (std::size_t i = 0; i < sums[0].size(); ++i) {
+          sums[0][i] = double((float(sums[0][i]) + float(sums[1][i])) + (float(sums[2][i]) + float(sums[3][i])));
+        }
+        EXPECT_TRUE(together.dw.values() == sums[0]) << device.device << " in " << name_of(type);
+        EXPECT_TRUE(same_bits(together.dx, one_by_one.dx) && same_bits(together.nll, one_by_one.nll)) << device.device;
+        shape.chunk_rows = 29;
+        EXPECT_THROW(call(together, 0, 30, leaves), LogicError) << "more than one chunk";
+      }
+    }
+  }
+}
+
 void compare(const Implementation<CrossEntropyKernels>& device, DType type, std::int64_t tokens, std::int64_t width,
              std::int64_t vocabulary, CrossEntropyShape shape, std::int64_t padding) {
   TestContext context(1 << 22);

@@ -35,7 +35,8 @@ inline const ColumnScaleKernels cuda_column_scale{
 inline const DropoutKernels cuda_dropout{on_device<&cuda::dropout_kernels, &DropoutKernels::apply>,
                                          on_device<&cuda::dropout_kernels, &DropoutKernels::add>};
 inline const EmbeddingKernels cuda_embedding{on_device<&cuda::embedding_kernels, &EmbeddingKernels::forward>,
-                                             on_device<&cuda::embedding_kernels, &EmbeddingKernels::backward>};
+                                             on_device<&cuda::embedding_kernels, &EmbeddingKernels::backward>,
+                                             cuda::embedding_kernels.scratch_bytes};
 inline const RelativeBiasKernels cuda_relative_bias{
     on_device<&cuda::relative_bias_kernels, &RelativeBiasKernels::expand>,
     on_device<&cuda::relative_bias_kernels, &RelativeBiasKernels::gradient>};

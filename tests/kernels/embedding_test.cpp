@@ -20,7 +20,7 @@ TEST(Embedding, AgreesWithHandNumbers) {
     device.kernels.forward(context, y, table, ids);
     test::expect_close(y, {5, 6, 1, 2, 5, 6, 5, 6}, 0, device.device);
     dtable.fill(100);
-    device.kernels.backward(context, dtable, y, ids);
+    device.kernels.backward(context, dtable, y, ids, {});
     test::expect_close(dtable, {101, 102, 100, 100, 115, 118}, 0, device.device);
   }
 }
@@ -32,7 +32,7 @@ TEST(Embedding, BackwardIsTheGradientOfTheForward) {
   ids.randomize_below(2, 4);
   dy.randomize(3);
   dtable.fill(0);
-  reference::embedding_kernels.backward(context, dtable, dy, ids);
+  reference::embedding_kernels.backward(context, dtable, dy, ids, {});
   const auto loss = [&] {
     Buffer y(DType::f64, 7, 3);
     reference::embedding_kernels.forward(context, y, table, ids);
@@ -62,24 +62,58 @@ TEST(Embedding, FastEqualsReferenceBitForBit) {
         reference::embedding_kernels.forward(context, y_r, table, ids);
         device.kernels.forward(context, y_c, table, ids);
         EXPECT_TRUE(same_bits(y_c, y_r)) << device.device;
-        reference::embedding_kernels.backward(context, dtable_r, dy, ids);
-        device.kernels.backward(context, dtable_c, dy, ids);
+        reference::embedding_kernels.backward(context, dtable_r, dy, ids, {});
+        device.kernels.backward(context, dtable_c, dy, ids, {});
         EXPECT_TRUE(same_bits(dtable_c, dtable_r)) << device.device << ": all add in token order";
       }
     }
   }
 }
 
-TEST(Embedding, BitsDoNotDependOnThreads) {
-  test::expect_same_bits_on_threads([](std::vector<Buffer>& out) {
+TEST(Embedding, LeavesAreSumsOfTheirOwnThatOneTreeAdds) {
+  const std::vector<std::int64_t> leaves = {0, 90, 91, 91, 300, 310, 400, 490, 500};
+  for (const auto* kernels : {&reference::embedding_kernels, &cpu::embedding_kernels}) {
     TestContext context;
-    Buffer ids(DType::i32, 500, 1), dy(DType::f32, 500, 300), dtable(DType::f32, 9, 300);
-    ids.randomize_below(2, 9);
+    Buffer ids(DType::i32, 500, 1), dy(DType::f32, 500, 300, 1), dtable(DType::f32, 40, 300, 2);
+    ids.randomize_below(2, 37);
     dy.randomize(3);
     dtable.fill(0);
-    cpu::embedding_kernels.backward(context, dtable, dy, ids);
-    out.push_back(std::move(dtable));
-  });
+    kernels->backward(context, dtable, dy, ids, leaves);
+    std::vector<std::vector<double>> sums;
+    for (std::size_t leaf = 0; leaf + 1 < leaves.size(); ++leaf) {
+      Buffer alone(DType::f32, 40, 300);
+      alone.fill(0);
+      const std::int64_t count = leaves[leaf + 1] - leaves[leaf];
+      kernels->backward(context, alone, dy.view().slice_rows(leaves[leaf], count),
+                        ids.view().slice_rows(leaves[leaf], count), {});
+      sums.push_back(alone.values());
+    }
+    for (std::size_t n = sums.size(); n > 1; n /= 2) {
+      for (std::size_t i = 0; i < n / 2; ++i) {
+        for (std::size_t j = 0; j < sums[i].size(); ++j) {
+          sums[i][j] = double(float(sums[2 * i][j]) + float(sums[2 * i + 1][j]));
+        }
+      }
+    }
+    EXPECT_TRUE(dtable.values() == sums.front()) << (kernels == &cpu::embedding_kernels ? "cpu" : "reference");
+    EXPECT_THROW(kernels->backward(context, dtable, dy, ids, std::vector<std::int64_t>{0, 100, 200, 500}), LogicError)
+        << "three leaves";
+    EXPECT_THROW(kernels->backward(context, dtable, dy, ids, std::vector<std::int64_t>{0, 400}), LogicError);
+  }
+}
+
+TEST(Embedding, BitsDoNotDependOnThreads) {
+  for (const std::vector<std::int64_t>& leaves : {std::vector<std::int64_t>{}, {0, 100, 250, 300, 500}}) {
+    test::expect_same_bits_on_threads([&](std::vector<Buffer>& out) {
+      TestContext context;
+      Buffer ids(DType::i32, 500, 1), dy(DType::f32, 500, 300), dtable(DType::f32, 9, 300);
+      ids.randomize_below(2, 9);
+      dy.randomize(3);
+      dtable.fill(0);
+      cpu::embedding_kernels.backward(context, dtable, dy, ids, leaves);
+      out.push_back(std::move(dtable));
+    });
+  }
 }
 
 }  // namespace

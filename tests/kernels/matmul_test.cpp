@@ -271,6 +271,81 @@ TEST(Matmul, FullPrecisionEndsWithItsScope) {
   EXPECT_TRUE(context.tf32);
 }
 
+/// Neighbours first, then pairs of neighbours, ...
+std::vector<double> tree_of(std::vector<std::vector<double>> leaves) {
+  for (std::size_t n = leaves.size(); n > 1; n /= 2) {
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      for (std::size_t j = 0; j < leaves[i].size(); ++j) {
+        leaves[i][j] = double(float(leaves[2 * i][j]) + float(leaves[2 * i + 1][j]));
+      }
+    }
+  }
+  return leaves.front();
+}
+
+/// Weight gradients of groups whose rows are cut into leaves, against the same leaves computed one by one.
+void compare_leaves(const Implementation<MatmulKernels>& device, DType type, std::size_t leaves,
+                    const std::vector<std::int64_t>& counts, std::int64_t depth, std::int64_t cols, float beta) {
+  TestContext context;
+  const auto first = boundaries(counts);
+  Buffer x(type, first.back(), depth, 3), dy(type, first.back(), cols, 3);
+  x.randomize(6);
+  dy.randomize(7);
+  std::vector<Buffer> dw;
+  std::vector<Tensor> views;
+  for (std::size_t g = 0; g < counts.size() / leaves; ++g) {
+    dw.emplace_back(DType::f32, depth, cols, std::int64_t(g)).fill(beta == 0.0F ? std::nan("") : 3.0);
+    views.push_back(dw.back());
+  }
+  device.kernels.grouped_weight_gradient(context, views, x, dy, first, beta);
+  for (std::size_t g = 0; g < dw.size(); ++g) {
+    std::vector<std::vector<double>> alone;
+    for (std::size_t leaf = g * leaves; leaf < (g + 1) * leaves; ++leaf) {
+      Buffer one(DType::f32, depth, cols);
+      const Tensor view = one;
+      device.kernels.grouped_weight_gradient(context, {&view, 1}, x.view().slice_rows(first[leaf], counts[leaf]),
+                                             dy.view().slice_rows(first[leaf], counts[leaf]),
+                                             std::vector<std::int64_t>{0, counts[leaf]}, 0);
+      alone.push_back(one.values());
+    }
+    std::vector<double> expected = tree_of(alone);
+    for (double& value : expected) value = double(float(value) + 3.0F * beta);
+    EXPECT_TRUE(dw[g].values() == expected)
+        << fmt::format("{} {}: group {} of {} leaves, {} x {}", device.device, name_of(type), g, leaves, depth, cols);
+  }
+}
+
+TEST(Matmul, LeavesAreProductsOfTheirOwnThatOneTreeAdds) {
+  for (const auto& device : {devices[0], devices[1]}) {  // reference and cpu
+    for (const DType type : {DType::f32, DType::bf16}) {
+      compare_leaves(device, type, 2, {40, 33, 0, 7, 9, 0}, 70, 40, 0);
+      compare_leaves(device, type, 4, {1, 0, 17, 64, 0, 0, 0, 0}, 64, 300, 1);
+      compare_leaves(device, type, 8, {120, 90, 0, 8, 300, 31, 32, 1}, 130, 128, 0);
+      compare_leaves(device, type, 16, {5, 9, 3, 8, 0, 2, 1, 4, 6, 7, 9, 11, 40, 1, 1, 2}, 20, 200, 0);
+    }
+  }
+  for (const DType type : {DType::f32, DType::bf16}) {
+    const auto& cpu = devices[1];
+    compare_leaves(cpu, type, 8, {512, 700, 512, 512, 600, 512, 500, 480}, 200, 600, 0);  // two runs and more
+    compare_leaves(cpu, type, 4, {1000, 5000, 9000, 0}, 70, 150, 0);                      // deeper than a tile
+    compare_leaves(cpu, type, 2, {3000, 2500}, 1100, 1100, 0);                            // several areas
+  }
+}
+
+TEST(Matmul, BoundariesThatAreNoLeavesAreRefused) {
+  TestContext context;
+  Buffer x(DType::f32, 6, 4), dy(DType::f32, 6, 3), dw(DType::f32, 4, 3);
+  const Tensor view = dw;
+  for (const auto& device : {devices[0], devices[1]}) {
+    const auto call = [&](const std::vector<std::int64_t>& first) {
+      device.kernels.grouped_weight_gradient(context, {&view, 1}, x, dy, first, 0);
+    };
+    EXPECT_THROW(call({0, 2, 4, 6}), LogicError) << "three leaves";
+    EXPECT_THROW(call({0, 4, 3, 5, 6}), LogicError) << "not ascending";
+    EXPECT_THROW(call({0, 4, 5}), LogicError) << "not all rows";
+  }
+}
+
 /// The first rows of a product, computed among more and more others.
 TEST(Matmul, ARowDoesNotDependOnHowManyOthersThereAre) {
   for (const DType type : {DType::f32, DType::bf16}) {

@@ -48,8 +48,14 @@ TEST(Rotary, AgreesWithHandNumbers) {
 
 TEST(Rotary, FastEqualsReferenceOnOddSizes) {
   for (const DType c : {DType::f32, DType::bf16}) {
-    for (const auto& [T, H, K, padding] :
-         {std::tuple{0, 2, 4, 3}, {1, 1, 2, 3}, {7, 3, 6, 3}, {300, 2, 64, 0}, {33, 1, 130, 3}, {5, 3, 16, 0}, {6, 4, 8, 0}, {6, 2, 24, 0}}) {
+    for (const auto& [T, H, K, padding] : {std::tuple{0, 2, 4, 3},
+                                           {1, 1, 2, 3},
+                                           {7, 3, 6, 3},
+                                           {300, 2, 64, 0},
+                                           {33, 1, 130, 3},
+                                           {5, 3, 16, 0},
+                                           {6, 4, 8, 0},
+                                           {6, 2, 24, 0}}) {
       for (const auto& device : test::fast_devices_of(cpu::rotary_kernels, test::cuda_rotary)) {
         Problem expected(c, T, H, K, padding), actual(c, T, H, K, padding);
         expected.make_table(reference::rotary_kernels);

@@ -171,6 +171,8 @@ class Rig {
       }
       groups_.first_token.push_back(std::int64_t(row_T_.size()));
     }
+    leaf_token_ = {0, groups_.tokens()};
+    groups_.leaf_token = leaf_token_;
     groups_.row_T = row_T_;
     groups_.position_T = position_T_;
     groups_.step_groups = step_rows;
@@ -183,9 +185,9 @@ class Rig {
       store_.lay(memory_, nullptr);
       x_TD_ = memory_.allocate(compute, groups_.tokens(), kExperts);
       y_TD_ = memory_.allocate(compute, groups_.tokens(), kExperts);
-      saved_.lay(memory_, deck_, layer_.routing, compute, tokens, groups, limits, ranks);
-      work_.lay(memory_, deck_, layer_.routing.columns, compute, tokens, groups, limits);
-      dispatcher_.lay(memory_, k_.transfer, compute, limits.received, kExperts);
+      saved_.lay(memory_, deck_, layer_.routing, compute, tokens, groups, 1, limits, ranks);
+      work_.lay(memory_, deck_, layer_.routing.columns, compute, tokens, groups, 1, limits);
+      dispatcher_.lay(memory_, k_.transfer, compute, limits.received, kExperts, 1);
       if (real) break;
       const std::size_t bytes = k_.matmul.scratch_bytes() + k_.router.scratch_bytes(tokens, kExperts) + 4096;
       scratch_.allocate(DType::f64, 1, std::int64_t(bytes / 8));
@@ -222,7 +224,7 @@ class Rig {
   MoeLayer layer_;
   Rows rows_;
   std::int64_t first_row_ = 0;
-  std::vector<std::int64_t> row_T_;
+  std::vector<std::int64_t> row_T_, leaf_token_;
   std::vector<std::int32_t> position_T_;
   RoutingGroups groups_;
   Arena memory_{"memory"}, scratch_{"scratch"};

@@ -187,14 +187,6 @@ TEST_F(Cuda, Bf16Trains) {
   EXPECT_LT(metrics.back()["loss"].get<double>(), metrics.front()["loss"].get<double>() - 0.5);
 }
 
-/// What the tree of ranks promises holds as far as products keep their rows apart, which the emulated ones do.
-TEST_F(Cuda, LeavesGiveTheSameBitsOnOneRankAndOnTwo) {
-  const Words keys = {"--run.steps=2", "--reduction.leaves=4", "--checkpoint.final=true"};
-  train(1, "cuda", "leaves_1", keys);
-  train(2, "cuda", "leaves_2", with(keys, {"--parallel.expert=2"}));
-  EXPECT_EQ(difference_of_checkpoints(newest_of(path("leaves_1")), newest_of(path("leaves_2"))), "");
-}
-
 TEST_F(Cuda, RanksWithoutAGpuOfTheirOwnAreRefusedBeforeAnythingIsWritten) {
   for (const auto& [ranks, gpus, expected] :
        {std::tuple{1, 0, "run.device = cuda: there is no GPU here: no CUDA-capable device is detected"},

@@ -9,6 +9,7 @@ namespace {
 
 struct Layout {
   int ranks, expert;
+  int microbatch_rows = 0;  // 0: all rows of the rank
 };
 
 /// Runs the deck on every layout and compares metrics, weights and optimizer state with those of the first.
@@ -17,10 +18,14 @@ void expect_same_bits(const std::vector<Layout>& layouts, const Words& more, boo
   const std::string shard = write_text(workplace);
   std::string first;
   for (const Layout layout : layouts) {
-    const std::string name = fmt::format("{}_ranks_{}_expert", layout.ranks, layout.expert);
+    const std::string name =
+        fmt::format("{}_ranks_{}_expert_{}_rows", layout.ranks, layout.expert, layout.microbatch_rows);
     SCOPED_TRACE(name);
     const std::string dir = workplace.path(name);
-    const Words words = with({fmt::format("--parallel.expert={}", layout.expert), "--checkpoint.every=0"}, more);
+    const Words words =
+        with({fmt::format("--parallel.expert={}", layout.expert),
+              fmt::format("--batch.microbatch_rows={}", layout.microbatch_rows), "--checkpoint.every=0"},
+             more);
     const Ended ended = run(layout.ranks, palm ? smoke_palm(shard, dir, words) : smoke(shard, dir, words));
     ASSERT_EQ(ended.exit_code, 0) << ended.output;
     EXPECT_NE(ended.output.find("the same bits"), std::string::npos) << ended.output;
@@ -30,30 +35,37 @@ void expect_same_bits(const std::vector<Layout>& layouts, const Words& more, boo
   }
 }
 
+// A rank computes from one to all of eight leaves of two rows together, in up to eight microbatches.
 TEST(SameBits, SwitchWithDropsAndDropoutInEightLeaves) {
-  expect_same_bits(
-      {{1, 1}, {2, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}, {8, 2}},
-      {"--batch.rows=16", "--reduction.leaves=8", "--optimizer.name=adafactor", "--moe.capacity_factor=0.75",
-       "--moe.min_capacity=1", "--moe.expert_dropout=0.2", "--model.dropout=0.1"});
+  expect_same_bits({{1, 1}, {1, 1, 2}, {1, 1, 8}, {2, 1, 4}, {2, 2}, {2, 2, 4}, {4, 1, 2}, {4, 2}, {4, 4}, {8, 2}},
+                   {"--batch.rows=16", "--run.steps=20", "--optimizer.name=adafactor", "--moe.capacity_factor=0.75",
+                    "--moe.min_capacity=1", "--moe.expert_dropout=0.2", "--model.dropout=0.1"});
 }
 
 TEST(SameBits, DroplessGshardInBf16WithAdamw) {
   expect_same_bits(
-      {{1, 1}, {2, 2}, {4, 1}, {4, 2}, {4, 4}},
-      {"--reduction.leaves=4", "--run.precision=bf16", "--optimizer.name=adamw", "--optimizer.learning_rate=0.01",
-       "--model.preset=gshard", "--moe.capacity_factor=0", "--model.dropout=0.1"});
+      {{1, 1}, {1, 1, 6}, {2, 2}, {2, 2, 3}, {4, 1}, {4, 2}, {4, 4}},
+      {"--reduction.leaves=4", "--run.steps=20", "--run.precision=bf16", "--optimizer.name=adamw",
+       "--optimizer.learning_rate=0.01", "--model.preset=gshard", "--moe.capacity_factor=0", "--model.dropout=0.1"});
 }
 
 TEST(SameBits, EveryKindOfParameterOfASparseLayer) {
   expect_same_bits(
-      {{1, 1}, {2, 2}, {4, 2}},
+      {{1, 1}, {1, 1, 3}, {2, 2, 3}, {2, 2}, {4, 2}},
       {"--reduction.leaves=4", "--run.steps=6", "--moe.every=2", "--model.preset=token_choice", "--moe.bias_rate=0.01",
        "--moe.shared_experts=1", "--moe.extra_feed_forward=true", "--model.multiplicative_bias=true",
        "--moe.min_capacity=1", "--moe.expert_dropout=0.1", "--moe.decoder=false", "--moe.balance_coefficient=0"});
 }
 
+TEST(SameBits, ExpertsThatChooseAndTokensThatComeByProbability) {
+  expect_same_bits({{1, 1}, {2, 2, 3}, {4, 4}},
+                   {"--reduction.leaves=4", "--run.steps=6", "--model.preset=expert_choice", "--moe.decoder=true",
+                    "--moe.every=2", "--moe.decoder_priority=probability", "--moe.capacity_factor=0.75"});
+}
+
 TEST(SameBits, DecoderOnly) {
-  expect_same_bits({{1, 1}, {2, 1}, {4, 1}}, {"--reduction.leaves=4", "--run.steps=6", "--model.dropout=0.1"}, true);
+  expect_same_bits({{1, 1}, {1, 1, 3}, {2, 1}, {4, 1}},
+                   {"--reduction.leaves=4", "--run.steps=6", "--model.dropout=0.1"}, true);
 }
 
 /// Nearly every matrix is cut into blocks of rows, and some have owners on all ranks.
@@ -93,12 +105,21 @@ TEST(SameBits, ARunMayGoOnWithOtherOwnersOfRows) {
   expect_that_a_run_may_go_on(with(kSplit, {"--optimizer.name=adafactor"}));
 }
 
+TEST(SameBits, ABatchThatMakesNoLeavesSaysSo) {
+  const Workplace workplace;
+  const Ended ended = run(1, smoke(write_text(workplace), workplace.path("run"), {"--batch.rows=9", "--run.steps=1"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.output;
+  EXPECT_NE(ended.output.find("batch.rows = 9, batch.microbatch_rows = 0, moe.group_rows = 1 make no leaves"),
+            std::string::npos)
+      << ended.output;
+}
+
 TEST(SameBits, RanksThatDoNotDivideTheLeavesSaySo) {
   const Workplace workplace;
   const Ended ended =
       run(3, smoke(write_text(workplace), workplace.path("run"), {"--reduction.leaves=4", "--run.steps=1"}));
   EXPECT_EQ(ended.exit_code, 0) << ended.output;
-  EXPECT_NE(ended.output.find("3 ranks do not divide reduction.leaves = 4"), std::string::npos) << ended.output;
+  EXPECT_NE(ended.output.find("3 ranks do not divide the 4 leaves of the batch"), std::string::npos) << ended.output;
 }
 
 }  // namespace

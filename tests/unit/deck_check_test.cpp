@@ -62,27 +62,40 @@ TEST_F(DeckCheck, RowsOfARankMustDivideByMicrobatches) {
   EXPECT_EQ(problems(1), "");
 }
 
-TEST_F(DeckCheck, LeavesAreAPowerOfTwoThatDividesTheRowsAndHoldsWholeGroups) {
+TEST_F(DeckCheck, LeavesAreAPowerOfTwo) {
   deck_.reduction.leaves = 6;
   expect_problem("reduction.leaves = 6: expected a power of two, 4 or 8, or 0", 2);
-  deck_.reduction.leaves = 32;
-  expect_problem("batch.rows = 16 does not divide into reduction.leaves = 32: 16 % 32 = 16; nearest is 32", 2);
-  deck_.reduction.leaves = 8;
-  EXPECT_EQ(problems(1) + problems(2) + problems(8), "");
-  deck_.batch.microbatch_rows = 4;
-  expect_problem(
-      "batch.microbatch_rows = 4 with reduction.leaves = 8: a microbatch is a leaf of 16 rows / 8 leaves = 2", 2);
-  deck_.batch.microbatch_rows = 2;
-  EXPECT_EQ(problems(4), "");
-  deck_.moe.router = "top_k";
-  deck_.moe.group_rows = 4;
-  expect_problem("moe.group_rows = 4 does not divide the rows of a leaf: 16 rows / 8 leaves = 2 rows, and 2 % 4 = 2",
-                 1);
-  deck_.moe.group_rows = 2;
-  EXPECT_EQ(problems(2), "");
 }
 
-TEST_F(DeckCheck, RanksThatDoNotDivideTheLeavesFollowTheRulesOfMicrobatches) {
+TEST_F(DeckCheck, LeavesAreAsManyAsRowsGroupsAndMicrobatchesAllow) {
+  deck_.reduction.leaves = 8;
+  EXPECT_EQ(leaves_of(deck_), 8) << "of 16 rows";
+  deck_.reduction.leaves = 32;
+  EXPECT_EQ(leaves_of(deck_), 16) << "one row each";
+  deck_.reduction.leaves = 8;
+  deck_.batch.microbatch_rows = 4;
+  EXPECT_EQ(leaves_of(deck_), 8) << "two in a microbatch";
+  deck_.batch.microbatch_rows = 1;
+  EXPECT_EQ(leaves_of(deck_), 0) << "a leaf of two rows is more than a microbatch";
+  deck_.batch.microbatch_rows = 6;
+  deck_.batch.rows = 48;
+  EXPECT_EQ(leaves_of(deck_), 8);
+  deck_.batch.rows = 24;
+  EXPECT_EQ(leaves_of(deck_), 8) << "leaves of three rows";
+  deck_.batch.microbatch_rows = 0;
+  deck_.batch.rows = 12;
+  EXPECT_EQ(leaves_of(deck_), 4);
+  deck_.moe.router = "top_k";
+  deck_.moe.group_rows = 6;
+  EXPECT_EQ(leaves_of(deck_), 2);
+  deck_.moe.group_rows = 4;
+  EXPECT_EQ(leaves_of(deck_), 0) << "six rows are no whole groups";
+  deck_.reduction.leaves = 0;
+  deck_.moe.group_rows = 1;
+  EXPECT_EQ(leaves_of(deck_), 0);
+}
+
+TEST_F(DeckCheck, RanksThatDoNotDivideTheLeavesDoNotUseThem) {
   deck_.reduction.leaves = 4;
   deck_.batch.rows = 24;
   EXPECT_EQ(problems(3), "");

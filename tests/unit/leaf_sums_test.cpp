@@ -48,12 +48,12 @@ TEST(LeafSums, NeighboursAreAddedFirst) {
     std::vector<double> nll;
     std::vector<float> tree(values.begin(), values.begin() + std::ptrdiff_t(leaves));
     for (const float value : tree) {
-      sums.begin_leaf(statistics);
+      sums.begin_microbatch(statistics);
       EXPECT_TRUE(rig.store.first_contribution(0)) << "a leaf is written, not added";
       rig.write(value);
       statistics.nll = nll.emplace_back(std::abs(value) == kLarge ? std::copysign(0x1.0p53, value) : 1.0);
       statistics.targets = 1;
-      sums.end_leaf(statistics);
+      sums.end_microbatch(statistics);
     }
     sums.finish(statistics);
     for (std::size_t n = leaves; n > 1; n /= 2) {
@@ -76,9 +76,9 @@ TEST(LeafSums, SourcesOfExpertsMeetAfterTheLeavesOfEach) {
   LeafSums sums(rig.context, kernels_for("cpu"), rig.store);
   StepStatistics statistics;
   for (const float value : values) {
-    sums.begin_leaf(statistics);
+    sums.begin_microbatch(statistics);
     rig.write(value);
-    sums.end_leaf(statistics);
+    sums.end_microbatch(statistics);
   }
   sums.finish(statistics);
   std::array<float, 4> source{};
@@ -89,17 +89,52 @@ TEST(LeafSums, SourcesOfExpertsMeetAfterTheLeavesOfEach) {
 
 TEST(LeafSums, BuffersFollowFromTheLayout) {
   Deck deck;
+  deck.batch.rows = 16;
+  deck.reduction.leaves = 0;
   EXPECT_FALSE(leaf_sums(deck, ProcessGrid(4, 0, 2)));
   deck.reduction.leaves = 8;
+  deck.batch.rows = 48;
   EXPECT_FALSE(leaf_sums(deck, ProcessGrid(3, 0, 1))) << "3 ranks do not divide 8 leaves";
-  const auto sums = leaf_sums(deck, ProcessGrid(4, 0, 2));
-  ASSERT_TRUE(sums);
-  EXPECT_EQ(sums->levels, 2);  // two leaves a rank
-  EXPECT_EQ(sums->sources, 2);
+  deck.model.tied_logits = false;
+  const auto whole = leaf_sums(deck, ProcessGrid(4, 0, 2));
+  ASSERT_TRUE(whole);
+  EXPECT_TRUE(whole->leaves);
+  EXPECT_EQ(whole->levels, 1) << "one microbatch a rank";
+  EXPECT_EQ(whole->sources, 1) << "leaves of both sources are summed together";
+  EXPECT_EQ(whole->table, -1);
+  deck.batch.microbatch_rows = 6;
+  deck.model.tied_logits = true;
+  const auto parts = leaf_sums(deck, ProcessGrid(4, 0, 2));
+  ASSERT_TRUE(parts);
+  EXPECT_EQ(parts->levels, 2) << "two microbatches a rank";
+  EXPECT_EQ(parts->sources, 2);
+  EXPECT_EQ(parts->table, 0) << "the embedding";
 }
 
-TEST(LeafSums, ARowOfAProductIsIndependentOfOthersOnThisMachine) {
-  for (const DType type : {DType::f32, DType::bf16}) EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), {}, type));
+TEST(LeafSums, LookupsOfATableThatMakesLogitsHaveASumOfTheirOwn) {
+  Rig rig({2, 1, true, 0});
+  LeafSums sums(rig.context, kernels_for("cpu"), rig.store);
+  StepStatistics statistics;
+  for (const float value : {kLarge, 1.0F}) {
+    sums.begin_microbatch(statistics);
+    EXPECT_TRUE(rig.store.first_contribution(0));
+    EXPECT_THROW(rig.store.first_contribution(0), LogicError) << "two contributions to a sum over leaves";
+    rig.write(value);
+    for (float& x : rig.store.lookup_gradient(0).flat<float>()) x = -value;
+    sums.end_microbatch(statistics);
+  }
+  sums.finish(statistics);
+  EXPECT_EQ(rig.store.gradient(0, 0).flat<float>()[2], kLarge + 1.0F);
+  EXPECT_EQ(rig.store.lookup_gradient(0).flat<float>()[2], -kLarge - 1.0F);
+  EXPECT_TRUE(rig.store.lookup_gradient(1).absent());
+  EXPECT_EQ(rig.store.lookup_segments(), (std::vector<std::int64_t>{3}));
+}
+
+TEST(LeafSums, RowsAndLeavesOfAProductAreIndependentOfOthersOnThisMachine) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), {}, type));
+    EXPECT_TRUE(leaves_are_independent(kernels_for("cpu"), {}, type));
+  }
 }
 
 }  // namespace

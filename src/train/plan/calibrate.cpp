@@ -285,7 +285,7 @@ void Streams::ends() {
   for (std::int64_t t = 0; t < kTokens; ++t) *ids.row<std::int32_t>(t) = std::int32_t(t * 31 % kVocabulary);
   set(Stream::embedding, b.seconds([&](std::int64_t) {
     k_.embedding.forward(b.context, embedded, table, ids);
-    k_.embedding.backward(b.context, dtable, embedded, ids);
+    k_.embedding.backward(b.context, dtable, embedded, ids, {});
   }),
       double(kTokens * kWidth));
 }

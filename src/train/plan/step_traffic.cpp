@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "moe/routing.hpp"
 #include "optimizer/piece_exchange.hpp"
@@ -19,7 +20,7 @@ bool trains(const ParameterStore& store, const std::string& prefix) {
 }
 
 /// The sparse layers of one stack: counts, rows to the experts and back, and the same for the gradients.
-void route(const Deck& deck, const ParameterStore& store, bool encoder, const RankRows& rows,
+void route(const Deck& deck, const ParameterStore& store, bool encoder, const RankRows& rows, int world_size,
            const Communicator& expert_group) {
   const std::int64_t layers = sparse_layers(deck.moe, encoder ? deck.moe.encoder : deck.moe.decoder,
                                             encoder ? deck.model.encoder_layers : deck.model.decoder_layers);
@@ -29,12 +30,14 @@ void route(const Deck& deck, const ParameterStore& store, bool encoder, const Ra
   const std::int64_t moves = 2 + (!encoder || trains(store, "encoder/") ? 2 : 0);
   for (std::int64_t first = rows.first; first < rows.first + rows.rows; first += rows.microbatch) {
     const std::vector<std::int64_t> copies = even_copies(deck, encoder, first, rows.microbatch);
-    std::vector<std::int64_t> to(ranks, 0), counts(copies.size());
+    const std::int64_t leaves = uses_leaves(deck, world_size) ? leaves_of(deck) * rows.microbatch / deck.batch.rows : 1;
+    std::vector<std::int64_t> to(ranks, 0);
+    std::vector<std::int64_t> sent(copies.size() * std::size_t(leaves)), received(sent.size());
     for (std::size_t e = 0; e < copies.size(); ++e) to[e / local] += copies[e];
     const Tensor send =
         not_there(store.compute(), std::accumulate(to.begin(), to.end(), std::int64_t{0}), deck.model.width);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
-      expert_group.all_to_all<std::int64_t>(counts, copies);
+      expert_group.all_to_all<std::int64_t>(received, sent);
       for (std::int64_t move = 0; move < moves; ++move) expert_group.all_to_all_rows(send, to, send, to);
     }
   }
@@ -103,7 +106,7 @@ std::vector<std::int64_t> even_copies(const Deck& deck, bool encoder, std::int64
 StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const ParameterStore& store) {
   const Communicators ranks = Communicators::imagined(grid);
   const RankRows rows = RankRows::of(deck, grid);
-  for (const bool encoder : {true, false}) route(deck, store, encoder, rows, ranks.expert);
+  for (const bool encoder : {true, false}) route(deck, store, encoder, rows, grid.world_size(), ranks.expert);
 
   // Loss, gradients, norm, weights; see Trainer::step and Optimizer::step.
   std::vector<double> numbers(numbers_of_step(deck));
@@ -120,6 +123,17 @@ StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const Parame
     const auto& sizes = store.segment_sizes(placement);
     const Tensor work = not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate));
     replicas(placement).reduce_scatter_tree(flat(placement), sizes, work);
+  }
+  const std::optional<GradientSums> sums = leaf_sums(deck, grid);
+  if (sums && sums->table >= 0 && store.trained(sums->table)) {
+    const std::int64_t cols = store.specs()[std::size_t(sums->table)].cols;
+    std::vector<std::int64_t> sizes(store.segment_sizes(Placement::dense).size(), 0);
+    for (const ParameterUnit& unit : store.units(Placement::dense)) {
+      if (unit.parameter == sums->table) sizes[std::size_t(unit.owner)] += unit.rows * cols;
+    }
+    const std::int64_t size = store.specs()[std::size_t(sums->table)].matrix_size();
+    const Tensor work = not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate));
+    ranks.world.reduce_scatter_tree(not_there(accumulate, 1, size), sizes, work);
   }
   std::size_t squares = 0;
   for (const ParameterSpec& spec : store.specs()) squares += std::size_t(spec.experts * spec.blocks());
