@@ -146,8 +146,11 @@ struct TestModel {
         kernels(kernels_for(device)),
         store(training_parameters(deck), grid.coordinates(), compute) {
     model = std::make_unique<Model>(deck, store, communicators, kernels);
+    GradientSums sums;
+    sums.leaves = limits.leaves > 0;
+    if (sums.leaves && deck.model.tied_logits) sums.table = store.find("embedding");
     for (const bool real : {false, true}) {
-      store.lay(weights, &gradients);
+      store.lay(weights, &gradients, sums);
       model->lay(activations, scratch, limits, training);
       if (real) break;
       for (Arena* arena : {&weights, &gradients, &activations, &scratch}) {

@@ -268,6 +268,43 @@ TEST_F(ModelGradient, PalmWithAllThatSparseLayersCanHave) {
   expect_true_gradients(deck, "palm, sparse with everything");
 }
 
+/// Sums over leaves are those over all tokens, in another order.
+void expect_leaves_change_nothing(const Deck& deck) {
+  const Communicator self = alone();
+  const std::int64_t rows = 8 * deck.moe.group_rows;
+  const PackedBatch batch = random_batch(deck, rows, 22);
+  BatchLimits limits = limits_of(deck, rows);
+  TestModel plain(deck, self, 1, "reference", DType::f64, limits);
+  limits.leaves = 4;
+  TestModel leaves(deck, self, 1, "reference", DType::f64, limits);
+  StepStatistics sums[2];
+  for (TestModel* test : {&plain, &leaves}) {
+    test->forget_gradients();
+    test->model->forward_backward(test->context, batch, sums[test == &leaves ? 1 : 0]);
+  }
+  EXPECT_NEAR(sums[0].nll, sums[1].nll, 1e-9 * sums[0].nll);
+  for (std::size_t p = 0; p < plain.store.specs().size(); ++p) {
+    for (std::int64_t e = 0; e < plain.store.local_experts(int(p)); ++e) {
+      const auto a = plain.store.gradient(int(p), e).flat<double>(),
+                 b = leaves.store.gradient(int(p), e).flat<double>();
+      const Tensor lookups = leaves.store.lookup_gradient(int(p));
+      for (std::size_t i = 0; i < a.size(); ++i) {
+        const double sum = b[i] + (lookups.absent() ? 0.0 : lookups.flat<double>()[i]);
+        ASSERT_NEAR(a[i], sum, 1e-12 + 1e-10 * std::abs(a[i])) << plain.store.specs()[p].name << " element " << i;
+      }
+    }
+  }
+}
+
+TEST(ModelLeaves, ChangeNoGradient) {
+  Deck deck = tiny_deck(true);
+  for (const bool tied : {false, true}) {
+    deck.model.tied_logits = tied;
+    expect_leaves_change_nothing(deck);
+  }
+  expect_leaves_change_nothing(testing::tiny_palm(true, "prefix"));
+}
+
 /// Gradients and sums of a step on one rank alone and on all ranks together, with every expert degree that divides.
 void expect_layout_independence(Deck deck) {
   const Communicator world = Communicator::world();
