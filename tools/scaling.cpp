@@ -178,6 +178,8 @@ void study_checkpoints(const Options& o, const Deck& deck, const ScalingPoint& p
                          {"standing_still", {every, "--checkpoint.background=false", "--checkpoint.keep=1"}}}) {
     const std::string dir = folder_of(o, point) + "_" + way.name;
     fmt::print("{}: ", way.name);
+    // Saves are counted by session, steps by run: only a run of one session can be measured.
+    if (!fs::exists(dir + "/summary.json")) fs::remove_all(dir);
     run_point(o, deck, point, dir, way.words);
     const auto result = read_saving_result(dir, way.name);
     if (!result) fail("{}: expected a run that has ended", dir);

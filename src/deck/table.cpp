@@ -98,10 +98,10 @@ void add_reduction(std::vector<Parameter>& table) {
   rows.number(
       "leaves", &ReductionDeck::leaves, at_least(0), "parts",
       "Most equal parts of the global batch, a power of two, whose sums over tokens meet in one fixed binary tree: all "
-      "rank counts that divide them train the same bits, with any parallel.expert and batch.microbatch_rows; others "
-      "agree to rounding, as all do with 0. Halved until a part holds whole rows, whole groups of moe.group_rows, and "
-      "a microbatch is a power of two of parts; the run says how many it has. A rank with several microbatches keeps "
-      "more than one sum of gradients.");
+      "rank counts that divide them train the same bits, with any parallel.expert and any microbatches of 1, 2, 4, ... "
+      "parts; others agree to rounding, as all do with 0 and on GPUs. Halved until a part holds whole rows and whole "
+      "groups of moe.group_rows; none where batch.microbatch_rows is not a power of two of parts; the run says how "
+      "many it has. A rank with several microbatches keeps more than one sum of gradients.");
 }
 
 void add_model(std::vector<Parameter>& table) {
@@ -255,7 +255,7 @@ void add_optimizer(std::vector<Parameter>& table) {
             "master; false: to the nearest. Masters themselves are never rounded.");
   rows.number("split_above", &S::split_above, at_least(1), "elements",
               "A matrix with more is cut into blocks of rows, which different ranks may own (with Adafactor, if it is "
-              "factored): the state is spread evenly over any number of ranks.");
+              "factored): the state of a rank shrinks with the number of ranks until shares are as small as blocks.");
   rows.text("freeze", &S::freeze,
             "Parameters that stay as they are: sets (gate, experts, moe, all_but_moe, attention, feed_forward, norms, "
             "embeddings) and patterns of names such as encoder/*, separated by spaces.");

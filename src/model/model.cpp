@@ -181,7 +181,8 @@ void Model::lay(Arena& activations, Arena& scratch, const BatchLimits& limits, b
   s.encoder_side.reserve(most.encoder_tokens, most.rows, limits.cut());
   s.decoder_side.reserve(most.decoder_tokens, most.rows, limits.cut());
   if (!training) s.lay_evaluation(activations, most);
-  const std::size_t scratch_bytes = kernel_scratch_bytes(s.kernels, s.deck, compute, most, s.cross_entropy_shape(1.0));
+  const std::size_t scratch_bytes =
+      kernel_scratch_bytes(s.kernels, s.deck, compute, most, s.cross_entropy_shape(1.0), ranks);
   scratch.allocate(DType::bf16, 1, std::int64_t(scratch_bytes + 1) / 2);
   scratch.rewind();
 }

@@ -90,7 +90,7 @@ struct Model::State {
 
 /// Bytes of scratch that the kernels of one microbatch need.
 std::size_t kernel_scratch_bytes(const Kernels&, const Deck&, DType compute, const BatchLimits&,
-                                 const CrossEntropyShape&);
+                                 const CrossEntropyShape&, std::int64_t expert_ranks);
 /// New tokens of a row that is being decoded.
 struct NewTokens {
   std::int32_t slot = 0;   // the row of the cache

@@ -42,22 +42,19 @@ void add_measures(RouterActivations& saved, MoeLayerStatistics& statistics, cons
 /// What the routing of each leaf did, on the device: a row of measure_LS for each.
 void measure_leaves(const LayerContext& c, RouterWork& work, const RouterActivations& saved, const Tensor& logits_TE,
                     const RoutingGroups& groups) {
-  std::size_t group = 0;
-  for (std::size_t leaf = 0; leaf + 1 < groups.leaf_token.size(); ++leaf) {
-    const std::int64_t begin = groups.leaf_token[leaf], end = groups.leaf_token[leaf + 1];
-    const std::size_t first_group = group;
+  const std::int64_t leaves = leaf_count(groups.leaf_token),
+                     count = groups.count() / leaves;  // a leaf holds whole groups
+  for (std::int64_t leaf = 0; leaf < leaves; ++leaf) {
+    const std::int64_t begin = groups.leaf_token[std::size_t(leaf)], end = groups.leaf_token[std::size_t(leaf) + 1];
     work.first_token.clear();
-    for (; group + 1 < groups.first_token.size() && groups.first_token[group + 1] <= end; ++group) {
-      work.first_token.push_back(groups.first_token[group] - begin);
+    for (std::int64_t group = leaf * count; group <= (leaf + 1) * count; ++group) {
+      work.first_token.push_back(groups.first_token[std::size_t(group)] - begin);
     }
-    work.first_token.push_back(end - begin);
     const auto tokens = [&](const Tensor& t) { return t.slice_rows(begin, end - begin); };
-    const auto of_groups = [&](const Tensor& t) {
-      return t.rows == 0 ? Tensor{} : t.slice_rows(std::int64_t(first_group), std::int64_t(group - first_group));
-    };
-    c.k.router.measure(c.context, work.measure_LS.slice_rows(std::int64_t(leaf), 1), tokens(logits_TE),
-                       tokens(saved.p_TE), tokens(saved.log_z_T), tokens(saved.kept_Tk), saved.count_E,
-                       of_groups(saved.chosen_GE), of_groups(saved.balance_GE), work.first_token);
+    const auto of_groups = [&](const Tensor& t) { return t.rows == 0 ? Tensor{} : t.slice_rows(leaf * count, count); };
+    c.k.router.measure(c.context, work.measure_LS.slice_rows(leaf, 1), tokens(logits_TE), tokens(saved.p_TE),
+                       tokens(saved.log_z_T), tokens(saved.kept_Tk), saved.count_E, of_groups(saved.chosen_GE),
+                       of_groups(saved.balance_GE), work.first_token);
   }
 }
 

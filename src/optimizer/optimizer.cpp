@@ -43,7 +43,7 @@ struct Optimizer::State {
   std::vector<OwnedUnit> blocks;  // the same, of those that Adafactor updates block by block
   std::vector<OwnedUnit> frozen;  // the same of what is frozen: masters only
   BlockUpdates block_updates;
-  Tensor work;                            // of reduce_scatter_tree, larger of the two placements
+  Tensor work;                            // of reduce_scatter_tree, the largest of its calls
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
   std::vector<double> squares;            // sum of squares of the gradient of every matrix or block of the model
   // Lists for kernels, kept for their memory.

@@ -86,7 +86,7 @@ class Communicator {
   /// A power of two of ranks halves what is left among ever more distant partners; other numbers send every segment to
   /// its owner. `work` holds reduce_scatter_work(segment_sizes, dtype) elements of the same type.
   void reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes, const Tensor& work) const;
-  /// Elements: a few MiB, and at most those of the buffer for every other rank.
+  /// Elements: two messages, 2 MiB in fp32; with other numbers of ranks than powers of two, one for every rank.
   static std::int64_t reduce_scatter_work(std::span<const std::int64_t> segment_sizes, DType dtype);
   /// The inverse move: every rank's segment to all ranks, in place.
   void all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const;

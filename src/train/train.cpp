@@ -209,21 +209,19 @@ void Loop::announce() const {
 /// Reads the checkpoint of the start, or, where it is damaged, the newest one that is not.
 CheckpointInfo Loop::read_own(Start& start) {
   while (true) {
+    std::optional<CheckpointInfo> info;
     try {
-      CheckpointInfo info = trainer_->go_on_from(start.checkpoint);
-      for (const DamagedCheckpoint& damaged : resume_->set_damaged_aside()) {
-        saver_->note({{"event", "checkpoint_damaged"},
-                      {"step", damaged.step},
-                      {"now_at", damaged.now_at},
-                      {"why", damaged.why}});
-      }
-      return info;
-    } catch (const UsageError&) {
-      throw;
-    } catch (const Error& error) {
+      info = trainer_->go_on_from(start.checkpoint);
+    } catch (const SharedError& error) {  // all ranks know it
       resume_->pass_over(start.checkpoint, error.what());
       start = resume_->decide();
     }
+    if (!info) continue;
+    for (const DamagedCheckpoint& damaged : resume_->set_damaged_aside()) {
+      saver_->note(
+          {{"event", "checkpoint_damaged"}, {"step", damaged.step}, {"now_at", damaged.now_at}, {"why", damaged.why}});
+    }
+    return *info;
   }
 }
 
@@ -295,6 +293,8 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
     outcome = trainer_->step(step, microbatches, stop_.made(), bad_steps_.limits());
   } catch (const BadStep& bad) {
     if (bad.fault() != Fault::batch || !bad_steps_.is_again(step)) throw;
+    // A checkpoint may follow, and this step has not come to its comparison.
+    if (deck_.faults.compare_every > 0) trainer_->expect_equal_replicas(step, bad.stop_asked());
     log_shared_warning("{}; bad again after going back: its batch is skipped", bad.what());
     trainer_->skip(step);
     saver_->note({{"event", "batch_skipped"}, {"step", step + 1}, {"why", bad.what()}});
@@ -431,8 +431,6 @@ Outcome Loop::take_steps(Start start) {
           "{}; going back to {}", bad.what(),
           start.checkpoint.empty() ? "the beginning" : fmt::format("the checkpoint of step {}", start.steps));
       saver_->note({{"event", "went_back"}, {"to_step", start.steps}, {"why", bad.what()}});
-      // Moments of the optimizer are fresh again, too.
-      if (start.checkpoint.empty()) trainer_->start_from_seed();
     }
   }
 }
@@ -458,6 +456,8 @@ Outcome Loop::run(Examples examples) {
   const Outcome outcome = take_steps(start);
   if (outcome == Outcome::done) {
     session_.saves = saver_->totals();
+    // A run is not done before all of its metrics are there, room or not.
+    on_root(world_, [&] { metrics_->flush_to_disk(); });
     write_summary(paths_.summary(), paths_.metrics(), deck_, session_, *prediction_, world_);
   }
   return outcome;

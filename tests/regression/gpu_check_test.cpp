@@ -127,6 +127,9 @@ TEST_F(GpuCheck, AFailedBuildIsTheLastStep) {
   EXPECT_EQ(check_pretended(), 1);
   EXPECT_NE(output_.find("no compiler"), std::string::npos) << output_;
   EXPECT_EQ(report().at("steps").size(), 1U);
+  // Nothing of it may be taken for results of the next one.
+  EXPECT_EQ(check_pretended(), 2);
+  EXPECT_NE(output_.find("holds results already"), std::string::npos) << output_;
 }
 
 }  // namespace

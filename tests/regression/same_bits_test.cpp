@@ -57,6 +57,16 @@ TEST(SameBits, EveryKindOfParameterOfASparseLayer) {
        "--moe.min_capacity=1", "--moe.expert_dropout=0.1", "--moe.decoder=false", "--moe.balance_coefficient=0"});
 }
 
+/// Sums over the leaves of all ranks wait in scratch memory, which no other operation of this device makes large.
+TEST(SameBits, TheReferenceHasRoomForTheLeavesOfAllRanks) {
+  const Workplace workplace;
+  const Ended ended = run(4, smoke(write_text(workplace), workplace.path("run"),
+                                   {"--run.device=reference", "--run.steps=1", "--parallel.expert=4", "--batch.rows=4",
+                                    "--batch.input_length=16", "--batch.target_length=8", "--model.hidden=2048",
+                                    "--model.multiplicative_bias=true"}));
+  EXPECT_EQ(ended.exit_code, 0) << ended.output;
+}
+
 TEST(SameBits, ExpertsThatChooseAndTokensThatComeByProbability) {
   expect_same_bits({{1, 1}, {2, 2, 3}, {4, 4}},
                    {"--reduction.leaves=4", "--run.steps=6", "--model.preset=expert_choice", "--moe.decoder=true",
