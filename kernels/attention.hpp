@@ -60,3 +60,6 @@ extern const AttentionKernels attention_kernels;
 namespace flanmoe::cpu {
 extern const AttentionKernels attention_kernels;
 }
+namespace flanmoe::cuda {
+extern const AttentionKernels attention_kernels;
+}

@@ -44,3 +44,7 @@ extern const CrossEntropyKernels cross_entropy_kernels;
 namespace flanmoe::cpu {
 extern const CrossEntropyKernels cross_entropy_kernels;
 }
+namespace flanmoe::cuda {
+/// A target that is no word is not refused here, because the host does not see it: it makes nll_T NaN.
+extern const CrossEntropyKernels cross_entropy_kernels;
+}  // namespace flanmoe::cuda

@@ -44,3 +44,6 @@ extern const MatmulKernels matmul_kernels;
 namespace flanmoe::cpu {
 extern const MatmulKernels matmul_kernels;
 }
+namespace flanmoe::cuda {
+extern const MatmulKernels matmul_kernels;
+}

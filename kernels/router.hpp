@@ -131,3 +131,7 @@ extern const RouterKernels router_kernels;
 namespace flanmoe::cpu {
 extern const RouterKernels router_kernels;
 }
+namespace flanmoe::cuda {
+/// scratch_bytes: of any of these, not of assign, expert_choice and measure alone.
+extern const RouterKernels router_kernels;
+}  // namespace flanmoe::cuda

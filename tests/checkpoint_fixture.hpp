@@ -9,6 +9,7 @@
 
 #include "checkpoint/checkpoint.hpp"
 #include "optimizer_fixture.hpp"
+#include "temporary_folder.hpp"
 #include "tensor/philox.hpp"
 
 namespace flanmoe::test {
@@ -16,19 +17,17 @@ namespace flanmoe::test {
 namespace fs = std::filesystem;
 
 /// A new empty folder, the same on all ranks. Collective to make and to destroy.
-class TemporaryFolder {
+class SharedFolder {
  public:
-  explicit TemporaryFolder(const Communicator& world) : world_(world) {
-    std::string path = (fs::temp_directory_path() / "flanmoe-test-XXXXXX").string();
-    if (world.rank() == 0 && mkdtemp(path.data()) == nullptr) fail("cannot make {}", path);
-    path_ = world.broadcast(path, 0);
+  explicit SharedFolder(const Communicator& world) : world_(world) {
+    path_ = world.broadcast(world.rank() == 0 ? make_temporary_folder() : "", 0);
   }
-  ~TemporaryFolder() {
+  ~SharedFolder() {
     world_.barrier();
     if (world_.rank() == 0) fs::remove_all(path_);
   }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
   const std::string& path() const { return path_; }
 
  private:

@@ -1,35 +1,15 @@
 // Small shards for tests, in a folder of their own that goes away.
 #pragma once
 
-#include <unistd.h>
-
-#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
 #include "base/hdf5.hpp"
 #include "data/shard.hpp"
+#include "temporary_folder.hpp"
 
 namespace flanmoe {
-
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "flanmoe-test-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw Error("cannot make a temporary folder");
-    path_ = name;
-    silence_hdf5();
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline TokenizerIdentity small_tokenizer(std::int32_t vocabulary = 1000) {
   TokenizerIdentity identity;

@@ -1,7 +1,5 @@
-// Folders and models of other programs for tests.
+// Models of other programs for tests.
 #pragma once
-
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -13,6 +11,7 @@
 
 #include "base/error.hpp"
 #include "exchange/exchange.hpp"
+#include "temporary_folder.hpp"
 
 namespace flanmoe::testing {
 
@@ -20,21 +19,6 @@ namespace fs = std::filesystem;
 
 /// tests/fixtures/NAME: a model of transformers with what it computes (tools/parity.py).
 inline std::string fixture(const std::string& name) { return FLANMOE_SOURCE_DIR "/tests/fixtures/" + name; }
-
-/// A new empty folder that removes itself.
-class Scratch {
- public:
-  Scratch() : path_((fs::temp_directory_path() / "flanmoe-exchange-XXXXXX").string()) {
-    if (mkdtemp(path_.data()) == nullptr) fail("cannot make {}", path_);
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline std::string bytes_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -1,7 +1,11 @@
 // A small model with everything it needs, and random batches for it.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <random>
 #include <string>
@@ -206,5 +210,33 @@ inline BatchLimits limits_of(const Deck& deck, std::int64_t rows) {
   return {rows, rows * deck.batch.input_length, rows * deck.batch.target_length, deck.batch.input_length,
           deck.batch.target_length};
 }
+
+/// A communicator of this rank only.
+inline Communicator alone() {
+  const Communicator world = Communicator::world();
+  return world.split(world.rank(), 0, "alone");
+}
+
+/// The sparse presets with every key they set, at the size of the tiny deck and with losses that show.
+inline Deck preset_deck(const std::string& name) {
+  const std::string path =
+      ::testing::TempDir() + fmt::format("flanmoe_preset_{}_{}.ini", name, Communicator::world().rank());
+  std::ofstream(path) << "[model]\npreset = " << name << "\n";
+  const Deck preset = parse_deck(path, {});
+  std::filesystem::remove(path);
+  Deck deck = tiny_deck(true);
+  const MoeDeck small = deck.moe;
+  deck.moe = preset.moe;
+  deck.moe.experts = small.experts;
+  deck.moe.every = 2;
+  deck.moe.min_capacity = 1;
+  deck.moe.router_init = small.router_init;
+  deck.moe.balance_coefficient = 0.3;
+  deck.moe.z_coefficient = 10 * preset.moe.z_coefficient;
+  deck.model.activation = preset.model.activation;
+  deck.model.tied_logits = preset.model.tied_logits;
+  return deck;
+}
+inline const std::vector<std::string> kSparsePresets = {"switch", "gshard", "token_choice", "expert_choice", "st_moe"};
 
 }  // namespace flanmoe::testing

@@ -2,7 +2,6 @@
 // maximum and sum of every query (online softmax); scores never leave the block.
 #include "kernels/attention_checks.hpp"
 #include "kernels/cuda/attention_tiles.cuh"
-#include "kernels/cuda/tables.hpp"
 
 namespace flanmoe::cuda {
 namespace {

@@ -5,7 +5,6 @@
 #include "kernels/cross_entropy.hpp"
 #include "kernels/cross_entropy_checks.hpp"
 #include "kernels/cuda/elements.cuh"
-#include "kernels/cuda/tables.hpp"
 #include "kernels/elementwise.hpp"
 
 namespace flanmoe::cuda {

@@ -1,4 +1,3 @@
-#include "kernels/cuda/tables.hpp"
 #include "kernels/kernels.hpp"
 
 namespace flanmoe {

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/tables.hpp"
 #include "kernels/elementwise.hpp"
 #include "kernels/matmul.hpp"
 #include "kernels/matmul_checks.hpp"

@@ -5,7 +5,6 @@
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/philox.cuh"
 #include "kernels/cuda/router_select.cuh"
-#include "kernels/cuda/tables.hpp"
 #include "kernels/router.hpp"
 #include "kernels/router_checks.hpp"
 

@@ -18,6 +18,7 @@
 #include "checkpoint/shared_checksums.hpp"
 #include "checkpoint/write.hpp"
 #include "parallel/together.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe {
 
@@ -95,7 +96,7 @@ struct BackgroundWriter::Job {
       if (give_up) fail("given up");
       const detail::Place& place = places[std::size_t(copy.parameter)][copy.kind];
       out.write(place.values + copy.first_byte, copy.tensor.data, copy.tensor.bytes());
-      if (copy.whole) write_checksum(out, {copy.parameter, copy.expert, copy.kind, detail::checksum(copy.tensor)});
+      if (copy.whole) write_checksum(out, {copy.parameter, copy.expert, copy.kind, checksum(copy.tensor)});
     }
     for (const Checksum& checksum : checksums) write_checksum(out, checksum);
     out.close();
@@ -159,7 +160,7 @@ std::vector<BackgroundWriter::Checksum> BackgroundWriter::shared_checksums() con
   optimizer_.visit_state([&](const StateTensor& state) {
     if (state.copy) return;
     const Copy& copy = copies_.at(i++);
-    if (!copy.whole) shared.add(state, detail::checksum(copy.tensor));
+    if (!copy.whole) shared.add(state, checksum(copy.tensor));
   });
   std::vector<Checksum> checksums;
   for (const auto& whole : shared.combine(world_)) {

@@ -1,7 +1,5 @@
 #include "checkpoint/format.hpp"
 
-#include <zlib.h>
-
 #include <functional>
 #include <numeric>
 
@@ -59,11 +57,6 @@ DatasetPlan values_plan(const ParameterSpec& spec, const std::string& kind, DTyp
 DatasetPlan checksums_plan(const ParameterSpec& spec, const std::string& kind) {
   return {
       "checksums/" + values_path(spec, kind), {hsize_t(spec.experts)}, H5T_STD_U32LE, H5T_NATIVE_UINT32, true, false};
-}
-
-std::uint32_t checksum(const Tensor& tensor) {
-  FLANMOE_EXPECT(tensor.contiguous(), "a checksum of {} columns with stride {}", tensor.cols, tensor.stride);
-  return std::uint32_t(crc32_z(crc32_z(0, nullptr, 0), static_cast<const Bytef*>(tensor.data), tensor.bytes()));
 }
 
 H5Property file_access() {

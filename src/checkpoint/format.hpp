@@ -48,8 +48,6 @@ struct DatasetPlan {
 DatasetPlan values_plan(const ParameterSpec& spec, const std::string& kind, DType dtype);
 /// checksums/<path of the values>: the CRC-32 of every matrix, [experts].
 DatasetPlan checksums_plan(const ParameterSpec& spec, const std::string& kind);
-/// CRC-32 (zlib) of a contiguous tensor.
-std::uint32_t checksum(const Tensor& tensor);
 
 /// File access properties: the 1.8 layout, whose structures carry checksums, so that damage anywhere is noticed.
 H5Property file_access();

@@ -9,6 +9,7 @@
 #include "checkpoint/shared_checksums.hpp"
 #include "model/upcycle.hpp"
 #include "parallel/together.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe {
 
@@ -50,7 +51,7 @@ bool read_owned(const CheckpointReader& reader, const ParameterStore& store, con
     return true;
   }
   reader.read_rows(source->spec, state.kind, {source->expert, state.first_row, state.tensor.rows}, state.tensor);
-  shared.add(state, detail::checksum(state.tensor));
+  shared.add(state, checksum(state.tensor));
   return true;
 }
 

@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "checkpoint/folder.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe::detail {
 namespace {

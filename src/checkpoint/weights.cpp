@@ -5,6 +5,7 @@
 #include "checkpoint/file.hpp"
 #include "checkpoint/folder.hpp"
 #include "checkpoint/reader.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe {
 
@@ -34,7 +35,7 @@ void write_file(const fs::path& path, const CheckpointInfo& info, const std::vec
   for_each_matrix(specs, [&](int parameter, std::int64_t expert, const Tensor& matrix) {
     fill(parameter, expert, matrix);
     const ParameterSpec& spec = specs[std::size_t(parameter)];
-    const std::uint32_t crc = detail::checksum(matrix);
+    const std::uint32_t crc = checksum(matrix);
     detail::write_part(file.get(), detail::values_plan(spec, "master", DType::f32), {expert}, matrix.data);
     detail::write_part(file.get(), detail::checksums_plan(spec, "master"), {expert}, &crc);
   });

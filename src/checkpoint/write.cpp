@@ -10,6 +10,7 @@
 #include "checkpoint/shared_checksums.hpp"
 #include "parallel/together.hpp"
 #include "parallel/watchdog.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe {
 
@@ -65,7 +66,7 @@ void write_owned(hid_t file, const ParameterStore& store, const Optimizer& optim
     if (state.copy) return;
     const ParameterSpec& spec = store.specs()[std::size_t(state.parameter)];
     const std::int64_t expert = store.first_expert(state.parameter) + state.expert;
-    const std::uint32_t crc = detail::checksum(state.tensor);
+    const std::uint32_t crc = checksum(state.tensor);
     detail::write_part(file, detail::values_plan(spec, state.kind, state.tensor.dtype),
                        {expert, state.first_row, state.tensor.rows}, state.tensor.data);
     if (shared.shares(state)) {

@@ -74,14 +74,10 @@ void LeafSums::merge_sources() {
 
 namespace {
 
-/// Memory of a small product on the host, and its context.
+/// Memory of a small product, and its context; of a device that the host reaches, as all are that sum leaf by leaf.
 class Trial {
  public:
-  Trial(const Kernels& kernels, const KernelContext& of_device)
-      : context(of_device),
-        kernels_(kernels),
-        memory_("trial", *kernels.transfer.memory),
-        scratch_("trial scratch", *kernels.transfer.memory) {
+  explicit Trial(const Kernels& kernels) : kernels_(kernels) {
     scratch_.allocate(DType::f32, 1, std::int64_t(kernels.matmul.scratch_bytes() / sizeof(float)));
     scratch_.commit();
     scratch_.rewind();
@@ -99,39 +95,35 @@ class Trial {
     kernels_.transfer.upload(context, t, make_tensor(numbers.data(), rows, cols));
     return t;
   }
-  bool same_bits(const Tensor& a, const Tensor& b) {
-    HostRoom a_on_host(kernels_.transfer), b_on_host(kernels_.transfer);
-    return std::memcmp(a_on_host.read(context, a).data, b_on_host.read(context, b).data, a.bytes()) == 0;
-  }
   KernelContext context;
 
  private:
   static constexpr std::int64_t kFloats = 1 << 21;
   const Kernels& kernels_;
-  Arena memory_, scratch_;
+  Arena memory_{"trial"}, scratch_{"trial scratch"};
 };
 
 }  // namespace
 
-bool rows_are_independent(const Kernels& kernels, const KernelContext& context, DType compute) {
+bool rows_are_independent(const Kernels& kernels, DType compute) {
   constexpr std::int64_t kMost = 200, kDepth = 192, kCols = 160;
-  Trial trial(kernels, context);
+  Trial trial(kernels);
   const Tensor x = trial.filled(compute, kMost, kDepth), w = trial.filled(compute, kDepth, kCols);
   const Tensor all = trial.take(compute, kMost, kCols), some = trial.take(compute, kMost, kCols);
   kernels.matmul.product(trial.context, all, x, Transpose::no, w, Transpose::no, 0.0F);
   for (const std::int64_t rows : {1, 7, 8, 17, 40, 64, 65, 100}) {
     const Tensor part = some.slice_rows(0, rows);
     kernels.matmul.product(trial.context, part, x.slice_rows(0, rows), Transpose::no, w, Transpose::no, 0.0F);
-    if (!trial.same_bits(part, all.slice_rows(0, rows))) return false;
+    if (std::memcmp(part.data, all.data, part.bytes()) != 0) return false;
   }
   return true;
 }
 
-bool leaves_are_independent(const Kernels& kernels, const KernelContext& context, DType compute) {
+bool leaves_are_independent(const Kernels& kernels, DType compute) {
   // Alone, a leaf of few rows is multiplied by far more columns at a time than together with others.
   constexpr std::array<std::int64_t, 9> kFirst = {0, 40, 57, 90, 154, 186, 250, 251, 300};
   constexpr std::int64_t kRows = 72, kCols = 1200;
-  Trial trial(kernels, context);
+  Trial trial(kernels);
   const Tensor x = trial.filled(compute, kFirst.back(), kRows), dy = trial.filled(compute, kFirst.back(), kCols);
   const Tensor together = trial.take(DType::f32, kRows, kCols);
   kernels.matmul.grouped_weight_gradient(trial.context, {&together, 1}, x, dy, kFirst, 0.0F);
@@ -148,7 +140,7 @@ bool leaves_are_independent(const Kernels& kernels, const KernelContext& context
       alone[i] = alone[2 * i];
     }
   }
-  return trial.same_bits(alone[0], together);
+  return std::memcmp(alone[0].data, together.data, together.bytes()) == 0;
 }
 
 }  // namespace flanmoe

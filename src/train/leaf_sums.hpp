@@ -58,7 +58,7 @@ class LeafSums {
 
 /// Whether a row of a matrix product has the same bits whatever the number of rows beside it, and a weight gradient of
 /// a leaf whatever leaves are computed with it: sums along the tree differ between layouts where this does not hold.
-bool rows_are_independent(const Kernels& kernels, const KernelContext& context, DType compute);
-bool leaves_are_independent(const Kernels& kernels, const KernelContext& context, DType compute);
+bool rows_are_independent(const Kernels& kernels, DType compute);
+bool leaves_are_independent(const Kernels& kernels, DType compute);
 
 }  // namespace flanmoe

@@ -1,23 +1,20 @@
 #include "train/replicas.hpp"
 
-#include <zlib.h>
-
 #include <map>
 
 #include "base/error.hpp"
+#include "tensor/checksum.hpp"
 
 namespace flanmoe {
 namespace {
 
 /// Of all matrices of a parameter that this rank holds.
 std::uint32_t checksum_of(const ParameterStore& store, int parameter, HostRoom& room, KernelContext& context) {
-  uLong crc = crc32_z(0, nullptr, 0);
+  std::uint32_t crc = 0;
   for (std::int64_t e = 0; e < store.local_experts(parameter); ++e) {
-    const Tensor matrix = room.read(context, store.weight(parameter).matrix(e));
-    FLANMOE_EXPECT(matrix.contiguous(), "a checksum of {} columns with stride {}", matrix.cols, matrix.stride);
-    crc = crc32_z(crc, static_cast<const Bytef*>(matrix.data), matrix.bytes());
+    crc = checksum(room.read(context, store.weight(parameter).matrix(e)), crc);
   }
-  return std::uint32_t(crc);
+  return crc;
 }
 
 /// "1a2b3c4d on ranks [0, 2], 5e6f7081 on ranks [1]".

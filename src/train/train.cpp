@@ -268,8 +268,7 @@ void Loop::announce_sums() const {
   }
   const Kernels& kernels = trainer_->kernels();
   const DType compute = compute_type(deck_.run);
-  const bool independent =
-      rows_are_independent(kernels, context_, compute) && leaves_are_independent(kernels, context_, compute);
+  const bool independent = rows_are_independent(kernels, compute) && leaves_are_independent(kernels, compute);
   if (world_.all_reduce(independent ? 1 : 0, ReduceOp::min) == 0) {
     log_shared_warning(
         "matrix products on this machine have other bits when more of them are computed together: reduction.leaves = "
@@ -293,10 +292,8 @@ Trainer::StepOutcome Loop::one_step(Prefetcher& prefetcher, std::int64_t step) {
     outcome = trainer_->step(step, microbatches, stop_.made(), bad_steps_.limits());
   } catch (const BadStep& bad) {
     if (bad.fault() != Fault::batch || !bad_steps_.is_again(step)) throw;
-    // A checkpoint may follow, and this step has not come to its comparison.
-    if (deck_.faults.compare_every > 0) trainer_->expect_equal_replicas(step, bad.stop_asked());
+    trainer_->skip(step, bad.stop_asked());
     log_shared_warning("{}; bad again after going back: its batch is skipped", bad.what());
-    trainer_->skip(step);
     saver_->note({{"event", "batch_skipped"}, {"step", step + 1}, {"why", bad.what()}});
     outcome.stop_asked = bad.stop_asked();
     return outcome;

@@ -78,8 +78,9 @@ class Trainer {
   CheckpointInfo start_from_weights(const std::string& checkpoint);
   /// Weights and optimizer state of a checkpoint of this run.
   CheckpointInfo go_on_from(const std::string& checkpoint);
-  /// Leaves out a step whose update was refused: working weights become those of a restart behind it. Collective.
-  void skip(std::int64_t step);
+  /// Leaves out a step whose update was refused: working weights become those of a restart behind it. Throws BadStep
+  /// where replicas differ and faults.compare_every is above 0. Collective.
+  void skip(std::int64_t step, bool stop_asked);
   /// A number that masters and moments of all ranks give together, the same whoever owns them. Collective.
   std::uint64_t state_hash() const;
   /// Writes a checkpoint while the training stands still.

@@ -3,17 +3,20 @@
 
 #include "kernels/activation.hpp"
 #include "kernels/adafactor_blocks.hpp"
+#include "kernels/attention.hpp"
 #include "kernels/column_scale.hpp"
-#include "kernels/cuda/tables.hpp"
+#include "kernels/cross_entropy.hpp"
 #include "kernels/dropout.hpp"
 #include "kernels/elementwise.hpp"
 #include "kernels/embedding.hpp"
+#include "kernels/matmul.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/on_device.hpp"
 #include "kernels/optimizer.hpp"
 #include "kernels/permute.hpp"
 #include "kernels/relative_bias.hpp"
 #include "kernels/rotary.hpp"
+#include "kernels/router.hpp"
 
 namespace flanmoe::test {
 

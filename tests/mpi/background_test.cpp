@@ -17,7 +17,7 @@ using test::first_unmarked;
 using test::mark_state;
 using test::Rig;
 using test::rig_deck;
-using test::TemporaryFolder;
+using test::SharedFolder;
 namespace fs = std::filesystem;
 
 CheckpointInfo at_step(std::int64_t step) { return {step, step * 1000, "[run]\nsteps = 9\n", "abc"}; }
@@ -46,7 +46,7 @@ struct Writing {
   }
   Communicator world = Communicator::world();
   Rig rig;
-  TemporaryFolder run;
+  SharedFolder run;
   Arena copies{"checkpoint copy"};
   BackgroundWriter writer;
 };

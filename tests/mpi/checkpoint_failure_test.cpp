@@ -25,7 +25,7 @@ using test::first_unmarked;
 using test::mark_state;
 using test::Rig;
 using test::rig_deck;
-using test::TemporaryFolder;
+using test::SharedFolder;
 using test::write_bytes;
 namespace fs = std::filesystem;
 
@@ -57,7 +57,7 @@ struct Written {
   }
   Communicator world = Communicator::world();
   Rig rig;
-  TemporaryFolder run;
+  SharedFolder run;
   std::string folder, file;
 };
 
@@ -217,7 +217,7 @@ TEST(CheckpointFolder, TheSameStepMayBeWrittenAgain) {
 
 TEST(CheckpointFolder, NewestIgnoresWhatIsNotACheckpoint) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   EXPECT_EQ(newest_checkpoint(run.path()), std::nullopt);
   EXPECT_EQ(newest_checkpoint(run.path() + "/nowhere"), std::nullopt);
   world.barrier();
@@ -233,7 +233,7 @@ TEST(CheckpointFolder, NewestIgnoresWhatIsNotACheckpoint) {
 
 TEST(CheckpointFolder, AFolderThatCannotBeListedIsNotTakenForAnEmptyOne) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   if (world.rank() == 0) fs::create_symlink("checkpoints", run.path() + "/checkpoints");  // a loop
   world.barrier();
   EXPECT_THROW(newest_checkpoint(run.path()), Error);
@@ -242,7 +242,7 @@ TEST(CheckpointFolder, AFolderThatCannotBeListedIsNotTakenForAnEmptyOne) {
 
 TEST(CheckpointFolder, AFolderThatCannotBeMadeIsReportedOnEveryRank) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   if (world.rank() == 0) write_bytes(run.path() + "/checkpoints", {'x'});
   world.barrier();
   Rig rig(world, 1, rig_deck("adamw"));
@@ -302,7 +302,7 @@ TEST(Jobs, DISABLED_WritesUntilItIsKilled) {
 TEST(KilledJob, LeavesOnlyCompleteCheckpointsPublished) {
   if (!test::one_rank()) return;
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig rig(world, 1, rig_deck("adamw"));
   std::int64_t newest = 0;
   for (const int milliseconds : {6, 17, 30, 45}) {

@@ -18,7 +18,7 @@ using test::first_unmarked;
 using test::mark_state;
 using test::Rig;
 using test::rig_deck;
-using test::TemporaryFolder;
+using test::SharedFolder;
 namespace fs = std::filesystem;
 
 CheckpointInfo some_info(std::int64_t step = 12) {
@@ -29,7 +29,7 @@ TEST(Checkpoint, EveryLayoutReadsWhatEveryLayoutWrote) {
   const Communicator world = Communicator::world();
   for (const char* name : {"adafactor", "adamw"}) {
     for (const int degree : degrees_of(world.size())) {
-      const TemporaryFolder run(world);
+      const SharedFolder run(world);
       std::string folder;
       {
         Rig writer(world, degree, rig_deck(name));
@@ -55,7 +55,7 @@ TEST(Checkpoint, EveryLayoutReadsWhatEveryLayoutWrote) {
 
 TEST(Checkpoint, KeepsItsHeader) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig rig(world, 1, rig_deck("adamw"));
   CheckpointInfo info = some_info(123456789);
   info.deck += std::string(200'000, 'x');
@@ -74,7 +74,7 @@ TEST(Checkpoint, KeepsItsHeader) {
 
 TEST(Checkpoint, HoldsGlobalTensorsByName) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig rig(world, world.size(), rig_deck("adafactor"));
   const std::string folder = write_checkpoint(run.path(), some_info(), rig.store, rig.optimizer, world, 2);
   const auto shape_of = [&](const std::string& path) {
@@ -99,7 +99,7 @@ TEST(Checkpoint, HoldsGlobalTensorsByName) {
 
 TEST(Checkpoint, GoesOnBitForBitInADoubleRun) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig writer(world, 1, rig_deck("adamw"), DType::f64), reader(world, world.size(), rig_deck("adamw"), DType::f64);
   writer.optimizer.visit_state([&](const StateTensor& state) {
     const double expert = double(writer.store.first_expert(state.parameter) + state.expert);
@@ -120,7 +120,7 @@ TEST(Checkpoint, GoesOnBitForBitInADoubleRun) {
 
 TEST(Checkpoint, WeightsAloneLeaveTheMoments) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig rig(world, 1, rig_deck("adafactor"));
   mark_state(rig);
   const std::string folder = write_checkpoint(run.path(), some_info(), rig.store, rig.optimizer, world, 2);
@@ -134,7 +134,7 @@ TEST(Checkpoint, WorkingWeightsAreThoseThatTheOptimizerWouldPublish) {
   const Communicator world = Communicator::world();
   for (const DType compute : {DType::f32, DType::bf16}) {
     for (const int degree : degrees_of(world.size())) {
-      const TemporaryFolder run(world);
+      const SharedFolder run(world);
       Rig writer(world, 1, rig_deck("adamw"), compute), published(world, degree, rig_deck("adamw"), compute),
           read(world, degree, rig_deck("adafactor"), compute);
       mark_state(writer);
@@ -155,7 +155,7 @@ TEST(Checkpoint, WorkingWeightsAreThoseThatTheOptimizerWouldPublish) {
 
 TEST(Checkpoint, AnotherOptimizersStateIsRefusedWithAWayOut) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig factored(world, 1, rig_deck("adafactor")), adamw(world, 1, rig_deck("adamw"));
   OptimizerDeck deck = rig_deck("adafactor");
   deck.factor_threshold = 1000;
@@ -178,7 +178,7 @@ TEST(Checkpoint, AnotherOptimizersStateIsRefusedWithAWayOut) {
 
 TEST(Checkpoint, AnotherModelIsRefusedByTensorName) {
   const Communicator world = Communicator::world();
-  const TemporaryFolder run(world);
+  const SharedFolder run(world);
   Rig writer(world, 1, rig_deck("adafactor"));
   const std::string folder = write_checkpoint(run.path(), some_info(), writer.store, writer.optimizer, world, 2);
   std::vector<ParameterSpec> wider = test::rig_parameters(), more = wider, fewer = wider, experts = wider;

@@ -128,7 +128,7 @@ class Bench {
     writer.finish();
   }
   const Communicator& world_;
-  test::TemporaryFolder folder_;
+  test::SharedFolder folder_;
 };
 
 void expect_same_predictions(const std::string& expected_run, const std::string& run) {

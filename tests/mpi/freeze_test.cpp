@@ -179,7 +179,7 @@ TEST(FrozenCheckpoint, IsCompleteAndUnroundedAndHoldsNoStateOfWhatIsFrozen) {
   const Communicator world = Communicator::world();
   for (const DType compute : {DType::f32, DType::bf16}) {
     for (const int degree : degrees_of(world.size())) {
-      const test::TemporaryFolder run(world);
+      const test::SharedFolder run(world);
       const auto specs = rig_parameters_without(kSomeFrozen);
       Rig writer(world, degree, rig_deck("adamw"), compute, "reference", specs);
       test::mark_state(writer);

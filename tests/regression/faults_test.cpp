@@ -155,6 +155,21 @@ TEST_F(Faults, NoRoomForMetricsDoesNotEndARunThatIsToContinueAndNoLineIsLost) {
   EXPECT_NE(newest_of(dir(name)).find(fmt::format("step-{:08}", count_lines(metrics))), std::string::npos);
 }
 
+TEST_F(Faults, ARunIsNotDoneBeforeAllItsMetricsAreWritten) {
+  const std::string name = "metrics_at_the_end";
+  copy_undisturbed(name);
+  Program program(2, command(name, {fmt::format("--run.steps={}", kSteps + 60), "--checkpoint.every=0",
+                                    "--checkpoint.final=false", "--checkpoint.on_failure=continue"}));
+  wait_for_steps(program, name, kSteps + 3);
+  limit_files(program, fs::file_size(dir(name) + "/metrics.jsonl") + 100);
+
+  EXPECT_EQ(program.wait(), 1) << program.output();
+  EXPECT_NE(program.output().find("metrics.jsonl: cannot write: File too large"), std::string::npos)
+      << program.output();
+  EXPECT_FALSE(fs::exists(dir(name) + "/summary.json"));
+  expect_whole_lines(dir(name));
+}
+
 TEST_F(Faults, ADiskThatMayOnlyBeReadIsSaidAndItsCheckpointStays) {
   const std::string name = "read_only";
   SmallDisk disk(dir(name) + "/checkpoints");
@@ -230,6 +245,41 @@ TEST_F(Faults, StepsThatAreBadTwiceAreSkippedAndARestartSkipsTheSame) {
   const Ended again = run(2, command("spikes_again", spikes));
   EXPECT_EQ(again.exit_code, 0) << again.output;
   expect_same_end("spikes_again", "spikes");
+}
+
+/// Behind every skipped step stands a checkpoint: who goes on from it has the rounded weights of who went past.
+TEST_F(Faults, ARestartBehindASkippedStepRoundsItsWeightsTheSame) {
+  const Words spikes = {"--faults.on_bad_step=skip",
+                        "--faults.norm_spike=1.02",
+                        "--faults.limit=100",
+                        "--run.steps=20",
+                        "--checkpoint.every=1",
+                        "--checkpoint.keep=100",
+                        "--run.precision=bf16",
+                        "--optimizer.stochastic_rounding=true",
+                        "--optimizer.name=adamw",
+                        "--optimizer.schedule=constant",
+                        "--optimizer.warmup_steps=0",
+                        "--optimizer.clip_norm=0",
+                        "--optimizer.learning_rate=0.03"};
+  const Ended whole = run(2, command("rounded", spikes));
+  ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  std::set<std::int64_t> skipped;
+  for (const auto& event : events_of("rounded", "batch_skipped")) skipped.insert(event["step"].get<std::int64_t>());
+  // The last one behind which a step was taken at once: a bad one goes back, and a checkpoint that is read rounds anew.
+  std::int64_t last = 0;
+  for (const std::int64_t step : skipped) {
+    if (step < 20 && !skipped.contains(step + 1)) last = step;
+  }
+  ASSERT_GE(last, 1) << "no step was bad: the test does not test what it says\n" << whole.output;
+  fs::copy(dir("rounded"), dir("rounded_again"), fs::copy_options::recursive);
+  fs::remove(dir("rounded_again") + "/summary.json");
+  for (std::int64_t step = last + 1; step <= 20; ++step) {
+    fs::remove_all(dir("rounded_again") + fmt::format("/checkpoints/step-{:08}", step));
+  }
+  const Ended again = run(2, command("rounded_again", spikes));
+  EXPECT_EQ(again.exit_code, 0) << again.output;
+  expect_same_end("rounded_again", "rounded");
 }
 
 TEST_F(Faults, ARunWhoseLastBatchWasSkippedIsComplete) {

@@ -92,13 +92,6 @@ TokenizerIdentity toy_tokenizer() {
 
 }  // namespace
 
-Workplace::Workplace() {
-  std::string name = (fs::temp_directory_path() / "flanmoe_regression_XXXXXX").string();
-  FLANMOE_EXPECT(mkdtemp(name.data()) != nullptr, "no folder {}", name);
-  folder_ = name;
-}
-Workplace::~Workplace() { fs::remove_all(folder_); }
-
 Program::Program(int ranks, const Words& words, const Words& environment) : ranks_(ranks) {
   output_path_ = (fs::temp_directory_path() / "flanmoe_output_XXXXXX").string();
   const int file = mkstemp(output_path_.data());

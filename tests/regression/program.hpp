@@ -9,19 +9,17 @@
 #include <string>
 #include <vector>
 
+#include "temporary_folder.hpp"
+
 namespace flanmoe::regression {
 
 /// A folder of one test, removed at its end.
 class Workplace {
  public:
-  Workplace();
-  ~Workplace();
-  Workplace(const Workplace&) = delete;
-  Workplace& operator=(const Workplace&) = delete;
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string path(const std::string& name) const { return folder_.file(name); }
 
  private:
-  std::filesystem::path folder_;
+  TemporaryFolder folder_;
 };
 
 /// Words after the program: a deck, overrides, flags.

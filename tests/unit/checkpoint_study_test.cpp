@@ -6,6 +6,7 @@
 
 #include <filesystem>
 
+#include "temporary_folder.hpp"
 #include "train/metrics.hpp"
 #include "train/run_folder.hpp"
 
@@ -16,12 +17,6 @@ using testing::HasSubstr;
 
 class CheckpointStudy : public testing::Test {
  protected:
-  void SetUp() override {
-    dir_ = testing::TempDir() + "flanmoe_checkpoint_study_XXXXXX";
-    ASSERT_NE(mkdtemp(dir_.data()), nullptr) << dir_;
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-
   /// A run whose steps took so long.
   SavingResult result(const std::string& way, const std::vector<double>& seconds, const std::string& checkpoints) {
     MetricsFile metrics(dir_ + "/metrics.jsonl", 0);
@@ -34,7 +29,8 @@ class CheckpointStudy : public testing::Test {
     write_file(dir_ + "/summary.json", R"({"last_session": {"checkpoints": )" + checkpoints + "}}");
     return read_saving_result(dir_, way).value();
   }
-  std::string dir_;
+  TemporaryFolder folder_;
+  const std::string dir_ = folder_.path().string();
 };
 
 TEST_F(CheckpointStudy, ASaveCostsItsStallAndWhatStepsBesideItAreSlower) {

@@ -22,7 +22,6 @@ using testing::error_of;
 using testing::fixture;
 using ::testing::HasSubstr;
 using testing::put_bytes;
-using testing::Scratch;
 namespace fs = std::filesystem;
 
 constexpr const char* kFixtures[] = {"t5_1_0", "t5_1_1", "switch"};
@@ -69,14 +68,14 @@ std::string checkpoint_of_random_bits(const std::string& run, const Deck& deck) 
 TEST(Exchange, ExportThenImportGivesTheSameBits) {
   for (const char* name : kFixtures) {
     for (const std::uint64_t shard_bytes : {5'000'000'000ULL, 9'000ULL}) {
-      const Scratch folder;
+      const TemporaryFolder folder;
       const Deck deck = open_hf(fixture(name)).deck();
-      const std::string checkpoint = checkpoint_of_random_bits(folder / "run", deck);
-      export_hf(checkpoint, folder / "exported", {false, shard_bytes});
-      const ForeignModel exported = open_hf(folder / "exported");
-      const std::string imported = import_model(exported, folder / "again", {});
+      const std::string checkpoint = checkpoint_of_random_bits(folder.file("run"), deck);
+      export_hf(checkpoint, folder.file("exported"), {false, shard_bytes});
+      const ForeignModel exported = open_hf(folder.file("exported"));
+      const std::string imported = import_model(exported, folder.file("again"), {});
 
-      EXPECT_EQ(fs::exists(folder / "exported/model.safetensors"), shard_bytes > 9'000) << name;
+      EXPECT_EQ(fs::exists(folder.file("exported/model.safetensors")), shard_bytes > 9'000) << name;
       EXPECT_EQ(print_deck(exported.deck()), print_deck(deck)) << name;
       const auto bits = bits_of_checkpoint(checkpoint, deck);
       EXPECT_GT(bits.size(), 10'000U);
@@ -87,46 +86,47 @@ TEST(Exchange, ExportThenImportGivesTheSameBits) {
 
 TEST(Exchange, Bf16ExportKeepsEveryBitOfBf16Weights) {
   for (const char* name : kFixtures) {
-    const Scratch folder;
-    import_model(open_hf(fixture(name)), folder / "run", {});
-    export_hf(folder / "run", folder / "exported", {true, 5'000'000'000});
-    const std::string imported = import_model(open_hf(folder / "exported"), folder / "again", {});
-    export_hf(imported, folder / "exported_again", {true, 5'000'000'000});
+    const TemporaryFolder folder;
+    import_model(open_hf(fixture(name)), folder.file("run"), {});
+    export_hf(folder.file("run"), folder.file("exported"), {true, 5'000'000'000});
+    const std::string imported = import_model(open_hf(folder.file("exported")), folder.file("again"), {});
+    export_hf(imported, folder.file("exported_again"), {true, 5'000'000'000});
 
-    EXPECT_EQ(bytes_of(folder / "exported/model.safetensors"), bytes_of(folder / "exported_again/model.safetensors"));
-    EXPECT_EQ(bytes_of(folder / "exported/config.json"), bytes_of(folder / "exported_again/config.json"));
+    EXPECT_EQ(bytes_of(folder.file("exported/model.safetensors")),
+              bytes_of(folder.file("exported_again/model.safetensors")));
+    EXPECT_EQ(bytes_of(folder.file("exported/config.json")), bytes_of(folder.file("exported_again/config.json")));
     // This model's weights were bf16 from the start.
     if (std::string(name) == "switch") {
-      EXPECT_TRUE(bits_of(open_hf(folder / "exported")) == bits_of(open_hf(fixture(name))));
+      EXPECT_TRUE(bits_of(open_hf(folder.file("exported"))) == bits_of(open_hf(fixture(name))));
     }
   }
 }
 
 TEST(Exchange, ImportWritesACheckpointAndADeckOfTheModel) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const ForeignModel model = open_hf(fixture("switch"));
-  const std::string checkpoint = import_model(model, folder / "run", {0, "f00d"});
-  EXPECT_EQ(checkpoint, folder / "run/checkpoints/step-00000000");
+  const std::string checkpoint = import_model(model, folder.file("run"), {0, "f00d"});
+  EXPECT_EQ(checkpoint, folder.file("run/checkpoints/step-00000000"));
   EXPECT_EQ(read_checkpoint_info(checkpoint).tokenizer_fingerprint, "f00d");
   EXPECT_TRUE(bits_of_checkpoint(checkpoint, model.deck()) == bits_of(model));
-  const Deck deck = parse_deck(folder / "run/deck.ini", {});
+  const Deck deck = parse_deck(folder.file("run/deck.ini"), {});
   EXPECT_EQ(print_deck(deck), print_deck(model.deck()));
   EXPECT_EQ(deck.moe.experts, 4);
   // Never over a run that is there.
-  EXPECT_THAT(error_of([&] { import_model(model, folder / "run", {}); }), HasSubstr("has checkpoints already"));
-  export_hf(folder / "run", folder / "out", {});
-  EXPECT_THAT(error_of([&] { export_hf(folder / "run", folder / "out", {}); }), HasSubstr("exists already"));
+  EXPECT_THAT(error_of([&] { import_model(model, folder.file("run"), {}); }), HasSubstr("has checkpoints already"));
+  export_hf(folder.file("run"), folder.file("out"), {});
+  EXPECT_THAT(error_of([&] { export_hf(folder.file("run"), folder.file("out"), {}); }), HasSubstr("exists already"));
 }
 
 TEST(Exchange, AnotherVocabularyLeavesOutRowsOrRepeatsPadding) {
   const ForeignModel model = open_hf(fixture("t5_1_1"));
   const auto read = [&](std::int64_t vocabulary) {
-    const Scratch folder;
+    const TemporaryFolder folder;
     Deck deck = model.deck();
     deck.model.vocabulary = vocabulary;
     std::map<std::string, std::vector<float>> tensors;
     const auto specs = model_parameters(deck.model, deck.moe);
-    visit_weights(import_model(model, folder / "run", {vocabulary, ""}), specs,
+    visit_weights(import_model(model, folder.file("run"), {vocabulary, ""}), specs,
                   [&](int p, std::int64_t, const Tensor& matrix) {
                     const auto values = matrix.flat<float>();
                     tensors[specs[std::size_t(p)].name] = {values.begin(), values.end()};
@@ -150,12 +150,12 @@ TEST(Exchange, AnotherVocabularyLeavesOutRowsOrRepeatsPadding) {
 
 /// A fixture of one file whose header was changed; data that a change adds is zero.
 struct Changed {
-  Scratch folder;
+  TemporaryFolder folder;
   nlohmann::json header;
   std::string data;
 
   explicit Changed(const std::string& name) {
-    fs::copy_file(fixture(name) + "/config.json", folder / "config.json");
+    fs::copy_file(fixture(name) + "/config.json", folder.file("config.json"));
     const std::string bytes = bytes_of(fixture(name) + "/model.safetensors");
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data(), 8);
@@ -171,8 +171,8 @@ struct Changed {
     return data.substr(offsets[0], offsets[1] - offsets[0]);
   }
   std::string refusal() {
-    put_bytes(folder / "model.safetensors", testing::raw_safetensors(header.dump(), data));
-    return error_of([&] { open_hf(folder / ""); });
+    put_bytes(folder.file("model.safetensors"), testing::raw_safetensors(header.dump(), data));
+    return error_of([&] { open_hf(folder.file("")); });
   }
 };
 
@@ -200,13 +200,13 @@ TEST(Exchange, RefusesAMissingAnExtraAndAMisshapenTensorByName) {
   integers.header[kQuery]["dtype"] = "I32";
   EXPECT_THAT(integers.refusal(), AllOf(HasSubstr(kQuery), HasSubstr("type I32")));
   Changed many("t5_1_0");
-  const auto config = nlohmann::json::parse(bytes_of(many.folder / "config.json"));
+  const auto config = nlohmann::json::parse(bytes_of(many.folder.file("config.json")));
   auto deeper = config;
   deeper["num_layers"] = 4;
-  put_bytes(many.folder / "config.json", deeper.dump());
+  put_bytes(many.folder.file("config.json"), deeper.dump());
   EXPECT_THAT(many.refusal(), AllOf(HasSubstr("encoder.block.2."), HasSubstr("more")));
   deeper["num_layers"] = 9000;
-  put_bytes(many.folder / "config.json", deeper.dump());
+  put_bytes(many.folder.file("config.json"), deeper.dump());
   EXPECT_THAT(many.refusal(), HasSubstr("9003 layers"));
 }
 
@@ -225,7 +225,7 @@ TEST(Exchange, AliasesMayStandWithTheSameValuesOnly) {
   moved.header["encoder.embed_tokens.weight"] = moved.header.at("shared.weight");
   moved.header.erase("shared.weight");
   EXPECT_EQ(moved.refusal(), "(nothing was thrown)");
-  EXPECT_TRUE(bits_of(open_hf(moved.folder / "")) == bits_of(open_hf(fixture("t5_1_0"))));
+  EXPECT_TRUE(bits_of(open_hf(moved.folder.file(""))) == bits_of(open_hf(fixture("t5_1_0"))));
   // Of an untied model lm_head is a tensor of its own.
   EXPECT_TRUE(bits_of(open_hf(fixture("t5_1_1"))) != bits_of(open_hf(fixture("t5_1_0"))));
   Changed left_over("t5_1_0");
@@ -350,8 +350,8 @@ TEST(ExchangeT5x, ReadsTheTinyCheckpoint) {
   EXPECT_EQ(values("logits").at(0), 0xbf1756d1U);
   EXPECT_EQ(values("encoder/relative_bias").at(0), 0xbe4ed433U);
   EXPECT_EQ(values("encoder/relative_bias").at(4), 0xbeb6c7f1U);  // stored [heads, buckets]
-  const Scratch folder;
-  const std::string checkpoint = import_model(model, folder / "run", {});
+  const TemporaryFolder folder;
+  const std::string checkpoint = import_model(model, folder.file("run"), {});
   EXPECT_TRUE(bits_of_checkpoint(checkpoint, model.deck()) == bits_of(model));
 }
 
@@ -362,11 +362,11 @@ nlohmann::json flax_array(const std::vector<std::int64_t>& shape, const std::str
 }
 
 TEST(ExchangeT5x, RefusesDamagedFilesByTensor) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto refusal = [&](const nlohmann::json& content, std::size_t cut = 0) {
     const auto bytes = nlohmann::json::to_msgpack(content);
-    put_bytes(folder / "x", {bytes.begin(), bytes.end() - std::ptrdiff_t(cut)});
-    return error_of([&] { open_t5x(folder / "x"); });
+    put_bytes(folder.file("x"), {bytes.begin(), bytes.end() - std::ptrdiff_t(cut)});
+    return error_of([&] { open_t5x(folder.file("x")); });
   };
   const auto target = [](const nlohmann::json& tensors) {
     return nlohmann::json{{"optimizer", {{"target", tensors}}}};

@@ -132,8 +132,8 @@ TEST(LeafSums, LookupsOfATableThatMakesLogitsHaveASumOfTheirOwn) {
 
 TEST(LeafSums, RowsAndLeavesOfAProductAreIndependentOfOthersOnThisMachine) {
   for (const DType type : {DType::f32, DType::bf16}) {
-    EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), {}, type));
-    EXPECT_TRUE(leaves_are_independent(kernels_for("cpu"), {}, type));
+    EXPECT_TRUE(rows_are_independent(kernels_for("cpu"), type));
+    EXPECT_TRUE(leaves_are_independent(kernels_for("cpu"), type));
   }
 }
 

@@ -19,7 +19,7 @@ using test::FileSizeLimit;
 
 class FullDisk : public testing::Test {
  protected:
-  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string path(const std::string& name) const { return folder_.file(name); }
   std::string text(const std::string& name) const {
     const auto bytes = test::file_bytes(path(name));
     return {bytes.begin(), bytes.end()};
@@ -32,14 +32,8 @@ class FullDisk : public testing::Test {
     return record;
   }
 
-  void SetUp() override {
-    folder_ = testing::TempDir() + "flanmoe_full_disk_XXXXXX";
-    ASSERT_NE(mkdtemp(folder_.data()), nullptr) << folder_;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
  private:
-  std::string folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(FullDisk, AnAppendIsWholeOrLeavesNothing) {

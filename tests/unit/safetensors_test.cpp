@@ -17,7 +17,6 @@ using testing::error_of;
 using ::testing::HasSubstr;
 using testing::put_bytes;
 using testing::raw_safetensors;
-using testing::Scratch;
 
 template <class T>
 std::string bytes_of_values(const std::vector<T>& values) {
@@ -31,17 +30,17 @@ std::vector<float> read_all(const Safetensors& file, const std::string& name) {
 }
 
 TEST(Safetensors, ReadsThreeTypesExactly) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const std::vector<float> wide = {1.5F, -0.0F, 3e38F};
   const std::vector<std::uint16_t> brain = {0x3fc0, 0xc000};
   // 1, -2, the largest, the least normal, the least subnormal, infinity, -0.
   const std::vector<std::uint16_t> half = {0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x7c00, 0x8000};
-  put_bytes(folder / "x.safetensors",
+  put_bytes(folder.file("x.safetensors"),
             raw_safetensors(R"({"h":{"dtype":"F16","shape":[7],"data_offsets":[16,30]},)"
                             R"("w":{"dtype":"F32","shape":[3,1],"data_offsets":[0,12]},)"
                             R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]}}   )",
                             bytes_of_values(wide) + bytes_of_values(brain) + bytes_of_values(half)));
-  const Safetensors file(folder / "x.safetensors");
+  const Safetensors file(folder.file("x.safetensors"));
   EXPECT_EQ(read_all(file, "w"), wide);
   EXPECT_TRUE(std::signbit(read_all(file, "w")[1]));
   EXPECT_EQ(file.tensors().at("w").shape, (std::vector<std::int64_t>{3, 1}));
@@ -53,25 +52,26 @@ TEST(Safetensors, ReadsThreeTypesExactly) {
 }
 
 TEST(Safetensors, KeepsEveryBitOfWhatIsWritten) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const std::vector<std::uint32_t> bits = {0x7fc12345, 0xff800001, 0x80000000, 0x00000001, 0x3f800000, 0xdeadbeef};
   std::vector<float> values(bits.size());
   std::memcpy(values.data(), bits.data(), 4 * bits.size());
-  SafetensorsWriter writer(folder / "x.safetensors", {{"a", {2, 3}}, {"empty", {0, 4}}}, ElementType::f32);
+  SafetensorsWriter writer(folder.file("x.safetensors"), {{"a", {2, 3}}, {"empty", {0, 4}}}, ElementType::f32);
   writer.add("a", values);
   writer.add("empty", {});
   writer.close();
-  const std::vector<float> found = read_all(Safetensors(folder / "x.safetensors"), "a");
+  const std::vector<float> found = read_all(Safetensors(folder.file("x.safetensors")), "a");
   EXPECT_EQ(std::memcmp(found.data(), bits.data(), 4 * bits.size()), 0);
 }
 
 TEST(Safetensors, RoundsToBf16ToNearestEven) {
-  const Scratch folder;
-  SafetensorsWriter writer(folder / "x.safetensors", {{"a", {3}}}, ElementType::bf16);
+  const TemporaryFolder folder;
+  SafetensorsWriter writer(folder.file("x.safetensors"), {{"a", {3}}}, ElementType::bf16);
   // One step of bf16 above 1 is 1/128: halfway goes to the even neighbour.
   writer.add("a", std::vector<float>{1.0F + 1.0F / 256, 1.0F + 3.0F / 256, -2.0F});
   writer.close();
-  EXPECT_EQ(read_all(Safetensors(folder / "x.safetensors"), "a"), (std::vector<float>{1.0F, 1.0F + 1.0F / 64, -2.0F}));
+  EXPECT_EQ(read_all(Safetensors(folder.file("x.safetensors")), "a"),
+            (std::vector<float>{1.0F, 1.0F + 1.0F / 64, -2.0F}));
 }
 
 TEST(Safetensors, ShardsHoldWhatFitsAndLargeTensorsAlone) {
@@ -90,9 +90,9 @@ TEST(Safetensors, ShardsHoldWhatFitsAndLargeTensorsAlone) {
 
 /// The message with which a file of this header and data is refused.
 std::string refusal(const std::string& header, std::size_t data_bytes) {
-  const Scratch folder;
-  put_bytes(folder / "x.safetensors", raw_safetensors(header, std::string(data_bytes, 'x')));
-  const std::string message = error_of([&] { read_safetensors_table(folder / "x.safetensors"); });
+  const TemporaryFolder folder;
+  put_bytes(folder.file("x.safetensors"), raw_safetensors(header, std::string(data_bytes, 'x')));
+  const std::string message = error_of([&] { read_safetensors_table(folder.file("x.safetensors")); });
   EXPECT_THAT(message, HasSubstr("x.safetensors: "));
   return message;
 }
@@ -135,29 +135,29 @@ TEST(Safetensors, RefusesHostileHeaders) {
 }
 
 TEST(Safetensors, RefusesLengthsPastTheEndOfTheFile) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto refusal_of = [&](const std::string& bytes) {
-    put_bytes(folder / "x.safetensors", bytes);
-    return error_of([&] { read_safetensors_table(folder / "x.safetensors"); });
+    put_bytes(folder.file("x.safetensors"), bytes);
+    return error_of([&] { read_safetensors_table(folder.file("x.safetensors")); });
   };
   EXPECT_THAT(refusal_of(""), HasSubstr("too few"));
   EXPECT_THAT(refusal_of("1234567"), HasSubstr("too few"));
   EXPECT_THAT(refusal_of(std::string(8, '\xff')), HasSubstr("18446744073709551615"));
   EXPECT_THAT(refusal_of(std::string("\x03\0\0\0\0\0\0\0{}", 10)), HasSubstr("truncated"));
-  EXPECT_THAT(error_of([&] { read_safetensors_table(folder / "none"); }), HasSubstr("cannot be opened"));
+  EXPECT_THAT(error_of([&] { read_safetensors_table(folder.file("none")); }), HasSubstr("cannot be opened"));
 }
 
 TEST(Safetensors, RefusesAnIndexThatDoesNotFitItsFiles) {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const std::string data(8, '\0');
   const auto shard = [&](const std::string& name) {
     return raw_safetensors("{\"" + name + R"(":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", data);
   };
-  put_bytes(folder / "1.safetensors", shard("a"));
-  put_bytes(folder / "2.safetensors", shard("b"));
+  put_bytes(folder.file("1.safetensors"), shard("a"));
+  put_bytes(folder.file("2.safetensors"), shard("b"));
   const auto refusal_of = [&](const std::string& map) {
-    put_bytes(folder / "model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
-    return error_of([&] { Safetensors(folder / ""); });
+    put_bytes(folder.file("model.safetensors.index.json"), "{\"weight_map\":{" + map + "}}");
+    return error_of([&] { Safetensors(folder.file("")); });
   };
   EXPECT_EQ(refusal_of(R"("a":"1.safetensors","b":"2.safetensors")"), "(nothing was thrown)");
   EXPECT_THAT(refusal_of(R"("a":"1.safetensors","b":"1.safetensors")"),
@@ -166,9 +166,9 @@ TEST(Safetensors, RefusesAnIndexThatDoesNotFitItsFiles) {
   EXPECT_THAT(refusal_of(R"("a":"3.safetensors")"), HasSubstr("3.safetensors: cannot be opened"));
   EXPECT_THAT(refusal_of(R"("a":"../1.safetensors")"), AllOf(HasSubstr("tensor a"), HasSubstr("same folder")));
   EXPECT_THAT(refusal_of(R"("a":"1.safetensors","a":"2.safetensors")"), HasSubstr("'a' stands twice"));
-  put_bytes(folder / "2.safetensors", raw_safetensors(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
-                                                      R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                                                      data));
+  put_bytes(folder.file("2.safetensors"), raw_safetensors(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                                                          R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+                                                          data));
   EXPECT_THAT(refusal_of(R"("a":"1.safetensors","b":"2.safetensors")"), HasSubstr("2.safetensors: tensor a is extra"));
 }
 
