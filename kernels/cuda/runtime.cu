@@ -18,7 +18,12 @@ bool unwinding() { return std::uncaught_exceptions() > 0; }
 
 }  // namespace
 
-Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
+Stream::Stream(bool urgent) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, urgent ? greatest : least),
+        "cudaStreamCreateWithPriority");
+}
 Stream::~Stream() {
   if (!unwinding()) (void)cudaStreamDestroy(stream_);
 }

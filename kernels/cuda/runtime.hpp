@@ -20,7 +20,8 @@ void check(cudaError_t error, const char* call);
 
 class Stream {
  public:
-  Stream();
+  /// An urgent stream's kernels are placed on the GPU before waiting blocks of other streams.
+  explicit Stream(bool urgent = false);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

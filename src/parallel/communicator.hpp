@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "parallel/pending.hpp"
 #include "parallel/process_grid.hpp"
 #include "parallel/tensor_transport.hpp"
 #include "parallel/traffic.hpp"
@@ -88,7 +89,12 @@ class Communicator {
   void reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes, const Tensor& work) const;
   /// Elements: two messages, 2 MiB in fp32; with other numbers of ranks than powers of two, one for every rank.
   static std::int64_t reduce_scatter_work(std::span<const std::int64_t> segment_sizes, DType dtype);
-  /// The inverse move: every rank's segment to all ranks, in place.
+  /// The same two, begun: they run beside what is computed until Pending::finish(), where overlaps() says so.
+  Pending start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
+                                std::span<const std::int64_t> send_rows) const;
+  Pending start_reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
+                                    const Tensor& work) const;
+  /// The inverse move of reduce_scatter_tree: every rank's segment to all ranks, in place.
   void all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const;
   /// Sum over ranks by the same fixed tree, on every rank; for losses and counts.
   void sum_tree(std::span<double> values) const;
@@ -96,6 +102,8 @@ class Communicator {
   /// From now on all_to_all_rows, reduce_scatter_tree and all_gather_segments hand over to this, which reaches the
   /// memory of devices; checks and counts stay here. All else is for memory of the host.
   void carry_by(std::unique_ptr<const TensorTransport> transport) { transport_ = std::move(transport); }
+  /// Whether what was started runs beside what is computed: between devices. On hosts it is over at once.
+  bool overlaps() const { return transport_ != nullptr; }
 
   /// What this rank has handed to the others so far.
   const Traffic& traffic() const { return traffic_; }

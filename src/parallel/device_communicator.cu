@@ -69,8 +69,8 @@ void expect_counts(const Tensor& x, std::span<const std::int64_t> counts, int si
 
 }  // namespace
 
-DeviceCommunicator::DeviceCommunicator(const Communicator& host, cudaStream_t stream)
-    : name_(host.name()), rank_(host.rank()), size_(host.size()), stream_(stream) {
+DeviceCommunicator::DeviceCommunicator(const Communicator& host, cudaStream_t compute, cudaStream_t communication)
+    : name_(host.name()), rank_(host.rank()), size_(host.size()), compute_(compute), stream_(communication) {
   ncclUniqueId id{};
   if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
   host.broadcast(std::span<char>(id.internal, sizeof id.internal), 0);
@@ -89,12 +89,41 @@ void DeviceCommunicator::check(int code, const char* call) const {
   }
 }
 
-void DeviceCommunicator::all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
-                                         const Tensor& send, std::span<const std::int64_t> send_rows) const {
+/// Queues `collective` behind what is computed so far, with an event behind it.
+template <class F>
+DeviceCommunicator::Ticket DeviceCommunicator::start(const F& collective) const {
+  computed_.record(compute_);
+  computed_.hold(stream_);
+  collective();
+  if (free_.empty()) {
+    free_.push_back(Ticket(done_.size()));
+    done_.emplace_back();
+  }
+  const Ticket ticket = free_.back();
+  done_[std::size_t(ticket)].record(stream_);
+  free_.pop_back();
+  return ticket;
+}
+
+void DeviceCommunicator::finish(Ticket ticket) const {
+  done_[std::size_t(ticket)].hold(compute_);
+  free_.push_back(
+      ticket);  // a stream that waits for an event goes on waiting for that record when it is recorded again
+}
+
+DeviceCommunicator::Ticket DeviceCommunicator::start_all_to_all_rows(const Tensor& receive,
+                                                                     std::span<const std::int64_t> receive_rows,
+                                                                     const Tensor& send,
+                                                                     std::span<const std::int64_t> send_rows) const {
   expect_counts(receive, receive_rows, size_, receive.batch * receive.rows, "receive");
   expect_counts(send, send_rows, size_, send.batch * send.rows, "send");
   FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols, "rows of {} {} sent, of {} {} received",
                  send.cols, name_of(send.dtype), receive.cols, name_of(receive.dtype));
+  return start([&] { exchange_rows(receive, receive_rows, send, send_rows); });
+}
+
+void DeviceCommunicator::exchange_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
+                                       const Tensor& send, std::span<const std::int64_t> send_rows) const {
   std::int64_t from = 0, to = 0;
   check(ncclGroupStart(), "ncclGroupStart");
   for (int r = 0; r < size_; ++r) {
@@ -107,19 +136,22 @@ void DeviceCommunicator::all_to_all_rows(const Tensor& receive, std::span<const 
   check(ncclGroupEnd(), "ncclGroupEnd");
 }
 
-void DeviceCommunicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
-                                             const Tensor& work) const {
+DeviceCommunicator::Ticket DeviceCommunicator::start_reduce_scatter_tree(const Tensor& flat,
+                                                                         std::span<const std::int64_t> segment_sizes,
+                                                                         const Tensor& work) const {
   expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
-  if (size_ == 1) return;
   const std::int64_t needed = Communicator::reduce_scatter_work(segment_sizes, flat.dtype);
   FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= needed,
                  "work of {} elements, {} needed", work.size(), needed);
-  const detail::ReducePlan plan(segment_sizes, flat.dtype);
-  if (plan.halves) {
-    reduce_by_halving(flat, segment_sizes, work, plan.piece);
-  } else {
-    reduce_in_pieces(flat, segment_sizes, work, plan.piece);
-  }
+  return start([&] {
+    if (size_ == 1) return;
+    const detail::ReducePlan plan(segment_sizes, flat.dtype);
+    if (plan.halves) {
+      reduce_by_halving(flat, segment_sizes, work, plan.piece);
+    } else {
+      reduce_in_pieces(flat, segment_sizes, work, plan.piece);
+    }
+  });
 }
 
 void DeviceCommunicator::reduce_by_halving(const Tensor& flat, std::span<const std::int64_t> sizes, const Tensor& work,
@@ -179,8 +211,13 @@ void DeviceCommunicator::reduce_in_pieces(const Tensor& flat, std::span<const st
   }
 }
 
-void DeviceCommunicator::all_gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const {
+DeviceCommunicator::Ticket DeviceCommunicator::start_all_gather_segments(
+    const Tensor& flat, std::span<const std::int64_t> segment_sizes) const {
   expect_counts(flat, segment_sizes, size_, flat.size(), "segments");
+  return start([&] { gather_segments(flat, segment_sizes); });
+}
+
+void DeviceCommunicator::gather_segments(const Tensor& flat, std::span<const std::int64_t> segment_sizes) const {
   std::int64_t at = 0;
   check(ncclGroupStart(), "ncclGroupStart");
   for (int r = 0; r < size_; ++r) {
@@ -194,13 +231,13 @@ void DeviceCommunicator::all_gather_segments(const Tensor& flat, std::span<const
   check(ncclGroupEnd(), "ncclGroupEnd");
 }
 
-void DeviceCommunicator::all_reduce(const Tensor& x, ReduceOp op) const {
+DeviceCommunicator::Ticket DeviceCommunicator::start_all_reduce(const Tensor& x, ReduceOp op) const {
   FLANMOE_EXPECT(x.contiguous() && x.dtype != DType::bf16, "an all_reduce of {} with stride {}", name_of(x.dtype),
                  x.stride);
-  if (x.size() == 0) return;
   const ncclDataType_t type = x.dtype == DType::i32 ? ncclInt32 : x.dtype == DType::f32 ? ncclFloat32 : ncclFloat64;
   const ncclRedOp_t how = op == ReduceOp::sum ? ncclSum : op == ReduceOp::min ? ncclMin : ncclMax;
-  check(ncclAllReduce(x.data, x.data, std::size_t(x.size()), type, how, comm_, stream_), "ncclAllReduce");
+  return start(
+      [&] { check(ncclAllReduce(x.data, x.data, std::size_t(x.size()), type, how, comm_, stream_), "ncclAllReduce"); });
 }
 
 }  // namespace flanmoe

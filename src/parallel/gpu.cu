@@ -1,6 +1,7 @@
 // One rank, one GPU.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <vector>
 
 #include "base/host.hpp"
@@ -19,14 +20,24 @@ constexpr std::size_t kStagingBytes = std::size_t{32} << 20;
 class Gpu : public Device {
  public:
   KernelContext context() override { return {nullptr, stream_.get(), &staging_}; }
+  /// Rows of experts have a stream of their own, so that they never queue behind gradient sums; the other two
+  /// communicators share one. Kernels of NCCL wait on the GPU for those of other ranks, so that two communicators at a
+  /// time may block each other: where they do not fit on a GPU together, one rank may run this one first and another
+  /// rank that one. Every rank's only thread that communicates starts all collectives in the same order, and NCCL
+  /// (2.26 and later) keeps that order between communicators when it is told to: then the one that waits on this GPU
+  /// is never one that another rank runs first. NCCL reads the variable once, at its first call.
   void connect(Communicators& communicators) override {
-    for (Communicator* c : {&communicators.world, &communicators.data, &communicators.expert}) {
-      if (c->size() > 1) c->carry_by(std::make_unique<DeviceCommunicator>(*c, stream_.get()));
-    }
+    setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);  // NOLINT(concurrency-mt-unsafe): no thread reads it meanwhile
+    const auto carry = [&](Communicator& c, const cuda::Stream& stream) {
+      if (c.size() > 1) c.carry_by(std::make_unique<DeviceCommunicator>(c, stream_.get(), stream.get()));
+    };
+    carry(communicators.world, sums_);
+    carry(communicators.data, sums_);
+    carry(communicators.expert, rows_);
   }
 
  private:
-  cuda::Stream stream_;
+  cuda::Stream stream_, rows_{true}, sums_{true};
   cuda::Staging staging_{kStagingBytes};
 };
 

@@ -61,6 +61,11 @@ void lay_counts(int* counts, int* displacements, std::span<const std::int64_t> r
 
 void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
                                    const Tensor& send, std::span<const std::int64_t> send_rows) const {
+  start_all_to_all_rows(receive, receive_rows, send, send_rows).finish();
+}
+
+Pending Communicator::start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
+                                            const Tensor& send, std::span<const std::int64_t> send_rows) const {
   const Collective scope("all_to_all_rows", name_);
   expect_rows(receive, receive_rows, size_, "receive");
   expect_rows(send, send_rows, size_, "send");
@@ -70,12 +75,9 @@ void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::i
   const std::int64_t kept = send_rows[std::size_t(rank_)];
   if (!counted(CollectiveKind::all_to_all_rows, receivers(send_rows, rank_),
                std::uint64_t((sum_of(send_rows) - kept) * send.cols) * size_of(send.dtype))) {
-    return;
+    return {};
   }
-  if (transport_) {
-    transport_->all_to_all_rows(receive, receive_rows, send, send_rows);
-    return;
-  }
+  if (transport_) return {*transport_, transport_->start_all_to_all_rows(receive, receive_rows, send, send_rows)};
   const auto n = std::size_t(size_);
   counts_.resize(4 * n);
   int* const c = counts_.data();
@@ -86,6 +88,7 @@ void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::i
   const Datatype row(made);
   check(MPI_Alltoallv(send.data, c, c + n, row.get(), receive.data, c + 2 * n, c + 3 * n, row.get(), comm_),
         "MPI_Alltoallv");
+  return {};
 }
 
 namespace {
@@ -113,18 +116,20 @@ std::int64_t Communicator::reduce_scatter_work(std::span<const std::int64_t> seg
 
 void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
                                        const Tensor& work) const {
+  start_reduce_scatter_tree(flat, segment_sizes, work).finish();
+}
+
+Pending Communicator::start_reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
+                                                const Tensor& work) const {
   const Collective scope("reduce_scatter_tree", name_);
   expect_segments(flat, segment_sizes, size_);
-  if (size_ == 1) return;
+  if (size_ == 1) return {};
   const std::int64_t needed = reduce_scatter_work(segment_sizes, flat.dtype);
   FLANMOE_EXPECT(work.dtype == flat.dtype && work.contiguous() && work.size() >= needed,
                  "work of {} {} elements, {} {} needed", work.size(), name_of(work.dtype), needed, name_of(flat.dtype));
   const auto [partners, elements] = given(segment_sizes, rank_, flat.dtype);
-  if (!counted(CollectiveKind::reduce_scatter_tree, partners, std::uint64_t(elements) * size_of(flat.dtype))) return;
-  if (transport_) {
-    transport_->reduce_scatter_tree(flat, segment_sizes, work);
-    return;
-  }
+  if (!counted(CollectiveKind::reduce_scatter_tree, partners, std::uint64_t(elements) * size_of(flat.dtype))) return {};
+  if (transport_) return {*transport_, transport_->start_reduce_scatter_tree(flat, segment_sizes, work)};
   const ReducePlan plan(segment_sizes, flat.dtype);
   const auto reduce = [&]<class T>(T* values) {
     if constexpr (!std::is_same_v<T, bf16>) {
@@ -140,6 +145,7 @@ void Communicator::reduce_scatter_tree(const Tensor& flat, std::span<const std::
     case DType::f64: check(reduce(flat.as<double>()), "MPI_Sendrecv"); break;
     case DType::i32: FLANMOE_EXPECT(false, "sums of {} are not offered", name_of(flat.dtype));
   }
+  return {};
 }
 
 int detail::gather_segments(MPI_Comm comm, const Tensor& flat, std::span<const std::int64_t> sizes,
@@ -173,7 +179,7 @@ void Communicator::all_gather_segments(const Tensor& flat, std::span<const std::
     return;
   }
   if (transport_) {
-    transport_->all_gather_segments(flat, segment_sizes);
+    Pending(*transport_, transport_->start_all_gather_segments(flat, segment_sizes)).finish();
     return;
   }
   if (flat.size() <= largest_count) {

@@ -10,13 +10,13 @@ namespace {
 
 /// Begins a collective and waits for it; streams run only while it is not done.
 template <class Begin>
-int finish(Begin&& begin) {
+int finish(Begin&& begin, MPI_Status* status = MPI_STATUS_IGNORE) {
   MPI_Request request = MPI_REQUEST_NULL;
   int code = begin(&request);
   if (code != MPI_SUCCESS) return code;
   while (true) {
     int done = 0;
-    code = PMPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    code = PMPI_Test(&request, &done, status);
     if (code != MPI_SUCCESS || done != 0) return code;
     flanmoe::emulation::run_one();
     sched_yield();
@@ -46,6 +46,21 @@ int MPI_Alltoall(const void* from, int from_count, MPI_Datatype from_type, void*
                  MPI_Comm comm) {
   return finish([&](MPI_Request* request) {
     return PMPI_Ialltoall(from, from_count, from_type, to, to_count, to_type, comm, request);
+  });
+}
+
+int MPI_Sendrecv(const void* from, int from_count, MPI_Datatype from_type, int to_rank, int to_tag, void* to,
+                 int to_count, MPI_Datatype to_type, int from_rank, int from_tag, MPI_Comm comm, MPI_Status* status) {
+  MPI_Request sent = MPI_REQUEST_NULL;
+  int code = PMPI_Isend(from, from_count, from_type, to_rank, to_tag, comm, &sent);
+  if (code != MPI_SUCCESS) return code;
+  code = finish(
+      [&](MPI_Request* request) { return PMPI_Irecv(to, to_count, to_type, from_rank, from_tag, comm, request); },
+      status);
+  if (code != MPI_SUCCESS) return code;
+  return finish([&](MPI_Request* request) {
+    *request = sent;
+    return MPI_SUCCESS;
   });
 }
 

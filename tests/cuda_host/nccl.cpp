@@ -13,6 +13,7 @@
 struct ncclComm {
   MPI_Comm comm = MPI_COMM_NULL;
   int rank = 0, size = 0;
+  cudaStream_t stream = nullptr;  // of its first call
 };
 
 namespace {
@@ -121,6 +122,10 @@ void enqueue_collected() {
 ncclResult_t add(const Call& call) {
   if (call.comm == nullptr || call.peer < 0 || call.peer >= call.comm->size) return ncclInvalidArgument;
   const std::size_t bytes = call.count * size_of(call.type);
+  // Messages of a communicator meet in the order in which ranks come to them, and only a stream has the same order on
+  // every rank.
+  if (call.comm->stream == nullptr) call.comm->stream = call.stream;
+  if (call.comm->stream != call.stream) throw flanmoe::emulation::Fault("an NCCL communicator on two streams");
   if (call.kind != Call::Kind::receive) flanmoe::emulation::expect_device(call.from, bytes, "what NCCL sends");
   if (call.kind != Call::Kind::send) flanmoe::emulation::expect_device(call.to, bytes, "what NCCL receives");
   collected.push_back(call);

@@ -218,7 +218,13 @@ cudaError_t cudaMemset2DAsync(void* at, std::size_t pitch, int value, std::size_
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
+/// Priorities are hints: the drawn order takes none.
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned /*flags*/, int /*priority*/) {
   *stream = new cudaStream_st;
   flanmoe::emulation::streams().push_back(*stream);
   return cudaSuccess;

@@ -221,6 +221,61 @@ TEST(Communicator, CountsPayloadAndTime) {
   EXPECT_GT(part_seconds()[std::size_t(Part::communication)], 0.0);
 }
 
+/// Notes what it is asked for, and moves nothing.
+class NotedTransport : public TensorTransport {
+ public:
+  struct Notes {
+    int started = 0;
+    std::vector<Ticket> finished;
+  };
+  explicit NotedTransport(Notes& notes) : notes_(notes) {}
+  Ticket start_all_to_all_rows(const Tensor& /*receive*/, std::span<const std::int64_t> /*receive_rows*/,
+                               const Tensor& /*send*/, std::span<const std::int64_t> /*send_rows*/) const override {
+    return ++notes_.started;
+  }
+  Ticket start_reduce_scatter_tree(const Tensor& /*flat*/, std::span<const std::int64_t> /*segment_sizes*/,
+                                   const Tensor& /*work*/) const override {
+    return ++notes_.started;
+  }
+  Ticket start_all_gather_segments(const Tensor& /*flat*/,
+                                   std::span<const std::int64_t> /*segment_sizes*/) const override {
+    return ++notes_.started;
+  }
+  void finish(Ticket ticket) const override { notes_.finished.push_back(ticket); }
+
+ private:
+  Notes& notes_;
+};
+
+TEST(Communicator, WhatIsStartedIsFinishedOnce) {
+  Communicator world = Communicator::world();
+  EXPECT_FALSE(world.overlaps());
+  NotedTransport::Notes notes;
+  world.carry_by(std::make_unique<NotedTransport>(notes));
+  EXPECT_TRUE(world.overlaps());
+  const std::vector<std::int64_t> one(std::size_t(world.size()), 1);
+  std::vector<float> rows(std::size_t(world.size() * 3), 0.0F);
+  const Tensor t = make_tensor(rows.data(), world.size(), 3);
+  {
+    Pending first = world.start_all_to_all_rows(t, one, t, one);
+    EXPECT_EQ(world.traffic()[CollectiveKind::all_to_all_rows].calls, world.size() > 1 ? 1U : 0U) << "counted at once";
+    Communicator moved = std::move(world);  // takes its transport along
+    Pending second = moved.start_all_to_all_rows(t, one, t, one), third = std::move(first);
+    EXPECT_TRUE(notes.finished.empty());
+    second.finish();
+    second.finish();
+    EXPECT_EQ(notes.finished, std::vector<int>{2});
+    second = moved.start_all_to_all_rows(t, one, t, one);
+    second = Pending();  // what was there is finished
+    EXPECT_EQ(notes.finished, (std::vector<int>{2, 3}));
+    world = std::move(moved);
+  }
+  EXPECT_EQ(notes.finished, (std::vector<int>{2, 3, 1})) << "at the end of its life";
+  world.all_to_all_rows(t, one, t, one);
+  EXPECT_EQ(notes.finished.back(), 4) << "finished at once";
+  EXPECT_EQ(notes.started, 4);
+}
+
 /// The same calls on real and on imagined ranks.
 void call_all(const Communicator& world, std::vector<float>& flat, std::vector<float>& work) {
   const auto n = std::size_t(world.size());
