@@ -8,8 +8,8 @@
 
 namespace flanmoe::test {
 
-/// Every case that placement, precision, factoring and blocks distinguish. 12 experts divide by 1, 2, 3 and 4; on
-/// several ranks logits and some experts have several owners.
+/// Every case that placement, precision, factoring and blocks distinguish, in three buckets of which one has experts.
+/// 12 experts divide by 1, 2, 3 and 4; on several ranks logits and some experts have several owners.
 inline std::vector<ParameterSpec> rig_parameters() {
   std::vector<ParameterSpec> specs = {
       {"embedding", 1, 30, 10, Placement::dense, InitKind::normal, 1.0, false},
@@ -21,6 +21,7 @@ inline std::vector<ParameterSpec> rig_parameters() {
       {"logits", 1, 24, 31, Placement::dense, InitKind::normal, 0.1, false}};
   specs[4].block_rows = 3;
   specs[6].block_rows = 5;
+  for (std::size_t p = 0; p + 1 < specs.size(); ++p) specs[p].bucket = p == 0 ? 2 : 1;
   return specs;
 }
 

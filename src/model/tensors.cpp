@@ -8,7 +8,7 @@
 namespace flanmoe {
 namespace {
 
-/// Walks the set in the order of the forward pass and gives every tensor its specification and index.
+/// Walks the set in the order of the forward pass and gives every tensor its specification, index and bucket.
 /// Initial values: T5X (paper facts 4.1); init_scale is the scale of variance_scaling (1 for T5, 0.1 for MoE models).
 /// PaLM: every matrix normal with variance 1 / fan_in, the embedding N(0, 1).
 struct Builder {
@@ -16,8 +16,10 @@ struct Builder {
   const MoeDeck& moe;
   std::vector<ParameterSpec> specs;
   ModelTensors<int> tensors;
+  std::int64_t bucket = 0;  // of what is added
 
   int add(ParameterSpec spec) {
+    spec.bucket = bucket;
     specs.push_back(std::move(spec));
     return int(specs.size()) - 1;
   }
@@ -113,21 +115,28 @@ struct Builder {
                 std::sqrt(3.0 * model.init_scale / fan_average), true});
   }
 
-  StackTensors<int> stack(bool encoder) {
+  /// A backward pass goes down from the top layer, whose bucket is `first`; biases of positions that all layers share
+  /// are complete with the last layer.
+  StackTensors<int> stack(bool encoder, std::int64_t first) {
     const std::string name = encoder ? "encoder" : "decoder";
     StackTensors<int> t;
-    if (!model.decoder_only()) t.relative_bias_UH = relative_bias(name + "/relative_bias");
     const std::int64_t layers = encoder ? model.encoder_layers : model.decoder_layers;
-    for (std::int64_t l = 0; l < layers; ++l) t.layers.push_back(layer(encoder, l));
+    bucket = first + layers - 1;
+    if (!model.decoder_only()) t.relative_bias_UH = relative_bias(name + "/relative_bias");
+    for (std::int64_t l = 0; l < layers; ++l, --bucket) t.layers.push_back(layer(encoder, l));
+    bucket = first;
     t.final_norm_D = norm(name + "/final_norm");
     return t;
   }
 
   void build() {
+    const std::int64_t decoder = model.tied_logits ? 0 : 1, encoder = decoder + model.decoder_layers;
+    bucket = model.decoder_only() ? encoder : encoder + model.encoder_layers;  // what is looked up comes last
     tensors.embedding_VD =
         add({"embedding", 1, model.vocabulary, model.width, Placement::dense, InitKind::normal, 1.0, false});
-    if (!model.decoder_only()) tensors.encoder = stack(true);
-    tensors.decoder = stack(false);
+    if (!model.decoder_only()) tensors.encoder = stack(true, encoder);
+    tensors.decoder = stack(false, decoder);
+    bucket = 0;
     if (!model.tied_logits) {
       const InitKind kind = model.decoder_only() ? InitKind::normal : InitKind::truncated_normal;
       tensors.logits_DV = matrix("logits", model.width, model.vocabulary, kind);

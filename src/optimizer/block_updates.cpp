@@ -1,30 +1,64 @@
 #include "optimizer/block_updates.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/scratch.hpp"
 
 namespace flanmoe {
 
-BlockUpdates::BlockUpdates(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels)
-    : store_(store),
-      kernels_(kernels),
-      sides_{{communicators.world, PieceExchange(store, Placement::dense), {}, {}},
-             {communicators.data, PieceExchange(store, Placement::expert), {}, {}}} {}
+namespace {
 
-void BlockUpdates::MatrixSums::lay(Arena& arena, std::int64_t blocks, std::int64_t copies, std::int64_t cols) {
-  sums = arena.allocate(DType::f64, blocks, cols + 2);
-  totals = arena.allocate(DType::f64, copies, cols + 2);
-  update_sums = arena.allocate(DType::f64, blocks, 1);
-  update_totals = arena.allocate(DType::f64, copies, 1);
+/// fp64 elements after which memory is as aligned as an arena's.
+std::int64_t aligned(std::int64_t elements) { return (elements + 7) / 8 * 8; }
+
+}  // namespace
+
+BlockUpdates::BlockUpdates(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels)
+    : store_(store), kernels_(kernels) {
+  for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+    for (const Placement placement : {Placement::dense, Placement::expert}) {
+      PieceExchange exchange(store, placement, bucket);
+      if (!exchange.needed()) continue;
+      const Communicator& replicas = placement == Placement::dense ? communicators.world : communicators.data;
+      sides_.push_back({replicas, placement, bucket, std::move(exchange), {}, {}});
+    }
+  }
+  if (!sides_.empty()) counts_.clear(communicators.world.size());
+}
+
+std::int64_t BlockUpdates::MatrixSums::size(std::int64_t blocks, std::int64_t cols) {
+  return aligned(blocks * (cols + 2)) + aligned(cols + 2) + aligned(blocks) + aligned(1);
+}
+
+void BlockUpdates::MatrixSums::lay(const Tensor& room, std::int64_t blocks, std::int64_t cols) {
+  std::int64_t at = 0;
+  const auto take = [&](std::int64_t rows, std::int64_t width) {
+    Tensor t = room.absent() ? room : room.offset_by(at);
+    t.rows = rows;
+    t.cols = t.stride = width;
+    at += aligned(rows * width);
+    return t;
+  };
+  sums = take(blocks, cols + 2);
+  totals = take(1, cols + 2);
+  update_sums = take(blocks, 1);
+  update_totals = take(1, 1);
 }
 
 void BlockUpdates::lay(Arena& state) {
+  const auto cols = [&](int parameter) { return store_.specs()[std::size_t(parameter)].cols; };
+  std::int64_t home = 0, guest = 0;  // elements of the largest
+  for (const Side& side : sides_) {
+    const PieceExchange& x = side.exchange;
+    if (x.own_blocks() > 0) home = std::max(home, MatrixSums::size(x.home_blocks(), cols(x.home_parameter())));
+    if (x.guest_blocks() > 0) guest = std::max(guest, MatrixSums::size(x.guest_blocks(), cols(x.guest_parameter())));
+  }
+  const Tensor home_room = state.allocate(DType::f64, 1, home), guest_room = state.allocate(DType::f64, 1, guest);
   for (Side& side : sides_) {
     const PieceExchange& x = side.exchange;
-    const auto cols = [&](int parameter) { return store_.specs()[std::size_t(parameter)].cols; };
-    if (x.own_blocks() > 0) side.home.lay(state, x.home_blocks(), 1 + x.guests(), cols(x.home_parameter()));
-    if (x.guest_blocks() > 0) side.guest.lay(state, x.guest_blocks(), 1, cols(x.guest_parameter()));
+    if (x.own_blocks() > 0) side.home.lay(home_room, x.home_blocks(), cols(x.home_parameter()));
+    if (x.guest_blocks() > 0) side.guest.lay(guest_room, x.guest_blocks(), cols(x.guest_parameter()));
   }
 }
 
@@ -42,11 +76,6 @@ std::size_t BlockUpdates::scratch_bytes(std::span<const OwnedUnit> units) const 
   return most;
 }
 
-const BlockUpdates::MatrixSums& BlockUpdates::part_of(const OwnedUnit& unit) const {
-  const Side& side = sides_[int(spec(unit).placement)];
-  return unit.unit.first_row == 0 ? side.home : side.guest;
-}
-
 Tensor BlockUpdates::gradient_of(const OwnedUnit& unit) const {
   return store_.gradient(unit.unit.parameter, unit.unit.expert).slice_rows(unit.unit.first_row, unit.unit.rows);
 }
@@ -60,14 +89,13 @@ void BlockUpdates::sum(KernelContext& context, const OwnedUnit& unit, const Tens
 void BlockUpdates::sum_update(KernelContext& context, const OwnedUnit& unit, const MatrixSums& part,
                               const AdafactorStep& step) const {
   kernels_.adafactor_blocks.update_sums(context, part.update_sums.slice_rows(0, blocks_of(unit)), unit.row, unit.col,
-                                        gradient_of(unit), part.totals.slice_rows(0, 1), cut_of(unit), step);
+                                        gradient_of(unit), part.totals, cut_of(unit), step);
 }
 
 void BlockUpdates::apply(KernelContext& context, const OwnedUnit& unit, const MatrixSums& part,
                          const AdafactorStep& step) const {
-  kernels_.adafactor_blocks.apply(context, unit.master, unit.row, unit.col, gradient_of(unit),
-                                  part.totals.slice_rows(0, 1), part.update_totals.slice_rows(0, 1), cut_of(unit),
-                                  step);
+  kernels_.adafactor_blocks.apply(context, unit.master, unit.row, unit.col, gradient_of(unit), part.totals,
+                                  part.update_totals, cut_of(unit), step);
 }
 
 AdafactorStep BlockUpdates::step_of(const OwnedUnit& unit, const AdafactorStep& step) const {
@@ -90,33 +118,39 @@ void BlockUpdates::update_whole(KernelContext& context, const OwnedUnit& unit, c
   apply(context, unit, part, step);
 }
 
-void BlockUpdates::update_parts(KernelContext& context, std::span<const OwnedUnit> units,
+template <class F>
+void BlockUpdates::for_parts(const Side& side, std::span<const OwnedUnit> units, const AdafactorStep& step,
+                             F&& f) const {
+  for (const OwnedUnit& unit : units) {
+    if (is_whole(unit) || spec(unit).placement != side.placement || spec(unit).bucket != side.bucket) continue;
+    f(unit, unit.unit.first_row == 0 ? side.home : side.guest, step_of(unit, step));
+  }
+}
+
+void BlockUpdates::exchange(KernelContext& context, const Side& side, Tensor MatrixSums::*sums,
+                            Tensor MatrixSums::*totals) const {
+  side.exchange.gather(side.replicas, counts_, side.home.*sums, side.guest.*sums);
+  Tensor copies;  // of the totals, a row for every guest; sums that were added have room for them
+  if (side.exchange.own_blocks() > 0) {
+    kernels_.adafactor_blocks.add(context, side.home.*totals, side.home.*sums);
+    copies = (side.home.*sums).slice_rows(0, side.exchange.guests());
+    kernels_.adafactor_blocks.add(context, copies, side.home.*totals);
+  }
+  side.exchange.spread(side.replicas, counts_, copies, side.guest.*totals);
+}
+
+void BlockUpdates::update_parts(KernelContext& context, const Side& side, std::span<const OwnedUnit> units,
                                 const AdafactorStep& step) const {
-  const auto for_parts = [&](auto&& f) {
-    for (const OwnedUnit& unit : units) {
-      if (!is_whole(unit)) f(unit, part_of(unit), step_of(unit, step));
-    }
-  };
-  // Sums of all blocks to the homes, totals to the guests; dense matrices, then experts.
-  const auto exchange = [&](Tensor MatrixSums::*sums, Tensor MatrixSums::*totals) {
-    for (const Side& side : sides_) {
-      if (!side.exchange.needed()) continue;
-      side.exchange.gather(side.replicas, side.home.*sums, side.guest.*sums);
-      if (side.exchange.own_blocks() > 0) {
-        kernels_.adafactor_blocks.add(context, side.home.*totals, side.home.*sums);
-      }
-      side.exchange.spread(side.replicas, side.home.*totals, side.guest.*totals);
-    }
-  };
-  for_parts([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
+  const auto for_units = [&](auto&& f) { for_parts(side, units, step, f); };
+  for_units([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
     sum(context, unit, part.sums, own);
   });
-  exchange(&MatrixSums::sums, &MatrixSums::totals);
-  for_parts([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
+  exchange(context, side, &MatrixSums::sums, &MatrixSums::totals);
+  for_units([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
     sum_update(context, unit, part, own);
   });
-  exchange(&MatrixSums::update_sums, &MatrixSums::update_totals);
-  for_parts([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
+  exchange(context, side, &MatrixSums::update_sums, &MatrixSums::update_totals);
+  for_units([&](const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& own) {
     apply(context, unit, part, own);
   });
 }
@@ -125,7 +159,7 @@ void BlockUpdates::update(KernelContext& context, std::span<const OwnedUnit> uni
   for (const OwnedUnit& unit : units) {
     if (is_whole(unit)) update_whole(context, unit, step_of(unit, step));
   }
-  update_parts(context, units, step);
+  for (const Side& side : sides_) update_parts(context, side, units, step);
 }
 
 }  // namespace flanmoe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "kernels/kernels.hpp"
 #include "optimizer/owned_unit.hpp"
@@ -10,8 +11,8 @@
 namespace flanmoe {
 
 /// Updates units of matrices that have blocks: those of a matrix with one owner one after the other, those of the
-/// others together, because their owners exchange sums (kernels/adafactor_blocks.hpp, piece_exchange.hpp). The bits are
-/// the same.
+/// others bucket by bucket, because their owners exchange sums (kernels/adafactor_blocks.hpp, piece_exchange.hpp), for
+/// which there is memory of one bucket. The bits are the same.
 class BlockUpdates {
  public:
   BlockUpdates(const ParameterStore& store, const Communicators& communicators, const Kernels& kernels);
@@ -23,21 +24,28 @@ class BlockUpdates {
   void update(KernelContext& context, std::span<const OwnedUnit> units, const AdafactorStep& step) const;
 
  private:
-  /// Sums and totals of the matrices with several owners in which this rank has a part, one as home and one as guest.
+  /// Sums and totals of a matrix with several owners in which this rank has a part, as home or as guest.
   struct MatrixSums {
-    Tensor sums, totals;                // blocks x (cols + 2); one row, at home one for every guest, too
+    Tensor sums, totals;                // blocks x (cols + 2); one row
     Tensor update_sums, update_totals;  // the same of u^2
-    void lay(Arena& arena, std::int64_t blocks, std::int64_t copies, std::int64_t cols);
+    /// Elements; and the same at the beginning of `room`.
+    static std::int64_t size(std::int64_t blocks, std::int64_t cols);
+    void lay(const Tensor& room, std::int64_t blocks, std::int64_t cols);
   };
-  struct Side {  // of a placement
+  struct Side {  // of a placement and a bucket that has matrices with several owners
     const Communicator& replicas;
+    Placement placement;
+    std::int64_t bucket;
     PieceExchange exchange;
     MatrixSums home, guest;
   };
   const ParameterSpec& spec(const OwnedUnit& unit) const { return store_.specs()[std::size_t(unit.unit.parameter)]; }
   bool is_whole(const OwnedUnit& unit) const { return unit.unit.rows == spec(unit).rows; }
-  /// Where the sums of a unit with several owners are kept.
-  const MatrixSums& part_of(const OwnedUnit& unit) const;
+  /// Calls f(unit, where its sums are kept, its step) for the units of a side.
+  template <class F>
+  void for_parts(const Side& side, std::span<const OwnedUnit> units, const AdafactorStep& step, F&& f) const;
+  /// Sums of all blocks to the homes, totals to the guests.
+  void exchange(KernelContext& context, const Side& side, Tensor MatrixSums::*sums, Tensor MatrixSums::*totals) const;
   BlockCut cut_of(const OwnedUnit& unit) const { return {spec(unit).rows, spec(unit).block_rows}; }
   std::int64_t blocks_of(const OwnedUnit& unit) const { return cut_of(unit).blocks(unit.unit.rows); }
   Tensor gradient_of(const OwnedUnit& unit) const;
@@ -46,12 +54,14 @@ class BlockUpdates {
                   const AdafactorStep& step) const;
   void apply(KernelContext& context, const OwnedUnit& unit, const MatrixSums& part, const AdafactorStep& step) const;
   void update_whole(KernelContext& context, const OwnedUnit& unit, const AdafactorStep& step) const;
-  void update_parts(KernelContext& context, std::span<const OwnedUnit> units, const AdafactorStep& step) const;
+  void update_parts(KernelContext& context, const Side& side, std::span<const OwnedUnit> units,
+                    const AdafactorStep& step) const;
   AdafactorStep step_of(const OwnedUnit& unit, const AdafactorStep& step) const;
 
   const ParameterStore& store_;
   const Kernels& kernels_;
-  Side sides_[2];  // [placement]
+  std::vector<Side> sides_;  // in the same order on all ranks
+  mutable PieceExchange::Counts counts_;
 };
 
 }  // namespace flanmoe

@@ -39,7 +39,7 @@ struct Optimizer::State {
   KernelContext context;  // of the state; for moves to the host and back
   const std::uint64_t seed;
   const bool adafactor;
-  std::vector<OwnedUnit> owned;   // trained; dense, then expert; by parameter inside a placement
+  std::vector<OwnedUnit> owned;   // trained; dense, then expert; in the order of the gradient buffer
   std::vector<OwnedUnit> blocks;  // the same, of those that Adafactor updates block by block
   std::vector<OwnedUnit> frozen;  // the same of what is frozen: masters only
   BlockUpdates block_updates;
@@ -160,8 +160,11 @@ void Optimizer::lay(Arena& state, Arena& scratch) {
   for (OwnedUnit& unit : s.frozen) s.lay_frozen(unit, state);
   const DType type = accumulate_dtype(s.store.compute());
   std::int64_t received = 0;
-  for (const Placement placement : kPlacements) {
-    received = std::max(received, Communicator::reduce_scatter_work(s.store.segment_sizes(placement), type));
+  for (std::int64_t bucket = 0; bucket < s.store.buckets(); ++bucket) {
+    for (const Placement placement : kPlacements) {
+      const auto& sizes = s.store.segment_sizes(placement, bucket);
+      received = std::max(received, Communicator::reduce_scatter_work(sizes, type));
+    }
   }
   if (const auto& lookups = s.store.lookup_segments(); !lookups.empty()) {
     received = std::max(received, Communicator::reduce_scatter_work(lookups, type));
@@ -231,8 +234,12 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
 void Optimizer::discard_gradients() { state_->store.forget_gradients(); }
 
 void Optimizer::State::reduce_gradients(KernelContext& context) const {
-  for (const Placement placement : kPlacements) {
-    replicas(placement).reduce_scatter_tree(store.gradient_flat(placement), store.segment_sizes(placement), work);
+  for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+    for (const Placement placement : kPlacements) {
+      if (store.bucket_size(placement, bucket) == 0) continue;
+      replicas(placement).reduce_scatter_tree(store.gradient_bucket(placement, bucket),
+                                              store.segment_sizes(placement, bucket), work);
+    }
   }
   if (store.lookup_flat().absent()) return;
   // A table's gradient by lookups has its own sum over all leaves, and joins the other one behind it.
@@ -334,7 +341,11 @@ void Optimizer::State::publish(KernelContext& context, Placement placement, std:
   });
   write_working_weights(context, step);
   if (alone) return;
-  replicas(placement).all_gather_segments(store.gradient_flat(placement), store.segment_sizes(placement));
+  for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+    if (store.bucket_size(placement, bucket) == 0) continue;
+    replicas(placement).all_gather_segments(store.gradient_bucket(placement, bucket),
+                                            store.segment_sizes(placement, bucket));
+  }
   for (const ParameterUnit& unit : store.units(placement)) {
     add_copy(unit, weight(unit), gradient(unit));
   }

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "tensor/ownership.hpp"
 #include "tensor/philox.hpp"
 
 namespace flanmoe {
@@ -28,12 +29,9 @@ ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinate
                      specs_[p].experts, coordinates_.expert_size);
     }
     matrix_offset_[p].resize(std::size_t(local_experts(int(p))));
+    buckets_ = std::max(buckets_, specs_[p].bucket + 1);
   }
-  for (const Placement placement : {Placement::dense, Placement::expert}) {
-    plan_gradients(placement);
-    std::vector<std::int64_t> sizes;
-    frozen_[int(placement)] = assign_owners(placement, /*trained=*/false, sizes);
-  }
+  for (const Placement placement : {Placement::dense, Placement::expert}) plan(placement);
 }
 
 std::int64_t ParameterStore::local_experts(int parameter) const {
@@ -54,44 +52,70 @@ int ParameterStore::replica_size(Placement placement) const {
   return placement == Placement::dense ? coordinates_.world_size : coordinates_.data_size;
 }
 
-/// The trained or the frozen units of a placement by owner; `sizes` gets the elements of each owner.
-std::vector<ParameterUnit> ParameterStore::assign_owners(Placement placement, bool trained,
-                                                         std::vector<std::int64_t>& sizes) const {
-  const auto chosen = [&](std::size_t p) { return specs_[p].placement == placement && specs_[p].trained == trained; };
-  std::int64_t total = 0, before = 0;
-  for (std::size_t p = 0; p < specs_.size(); ++p) {
-    if (chosen(p)) total += local_experts(int(p)) * specs_[p].matrix_size();
-  }
-  const std::int64_t ranks = replica_size(placement);
-  sizes.assign(std::size_t(ranks), 0);
-  std::vector<ParameterUnit> units;
-  for (std::size_t p = 0; p < specs_.size(); ++p) {
-    if (!chosen(p)) continue;
-    const ParameterSpec& spec = specs_[p];
-    for (std::int64_t i = 0; i < local_experts(int(p)) * spec.blocks(); ++i) {
+namespace {
+
+/// Appends the units of some parameters, which form a bucket, to `units`, which were `before` elements until here.
+void share_out(std::vector<ParameterUnit>& units, Ownership& ownership, const ParameterStore& store,
+               const std::vector<int>& parameters, std::int64_t before) {
+  std::int64_t all = 0;
+  for (const int p : parameters) all += store.local_experts(p) * store.specs()[std::size_t(p)].matrix_size();
+  ownership.begin_bucket(all);
+  for (const int p : parameters) {
+    const ParameterSpec& spec = store.specs()[std::size_t(p)];
+    for (std::int64_t i = 0; i < store.local_experts(p) * spec.blocks(); ++i) {
       const std::int64_t expert = i / spec.blocks(), first = i % spec.blocks() * spec.block_rows;
       const std::int64_t rows = spec.block_rows > 0 ? std::min(spec.block_rows, spec.rows - first) : spec.rows;
-      const std::int64_t size = rows * spec.cols;
-      // The share in which the middle of the block lies: a division of twice the numbers, so that all are whole.
-      const auto owner = int((2 * before + size) * ranks / (2 * total));
+      const int owner = ownership.next(rows * spec.cols);
       if (first > 0 && units.back().owner == owner) {
         units.back().rows += rows;
       } else {
-        units.push_back({int(p), expert, first, rows, owner, before});
+        units.push_back({p, expert, first, rows, owner, before});
       }
-      sizes[std::size_t(owner)] += size;
-      before += size;
+      before += rows * spec.cols;
     }
   }
-  return units;
 }
 
-void ParameterStore::plan_gradients(Placement placement) {
-  auto& units = units_[int(placement)];
-  units = assign_owners(placement, /*trained=*/true, segments_[int(placement)]);
-  for (const ParameterUnit& unit : units) {
-    if (unit.first_row == 0) matrix_offset_[std::size_t(unit.parameter)][std::size_t(unit.expert)] = unit.offset;
+}  // namespace
+
+void ParameterStore::plan(Placement placement) {
+  Side& side = sides_[int(placement)];
+  std::vector<std::vector<int>> trained{std::size_t(buckets_)};
+  std::vector<int> frozen;
+  for (std::size_t p = 0; p < specs_.size(); ++p) {
+    if (specs_[p].placement != placement) continue;
+    (specs_[p].trained ? trained[std::size_t(specs_[p].bucket)] : frozen).push_back(int(p));
   }
+  Ownership ownership(replica_size(placement));
+  side.buckets.resize(std::size_t(buckets_));
+  std::int64_t first = 0;
+  for (std::size_t b = 0; b < trained.size(); ++b) {
+    const std::size_t first_unit = side.units.size();
+    share_out(side.units, ownership, *this, trained[b], first);
+    Bucket& bucket = side.buckets[b];
+    bucket = {first, 0, first_unit, side.units.size() - first_unit, {}};
+    bucket.segments.assign(ownership.owned().size(), 0);
+    for (const ParameterUnit& unit : units(placement, std::int64_t(b))) {
+      const std::int64_t size = unit.rows * specs_[std::size_t(unit.parameter)].cols;
+      bucket.segments[std::size_t(unit.owner)] += size;
+      bucket.size += size;
+      if (unit.first_row == 0) matrix_offset_[std::size_t(unit.parameter)][std::size_t(unit.expert)] = unit.offset;
+    }
+    first += bucket.size;
+  }
+  side.owned = ownership.owned();
+  Ownership of_frozen(replica_size(placement));
+  share_out(side.frozen, of_frozen, *this, frozen, 0);
+}
+
+std::span<const ParameterUnit> ParameterStore::units(Placement placement, std::int64_t bucket) const {
+  const Bucket& b = side(placement).buckets[std::size_t(bucket)];
+  return std::span(side(placement).units).subspan(b.first_unit, b.units);
+}
+
+Tensor ParameterStore::gradient_bucket(Placement placement, std::int64_t bucket) const {
+  const Bucket& b = side(placement).buckets[std::size_t(bucket)];
+  return gradient_flat(placement).slice_cols(b.first, b.size);
 }
 
 void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums) {
@@ -105,13 +129,12 @@ void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums) {
   has_gradients_ = gradients != nullptr;
   if (gradients == nullptr) return;
   for (const Placement placement : {Placement::dense, Placement::expert}) {
-    const auto& segments = segment_sizes(placement);
-    const std::int64_t total = std::accumulate(segments.begin(), segments.end(), std::int64_t{0});
+    const auto& owned = owned_sizes(placement);
+    const std::int64_t total = std::accumulate(owned.begin(), owned.end(), std::int64_t{0});
     const std::int64_t buffers = sums.levels * (placement == Placement::expert ? sums.sources : 1);
-    flat_[int(placement)].clear();
-    for (std::int64_t b = 0; b < buffers; ++b) {
-      flat_[int(placement)].push_back(gradients->allocate(accumulate, 1, total));
-    }
+    Side& side = sides_[int(placement)];
+    side.flat.clear();
+    for (std::int64_t b = 0; b < buffers; ++b) side.flat.push_back(gradients->allocate(accumulate, 1, total));
   }
   lay_lookups(*gradients);
 }
@@ -124,7 +147,7 @@ void ParameterStore::lay_lookups(Arena& gradients) {
   for (std::int64_t level = 0; level < sums_.levels; ++level) {
     lookups_.push_back(gradients.allocate(accumulate_dtype(compute_), 1, size));
   }
-  lookup_segments_.assign(segment_sizes(Placement::dense).size(), 0);
+  lookup_segments_.assign(std::size_t(replica_size(Placement::dense)), 0);
   for (const ParameterUnit& unit : units(Placement::dense)) {
     const std::int64_t owned = unit.rows * specs_[std::size_t(unit.parameter)].cols;
     if (unit.parameter == sums_.table) lookup_segments_[std::size_t(unit.owner)] += owned;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct ParameterSpec {
   /// Above 0: matrices may be shared out among owners in blocks of this many rows, the last one with fewer. What a
   /// block is follows from the deck alone, so that sums over blocks have the same bits whoever owns them.
   std::int64_t block_rows = 0;
+  /// Gradients are summed over ranks bucket after bucket, from 0 on: a backward pass completes the gradients of a
+  /// bucket before those of the next one.
+  std::int64_t bucket = 0;
 
   std::int64_t matrix_size() const { return rows * cols; }
   std::int64_t global_size() const { return experts * rows * cols; }
@@ -81,11 +85,12 @@ struct GradientSums {
 
 /// Working weights in the compute type and fp32 (fp64 in a double run) gradients of one rank, with the ownership plan.
 ///
-/// Gradients of one placement form one flat buffer, matrix after matrix in the order of the model. It is cut into equal
-/// shares for the ranks of the replica group, in their order: a block (a matrix without blocks is one) belongs to the
-/// rank in whose share its middle lies, so that nobody owns more than a share and a block. A variable-count
-/// reduce-scatter leaves every owner with its segment, and an all-gather returns it. Frozen matrices are shared out in
-/// the same way. The assignment is a function of specs and coordinates only, so it is the same on every rank.
+/// Gradients of one placement form one flat buffer: bucket after bucket, and in a bucket matrix after matrix in the
+/// order of the model. A bucket is cut into one segment for every rank of the replica group, in their order, such that
+/// nobody owns more than an equal share of all buckets and a block (a matrix without blocks is one); see ownership.hpp.
+/// So the owners of a matrix are consecutive owners of its bucket. A variable-count reduce-scatter of a bucket leaves
+/// every owner with its segment, and an all-gather returns it. Frozen matrices are shared out in the same way, as one
+/// bucket. The assignment is a function of specs and coordinates only, so it is the same on every rank.
 class ParameterStore {
  public:
   ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute);
@@ -126,37 +131,59 @@ class ParameterStore {
   void begin_level(std::int64_t level);
   const GradientSums& sums() const { return sums_; }
 
-  /// The units that are trained, in the order of the flat gradient buffer.
-  const std::vector<ParameterUnit>& units(Placement placement) const { return units_[int(placement)]; }
+  /// The units that are trained, of all buckets or of one, in the order of the flat gradient buffer.
+  const std::vector<ParameterUnit>& units(Placement placement) const { return side(placement).units; }
+  std::span<const ParameterUnit> units(Placement placement, std::int64_t bucket) const;
   /// The frozen units, by owner.
-  const std::vector<ParameterUnit>& frozen_units(Placement placement) const { return frozen_[int(placement)]; }
-  /// Elements of each owner's segment, in rank order of the replica group; sums to gradient_flat(placement).size().
-  const std::vector<std::int64_t>& segment_sizes(Placement placement) const { return segments_[int(placement)]; }
+  const std::vector<ParameterUnit>& frozen_units(Placement placement) const { return side(placement).frozen; }
+  /// Buckets of the model; a placement has nothing in some of them.
+  std::int64_t buckets() const { return buckets_; }
+  /// Elements of each owner's segment of a bucket, in rank order of the replica group; sums to bucket_size().
+  const std::vector<std::int64_t>& segment_sizes(Placement placement, std::int64_t bucket) const {
+    return side(placement).buckets[std::size_t(bucket)].segments;
+  }
+  std::int64_t bucket_size(Placement placement, std::int64_t bucket) const {
+    return side(placement).buckets[std::size_t(bucket)].size;
+  }
+  /// Elements of all segments of each owner.
+  const std::vector<std::int64_t>& owned_sizes(Placement placement) const { return side(placement).owned; }
   /// The whole flat gradient buffer (1 x n) of a level and source.
   Tensor gradient_flat(Placement placement, std::int64_t level = 0, std::int64_t source = 0) const {
     if (!has_gradients_) return {};
     const std::int64_t sources = placement == Placement::expert ? sums_.sources : 1;
-    return flat_[int(placement)][std::size_t(level * sources + source)];
+    return side(placement).flat[std::size_t(level * sources + source)];
   }
+  /// The part of a bucket (1 x n) in level 0, source 0.
+  Tensor gradient_bucket(Placement placement, std::int64_t bucket) const;
   int replica_rank(Placement placement) const;
   int replica_size(Placement placement) const;
   int find(const std::string& name) const;  // index, or throws LogicError
 
  private:
-  std::vector<ParameterUnit> assign_owners(Placement placement, bool trained, std::vector<std::int64_t>& sizes) const;
-  void plan_gradients(Placement placement);
+  struct Bucket {
+    std::int64_t first = 0, size = 0;       // elements of the flat gradient buffer
+    std::size_t first_unit = 0, units = 0;  // among those that are trained
+    std::vector<std::int64_t> segments;     // elements of each owner
+  };
+  struct Side {  // of a placement
+    std::vector<ParameterUnit> units, frozen;
+    std::vector<Bucket> buckets;
+    std::vector<std::int64_t> owned;  // elements of each owner, of what is trained
+    std::vector<Tensor> flat;         // [level * sources + source]
+  };
+  const Side& side(Placement placement) const { return sides_[int(placement)]; }
+  void plan(Placement placement);
   void lay_lookups(Arena& gradients);
 
   std::vector<ParameterSpec> specs_;
   ShardCoordinates coordinates_;
   DType compute_;
+  std::int64_t buckets_ = 1;
   std::vector<Tensor> weights_;
-  std::vector<ParameterUnit> units_[2], frozen_[2];
-  std::vector<std::int64_t> segments_[2];
+  Side sides_[2];
   std::vector<std::vector<std::int64_t>> matrix_offset_;  // [parameter][local expert]
   GradientSums sums_;
   std::int64_t level_ = 0;
-  std::vector<Tensor> flat_[2];  // [level * sources + source]
   std::vector<Tensor> lookups_;  // [level]
   std::vector<std::int64_t> lookup_segments_;
   bool has_gradients_ = false;

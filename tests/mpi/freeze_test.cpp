@@ -99,8 +99,11 @@ TEST(FrozenModel, TakesNoMemoryForGradientsAndMoments) {
         matrices += spec.experts;
       }
       for (const Placement placement : {Placement::dense, Placement::expert}) {
-        own += store.segment_sizes(placement)[std::size_t(store.replica_rank(placement))];
-        received = std::max(received, Communicator::reduce_scatter_work(store.segment_sizes(placement), DType::f32));
+        own += store.owned_sizes(placement)[std::size_t(store.replica_rank(placement))];
+        for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+          const auto& sizes = store.segment_sizes(placement, bucket);
+          received = std::max(received, Communicator::reduce_scatter_work(sizes, DType::f32));
+        }
         for (const ParameterUnit& unit : store.frozen_units(placement)) {
           const ParameterSpec& spec = store.specs()[std::size_t(unit.parameter)];
           if (unit.owner != store.replica_rank(placement)) continue;

@@ -384,8 +384,7 @@ TEST(Optimizer, OwnsBlocksOfMatricesInEqualShares) {
   std::vector<ParameterSpec> specs = test::rig_parameters();
   specs[0].block_rows = 3;  // not factored, which is fine with AdamW
   Rig rig(world, 1, rig_deck("adamw"), DType::f32, "reference", specs);
-  std::int64_t own = 0, all = 0;
-  std::int32_t several = 0;
+  std::int64_t own = 0, all = 0, several = 0;
   for (const auto& [name, tensor] : rig.state_tensors()) own += name.ends_with("/master") ? tensor.size() : 0;
   for (const ParameterSpec& spec : specs) all += spec.global_size();
   for (const ParameterUnit& unit : rig.store.units(Placement::dense)) several += unit.first_row > 0 ? 1 : 0;
@@ -480,13 +479,15 @@ TEST(Optimizer, AnnouncesTheMemoryItUses) {
   Arena state("state"), scratch("scratch");
   optimizer.lay(state, scratch);
   // Master and two moments of what this rank owns, and the messages of the sum of gradients.
-  const std::int64_t owned = store.segment_sizes(Placement::dense)[std::size_t(world.rank())] +
-                             store.segment_sizes(Placement::expert)[std::size_t(world.rank())];
+  const std::int64_t owned = store.owned_sizes(Placement::dense)[std::size_t(world.rank())] +
+                             store.owned_sizes(Placement::expert)[std::size_t(world.rank())];
   std::int64_t tensors = 1;
   optimizer.visit_state([&](const StateTensor&) { ++tensors; });
   std::int64_t received = 0;
-  for (const Placement placement : {Placement::dense, Placement::expert}) {
-    received = std::max(received, Communicator::reduce_scatter_work(store.segment_sizes(placement), DType::f32));
+  for (std::int64_t b = 0; b < store.buckets(); ++b) {
+    for (const auto& sizes : {store.segment_sizes(Placement::dense, b), store.segment_sizes(Placement::expert, b)}) {
+      received = std::max(received, Communicator::reduce_scatter_work(sizes, DType::f32));
+    }
   }
   const std::int64_t bytes = 4 * (3 * owned + received);
 

@@ -29,7 +29,7 @@ TEST(ParameterStore, SegmentsCoverEveryUnitOnceAndInOwnerOrder) {
       offset += size;
       sums[std::size_t(unit.owner)] += size;
     }
-    EXPECT_EQ(sums, store.segment_sizes(placement));
+    EXPECT_EQ(sums, store.owned_sizes(placement));
   }
   EXPECT_EQ(store.units(Placement::dense).size(), 3U);
   EXPECT_EQ(store.units(Placement::expert).size(), 2U);
@@ -50,7 +50,44 @@ TEST(ParameterStore, BlocksOfAMatrixGoToTheRanksInWhoseSharesTheyLie) {
   EXPECT_EQ(units[1].rows, 40);
   EXPECT_EQ(units[1].offset, 480);
   EXPECT_EQ(units[3].owner, 1);
-  EXPECT_EQ(store.segment_sizes(Placement::dense), (std::vector<std::int64_t>{480, 392}));
+  EXPECT_EQ(store.owned_sizes(Placement::dense), (std::vector<std::int64_t>{480, 392}));
+}
+
+TEST(ParameterStore, ABucketIsARunOfTheFlatBufferWithASegmentForEveryOwner) {
+  std::vector<ParameterSpec> specs = some_specs();
+  specs[0].bucket = 2;
+  specs[0].block_rows = 10;
+  specs[1].bucket = 1;
+  specs[3].trained = false;
+  ParameterStore store(specs, {3, 1, 3, 1, 1, 0}, DType::f32);
+  Arena weights("weights"), gradients("gradients");
+  store.lay(weights, &gradients);
+  for (Arena* arena : {&weights, &gradients}) {
+    arena->commit();
+    arena->rewind();
+  }
+  store.lay(weights, &gradients);
+  ASSERT_EQ(store.buckets(), 3);
+  // Experts are in bucket 0, which has nothing else that is trained; the others have nothing of experts.
+  EXPECT_EQ(store.segment_sizes(Placement::dense, 0), (std::vector<std::int64_t>{0, 0, 0}));
+  EXPECT_EQ(store.segment_sizes(Placement::expert, 0), (std::vector<std::int64_t>{256, 128, 128}));
+  EXPECT_EQ(store.bucket_size(Placement::expert, 2), 0);
+  // A vector of 8, which makes the first of three ranks lack less of the ten blocks of 80 behind it.
+  EXPECT_EQ(store.segment_sizes(Placement::dense, 1), (std::vector<std::int64_t>{8, 0, 0}));
+  EXPECT_EQ(store.segment_sizes(Placement::dense, 2), (std::vector<std::int64_t>{240, 320, 240}));
+  EXPECT_EQ(store.owned_sizes(Placement::dense), (std::vector<std::int64_t>{248, 320, 240}));
+  EXPECT_EQ(store.gradient_flat(Placement::dense).size(), 808);
+  const Tensor norm = store.gradient_bucket(Placement::dense, 1), table = store.gradient_bucket(Placement::dense, 2);
+  EXPECT_EQ(norm.data, store.gradient_flat(Placement::dense).data);
+  EXPECT_EQ(norm.size(), 8);
+  EXPECT_EQ(norm.data, store.gradient(1, 0).data);
+  EXPECT_EQ(table.size(), 800);
+  EXPECT_EQ(table.data, store.gradient(0, 0).data);
+  const auto units = store.units(Placement::dense, 2);
+  ASSERT_EQ(units.size(), 3U);
+  EXPECT_EQ(units[2].first_row, 70);
+  EXPECT_EQ(units[2].offset, 8 + 560);
+  EXPECT_EQ(store.frozen_units(Placement::dense).size(), 1U);
 }
 
 TEST(ParameterStore, NobodyOwnsMoreThanAShareAndABlock) {
@@ -63,6 +100,13 @@ TEST(ParameterStore, NobodyOwnsMoreThanAShareAndABlock) {
   EXPECT_EQ(specs[2].block_rows, 0);
   EXPECT_EQ(block_rows_of(32000, 64, 100), 500);
   EXPECT_EQ(block_rows_of(10, 10, 100), 0) << "no more elements than may stay whole";
+  specs[2].bucket = 1;
+  for (int layer = 0; layer < 3; ++layer) {
+    for (const std::size_t which : {std::size_t{0}, std::size_t{1}}) {
+      specs.push_back(specs[which]);
+      specs.back().bucket = 2 + layer;
+    }
+  }
   for (const bool trained : {true, false}) {
     for (ParameterSpec& spec : specs) spec.trained = trained;
     for (const int ranks : {1, 3, 16, 1000}) {
@@ -76,7 +120,7 @@ TEST(ParameterStore, NobodyOwnsMoreThanAShareAndABlock) {
           owned[std::size_t(unit.owner)] += unit.rows * spec.cols;
         }
         const std::int64_t all = std::accumulate(owned.begin(), owned.end(), std::int64_t{0});
-        EXPECT_EQ(all, placement == Placement::dense ? 64064 : 120000);
+        EXPECT_EQ(all, placement == Placement::dense ? 4 * 64000 + 64 : 4 * 120000);
         EXPECT_LE(*std::max_element(owned.begin(), owned.end()), all / ranks + 16 * 64) << ranks << " ranks";
       }
     }

@@ -233,7 +233,7 @@ TEST(Plan, OptimizerStateOfTheLargestModelsShrinksWithTheRanks) {
       std::int64_t share = 0;  // elements
       const ParameterStore store(training_parameters(deck), ProcessGrid(ranks, 0, expert).coordinates(), DType::bf16);
       for (const Placement placement : {Placement::dense, Placement::expert}) {
-        const auto& sizes = store.segment_sizes(placement);
+        const auto& sizes = store.owned_sizes(placement);
         share += std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}) / store.replica_size(placement);
         EXPECT_LE(*std::max_element(sizes.begin(), sizes.end()), share + largest);
       }

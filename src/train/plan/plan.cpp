@@ -16,20 +16,24 @@
 namespace flanmoe {
 namespace {
 
-/// fp32 elements as large as the sums that the homes of matrices with several owners receive (optimizer/README.md).
-void add_sums_at_homes(const ParameterStore& store, Placement placement, std::vector<std::int64_t>& elements) {
+/// fp32 elements as large as what Adafactor keeps of every rank's units besides masters: factors, and the sums that the
+/// homes of matrices with several owners receive, of one bucket at a time (optimizer/README.md).
+void add_sums_of_adafactor(const ParameterStore& store, Placement placement, std::vector<std::int64_t>& elements) {
+  std::vector<std::int64_t> most(elements.size(), 0);
   const ParameterUnit* home = nullptr;
   for (const ParameterUnit& unit : store.units(placement)) {
     const ParameterSpec& spec = store.specs()[std::size_t(unit.parameter)];
     if (unit.first_row == 0) home = &unit;
-    if (unit.rows == spec.rows) continue;
-    const std::int64_t blocks = unit.first_row == 0 ? spec.blocks() : 0;
-    elements[std::size_t(home->owner)] += 2 * (blocks + 1) * (spec.cols + 2);  // fp64; totals for every owner
+    elements[std::size_t(unit.owner)] += unit.rows + spec.cols;
+    if (unit.rows == spec.rows || unit.first_row == 0) continue;
+    std::int64_t& at_home = most[std::size_t(home->owner)];
+    at_home = std::max(at_home, 2 * (spec.blocks() + 1) * (spec.cols + 2));  // fp64; one row of totals
   }
+  for (std::size_t rank = 0; rank < elements.size(); ++rank) elements[rank] += most[rank];
 }
 
-/// Ranks of which one is the fullest: of few, any; of many, those that own the largest segments of gradients or, with
-/// what is frozen and sums, the most elements, and the first and the last.
+/// Ranks of which one is the fullest: of few, any; of many, those that own the most elements of gradients or, with what
+/// is frozen and sums, of all, and the first and the last.
 std::set<int> candidates(const ParameterStore& store, bool adafactor, int ranks, int expert) {
   constexpr int few = 8;
   std::set<int> all;
@@ -39,12 +43,12 @@ std::set<int> candidates(const ParameterStore& store, bool adafactor, int ranks,
   std::vector<std::int64_t> owned(std::size_t(ranks), 0);
   for (const Placement placement : {Placement::dense, Placement::expert}) {
     const int step = placement == Placement::dense ? 1 : expert;  // from one owner to the next
-    std::vector<std::int64_t> sizes = store.segment_sizes(placement);
+    std::vector<std::int64_t> sizes = store.owned_sizes(placement);
     all.insert(int(std::max_element(sizes.begin(), sizes.end()) - sizes.begin()) * step);
     for (const ParameterUnit& unit : store.frozen_units(placement)) {
       sizes[std::size_t(unit.owner)] += unit.rows * store.specs()[std::size_t(unit.parameter)].cols;
     }
-    if (adafactor) add_sums_at_homes(store, placement, sizes);
+    if (adafactor) add_sums_of_adafactor(store, placement, sizes);
     for (int rank = 0; rank < ranks; ++rank) owned[std::size_t(rank)] += sizes[std::size_t(rank / step)];
   }
   all.insert(int(std::max_element(owned.begin(), owned.end()) - owned.begin()));

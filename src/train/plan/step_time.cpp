@@ -188,7 +188,7 @@ void Estimate::communication(const ParameterStore& store, const StepTraffic& tra
   for (const Placement placement : {Placement::dense, Placement::expert}) {  // sums of what others sent
     const int ranks = store.replica_size(placement);
     if (ranks == 1) continue;
-    const auto& sizes = store.segment_sizes(placement);
+    const auto& sizes = store.owned_sizes(placement);
     const auto own = double(sizes[std::size_t(store.replica_rank(placement))]);
     const double others = double(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})) - own;
     // Halving adds what is left to what came, round by round; else all contributions to the own segment come first.

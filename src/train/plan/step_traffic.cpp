@@ -48,11 +48,12 @@ void exchange_sums(const Communicator& replicas, const ParameterStore& store, co
   if (!exchange.needed()) return;
   const auto width = [&](int parameter) { return parameter < 0 ? 0 : store.specs()[std::size_t(parameter)].cols + 2; };
   const std::int64_t home_width = width(exchange.home_parameter()), guest_width = width(exchange.guest_parameter());
+  PieceExchange::Counts counts;
   for (const bool of_update : {false, true}) {
     const std::int64_t home = of_update ? 1 : home_width, guest = of_update ? 1 : guest_width;
-    exchange.gather(replicas, not_there(DType::f64, exchange.home_blocks(), home),
+    exchange.gather(replicas, counts, not_there(DType::f64, exchange.home_blocks(), home),
                     not_there(DType::f64, exchange.guest_blocks(), guest));
-    exchange.spread(replicas, not_there(DType::f64, 1 + exchange.guests(), home),
+    exchange.spread(replicas, counts, not_there(DType::f64, exchange.guests(), home),
                     not_there(DType::f64, exchange.guest_blocks() > 0 ? 1 : 0, guest));
   }
 }
@@ -115,19 +116,23 @@ StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const Parame
   const auto replicas = [&](Placement placement) -> const Communicator& {
     return placement == Placement::dense ? ranks.world : ranks.data;
   };
-  const auto flat = [&](Placement placement) {
-    const auto& sizes = store.segment_sizes(placement);
-    return not_there(accumulate, 1, std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}));
+  // Calls f(replica group, gradients of a bucket, segments of its owners).
+  const auto for_buckets = [&](Placement placement, auto&& f) {
+    for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+      const std::int64_t size = store.bucket_size(placement, bucket);
+      if (size > 0) f(replicas(placement), not_there(accumulate, 1, size), store.segment_sizes(placement, bucket));
+    }
   };
   for (const Placement placement : {Placement::dense, Placement::expert}) {
-    const auto& sizes = store.segment_sizes(placement);
-    const Tensor work = not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate));
-    replicas(placement).reduce_scatter_tree(flat(placement), sizes, work);
+    for_buckets(placement, [&](const Communicator& group, const Tensor& flat, const auto& sizes) {
+      group.reduce_scatter_tree(flat, sizes,
+                                not_there(accumulate, 1, Communicator::reduce_scatter_work(sizes, accumulate)));
+    });
   }
   const std::optional<GradientSums> sums = leaf_sums(deck, grid);
   if (sums && sums->table >= 0 && store.trained(sums->table)) {
     const std::int64_t cols = store.specs()[std::size_t(sums->table)].cols;
-    std::vector<std::int64_t> sizes(store.segment_sizes(Placement::dense).size(), 0);
+    std::vector<std::int64_t> sizes(std::size_t(store.replica_size(Placement::dense)), 0);
     for (const ParameterUnit& unit : store.units(Placement::dense)) {
       if (unit.parameter == sums->table) sizes[std::size_t(unit.owner)] += unit.rows * cols;
     }
@@ -140,14 +145,17 @@ StepTraffic plan_traffic(const Deck& deck, const ProcessGrid& grid, const Parame
   numbers.resize(squares);
   ranks.world.all_reduce(std::span(numbers), ReduceOp::sum);
   if (deck.optimizer.name == "adafactor") {
-    for (const Placement placement : {Placement::dense, Placement::expert}) {
-      exchange_sums(replicas(placement), store, PieceExchange(store, placement));
+    for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+      for (const Placement placement : {Placement::dense, Placement::expert}) {
+        exchange_sums(replicas(placement), store, PieceExchange(store, placement, bucket));
+      }
     }
   }
   for (const Placement placement : {Placement::dense, Placement::expert}) {
-    if (store.replica_size(placement) > 1) {
-      replicas(placement).all_gather_segments(flat(placement), store.segment_sizes(placement));
-    }
+    if (store.replica_size(placement) == 1) continue;
+    for_buckets(placement, [](const Communicator& group, const Tensor& flat, const auto& sizes) {
+      group.all_gather_segments(flat, sizes);
+    });
   }
   return {ranks.world.traffic(), ranks.data.traffic(), ranks.expert.traffic()};
 }
