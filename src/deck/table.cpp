@@ -286,9 +286,10 @@ void add_faults(std::vector<Parameter>& table) {
   rows.number("loss_spike", &S::loss_spike, at_least(0), "",
               "A loss of more than this times the median of the last 32 is bad; 0: only one that is not finite.");
   rows.number("norm_spike", &S::norm_spike, at_least(0), "", "The same of the gradient norm before clipping.");
-  rows.number("compare_every", &S::compare_every, at_least(0), "steps",
-              "Compare the weights of all ranks that hold the same ones every this many steps, and in each step behind "
-              "which a checkpoint may be written; 0: never.");
+  rows.number(
+      "compare_every", &S::compare_every, at_least(0), "steps",
+      "Compare the weights of all ranks that hold the same ones, and the factors of Adafactor that owners of a "
+      "matrix share, every this many steps, and in each step behind which a checkpoint may be written; 0: never.");
 }
 
 void add_data(std::vector<Parameter>& table) {

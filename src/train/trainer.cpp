@@ -144,7 +144,7 @@ std::string Trainer::save(const CheckpointInfo& info) {
 }
 
 void Trainer::expect_equal_replicas(std::int64_t step, bool stop_asked) {
-  const std::string difference = replica_difference(store_, communicators_, kernels_, context_);
+  const std::string difference = replica_difference(store_, optimizer_, communicators_, kernels_, context_);
   if (difference.empty()) return;
   optimizer_.discard_gradients();
   throw BadStep(step, difference, stop_asked, Fault::machine);

@@ -87,8 +87,8 @@ class Trainer {
   std::string save(const CheckpointInfo& info);
   /// Writes one behind the training; null without checkpoint.background.
   BackgroundWriter* writer() { return writer_ ? &*writer_ : nullptr; }
-  /// Throws BadStep, on every rank, naming ranks and parameter when ranks that hold the same weights differ; `step` is
-  /// the one that is under way or has ended. Collective.
+  /// Throws BadStep, on every rank, naming ranks and parameter when what ranks hold alike (replica_difference) differs;
+  /// `step` is the one that is under way or has ended. Collective.
   void expect_equal_replicas(std::int64_t step, bool stop_asked);
 
   struct StepOutcome {

@@ -27,11 +27,15 @@ void flip(const ParameterStore& store, const std::string& name) {
   FAIL() << "no weight " << name;
 }
 
+std::string difference_in(Rig& rig) {
+  return replica_difference(rig.store, rig.optimizer, rig.communicators, rig.kernels, rig.context);
+}
+
 TEST(Replicas, OneFlippedBitIsFoundAndRankAndParameterAreNamed) {
   const Communicator world = Communicator::world();
   Rig rig(world, 1, rig_deck("adamw"));
   rig.optimizer.initialize(rig.context, 7);
-  const auto compare = [&] { return replica_difference(rig.store, rig.communicators, rig.kernels, rig.context); };
+  const auto compare = [&] { return difference_in(rig); };
   EXPECT_EQ(compare(), "");
 
   for (const char* name : {"embedding", "encoder/layer_00/expert_down"}) {
@@ -54,7 +58,62 @@ TEST(Replicas, ExpertsOfDifferentRanksMayDiffer) {
   Rig rig(world, world.size(), rig_deck("adamw"));
   rig.optimizer.initialize(rig.context, 7);
   flip(rig.store, "encoder/layer_00/expert_down");  // every rank has its own experts
-  EXPECT_EQ(replica_difference(rig.store, rig.communicators, rig.kernels, rig.context), "");
+  EXPECT_EQ(difference_in(rig), "");
+}
+
+/// Ranks of a replica group that have the factor of the columns of a matrix. Collective.
+std::vector<std::int32_t> owners_of_column_factor(const Rig& rig, int parameter, std::int64_t expert) {
+  std::int32_t own = -1;
+  rig.optimizer.visit_state([&](const StateTensor& s) {
+    if (s.parameter == parameter && s.expert == expert && std::string(s.kind) == "col")
+      own = rig.communicators.world.rank();
+  });
+  std::vector<std::int32_t> ranks = rig.replicas(rig.spec(parameter).placement).all_gather(own);
+  std::erase(ranks, -1);
+  return ranks;
+}
+
+/// Flips one bit of a factor of the columns.
+void flip_column_factor(const Rig& rig, int parameter, std::int64_t expert) {
+  rig.optimizer.visit_state([&](const StateTensor& s) {
+    if (s.parameter != parameter || s.expert != expert || std::string(s.kind) != "col") return;
+    static_cast<char*>(s.tensor.data)[5] ^= 0x04;
+  });
+}
+
+TEST(Replicas, FactorsThatOwnersOfBlocksShareAreComparedToo) {
+  const Communicator world = Communicator::world();
+  for (const int degree : test::degrees_of(world.size())) {
+    Rig rig(world, degree, rig_deck("adafactor"));
+    rig.optimizer.initialize(rig.context, 7);
+    EXPECT_EQ(difference_in(rig), "");
+    std::int32_t shared = 0;
+    for (const char* name : {"logits", "encoder/layer_00/expert_up"}) {
+      const int parameter = rig.store.find(name);
+      for (std::int64_t e = 0; e < rig.store.local_experts(parameter); ++e) {
+        const std::vector<std::int32_t> owners = owners_of_column_factor(rig, parameter, e);
+        const bool several = owners.size() > 1;
+        shared += several ? 1 : 0;
+        // Some groups of the world may share a matrix at this place while others do not: the first that does is heard.
+        const std::int32_t who = world.all_reduce(several ? owners.back() : world.size(), ReduceOp::min);
+        const bool flips = world.rank() == who;
+        if (flips) flip_column_factor(rig, parameter, e);
+        const std::string text = difference_in(rig);  // on every rank, also those that own nothing of it
+        if (who < world.size()) {
+          EXPECT_NE(text.find(fmt::format("the copies of {}, ", name)), std::string::npos) << text;
+          EXPECT_NE(text.find("factor col"), std::string::npos) << text;
+          EXPECT_NE(text.find(fmt::format("on ranks [{}]", who)), std::string::npos) << text;
+        } else {
+          EXPECT_EQ(text, "");
+        }
+        if (flips) flip_column_factor(rig, parameter, e);
+      }
+    }
+    EXPECT_EQ(difference_in(rig), "");
+    if (world.size() > 1) {
+      EXPECT_GT(world.all_reduce(shared, ReduceOp::max), 0) << "nothing is shared by owners";
+    }
+  }
 }
 
 /// A step of a run of 10 that saves every 4 and compares every 3; "": it was taken.
