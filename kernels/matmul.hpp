@@ -11,6 +11,19 @@ namespace flanmoe {
 
 enum class Transpose : bool { no = false, yes = true };
 
+/// Products with copies of weights in the order in which a processor reads them. One that has to bring weights into
+/// that order for every product does it once for all products between two changes of the weights.
+struct PackedKernels {
+  /// Elements, in the type of the weight, of the copy of one op(w), K x N; 0 where there is none to gain from.
+  std::int64_t (*size)(DType dtype, std::int64_t k, std::int64_t n);
+  /// packed_eP (batch e, rows of size(...) elements, of w's type) = a copy of every op(w).  w: C.  With transpose_w,
+  /// w[g] is stored N x K.
+  void (*pack)(KernelContext&, const Tensor& packed_eP, const Tensor& w_eKN, Transpose transpose_w);
+  /// MatmulKernels::grouped with those weights, with the same bits.
+  void (*grouped)(KernelContext&, const Tensor& y_RN, const Tensor& x_RK, const Tensor& packed_eP,
+                  std::span<const std::int64_t> first);
+};
+
 struct MatmulKernels {
   /// y_MN = op(a) . op(b) + beta*y.  a, b: C (both the same type) or A; y: C or A; beta 0 or 1 (beta 1 needs y of type
   /// A). Sums in A. `transpose_a`: a is stored K x M. `transpose_b`: b is stored N x K. Row strides are honoured.
@@ -31,6 +44,9 @@ struct MatmulKernels {
   /// added along one binary tree.
   void (*grouped_weight_gradient)(KernelContext&, std::span<const Tensor> dw_KN, const Tensor& x_RK,
                                   const Tensor& dy_RN, std::span<const std::int64_t> first, float beta);
+
+  /// Null on devices that read weights as they are.
+  const PackedKernels* packed;
 
   /// Bytes of scratch that any of these takes at most, whatever the sizes; on cpu it grows with the number of threads.
   std::size_t (*scratch_bytes)();

@@ -54,6 +54,15 @@ struct Experts {
         dx_RD(bench.tensor(dtype, rows(), sizes.width)),
         dy_RD(bench.tensor(dtype, rows(), sizes.width)),
         dh_RF(bench.tensor(dtype, rows(), sizes.hidden)) {
+    if (k.matmul.packed != nullptr) {
+      const std::int64_t in = k.matmul.packed->size(dtype, sizes.width, sizes.hidden);
+      const std::int64_t out = k.matmul.packed->size(dtype, sizes.hidden, sizes.width);
+      packed_in_eP = bench.tensor(dtype, 1, in, count());
+      packed_out_eP = bench.tensor(dtype, 1, out, count());
+      turned_in_eP = bench.tensor(dtype, 1, out, count());
+      turned_out_eP = bench.tensor(dtype, 1, in, count());
+      pack();
+    }
     for (std::int64_t e = 0; e < count(); ++e) {
       dw_in.push_back(dw_in_eDF.matrix(e));
       dw_out.push_back(dw_out_eFD.matrix(e));
@@ -63,15 +72,32 @@ struct Experts {
   std::int64_t rows() const { return first.back(); }
   double flops_of_one_product() const { return 2.0 * double(rows() * sizes.width * sizes.hidden); }
 
+  bool packs() const { return packed_in_eP.size() > 0 && packed_out_eP.size() > 0; }
+  /// As after every change of the weights.
+  void pack() {
+    if (!packs()) return;
+    k.matmul.packed->pack(context, packed_in_eP, w_in_eDF, Transpose::no);
+    k.matmul.packed->pack(context, packed_out_eP, w_out_eFD, Transpose::no);
+    k.matmul.packed->pack(context, turned_in_eP, w_in_eDF, Transpose::yes);
+    k.matmul.packed->pack(context, turned_out_eP, w_out_eFD, Transpose::yes);
+  }
+  double bytes_packed() const { return 4.0 * double(packed_in_eP.bytes() + packed_out_eP.bytes()); }
+  void product(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& packed, Transpose transpose) {
+    if (packed_before) {
+      k.matmul.packed->grouped(context, y, x, packed, first);
+    } else {
+      k.matmul.grouped(context, y, x, w, transpose, first);
+    }
+  }
   void forward() {
-    k.matmul.grouped(context, h_RF, x_RD, w_in_eDF, Transpose::no, first);
+    product(h_RF, x_RD, w_in_eDF, packed_in_eP, Transpose::no);
     k.activation.relu_forward(context, h_RF, h_RF);
-    k.matmul.grouped(context, y_RD, h_RF, w_out_eFD, Transpose::no, first);
+    product(y_RD, h_RF, w_out_eFD, packed_out_eP, Transpose::no);
   }
   void backward_inputs() {
-    k.matmul.grouped(context, dh_RF, dy_RD, w_out_eFD, Transpose::yes, first);
+    product(dh_RF, dy_RD, w_out_eFD, turned_out_eP, Transpose::yes);
     k.activation.relu_backward(context, dh_RF, dh_RF, h_RF);
-    k.matmul.grouped(context, dx_RD, dh_RF, w_in_eDF, Transpose::yes, first);
+    product(dx_RD, dh_RF, w_in_eDF, turned_in_eP, Transpose::yes);
   }
   void backward_weights(const std::vector<std::int64_t>& cut) {
     k.matmul.grouped_weight_gradient(context, dw_out, h_RF, dy_RD, cut, 0.0F);
@@ -91,7 +117,9 @@ struct Experts {
   KernelContext& context;
   Sizes sizes;
   std::vector<std::int64_t> first;
-  Tensor w_in_eDF, w_out_eFD, dw_in_eDF, dw_out_eFD, x_RD, y_RD, h_RF, dx_RD, dy_RD, dh_RF;
+  bool packed_before = false;  // weights were packed before the forward
+  Tensor w_in_eDF, w_out_eFD, packed_in_eP, packed_out_eP, turned_in_eP, turned_out_eP, dw_in_eDF, dw_out_eFD, x_RD,
+      y_RD, h_RF, dx_RD, dy_RD, dh_RF;
   std::vector<Tensor> dw_in, dw_out;
 };
 
@@ -106,24 +134,39 @@ void measure(const Subject& subject, DType dtype, std::int64_t count, int top_k,
   Workbench bench(subject, subject.k.matmul.scratch_bytes());
   Experts experts(subject, bench, dtype, first);
   const double product = experts.flops_of_one_product();
-  const auto add = [&](const char* name, double products, const std::function<void()>& run) {
+  const auto add = [&](const std::string& name, double products, const std::function<void()>& run) {
     Measurement m{name, name_of(dtype), shape, bench.seconds(run), products * product, 0, {}};
     m.more["experts"] = count;
     m.more["top_k"] = top_k;
     results.push_back(m);
   };
-  add("expert FFN forward", 2, [&] { experts.forward(); });
-  add("expert FFN backward, inputs", 2, [&] { experts.backward_inputs(); });
   add("expert FFN backward, weights", 2, [&] { experts.backward_weights(first); });
   if (subject.on_host()) {  // the only device that sums leaf by leaf
     const std::vector<std::int64_t> cut = experts.in_leaves(8);
     add("expert FFN backward, weights, 8 leaves", 2, [&] { experts.backward_weights(cut); });
   }
-  add("expert FFN forward + backward", 6, [&] {
-    experts.forward();
-    experts.backward_inputs();
-    experts.backward_weights(first);
-  });
+  // Weights that serve one microbatch are packed in each product, those of several (or of an evaluation) once.
+  for (const char* packed : {"", ", weights packed before"}) {
+    experts.packed_before = *packed != 0;
+    if (experts.packed_before && !experts.packs()) break;
+    add(std::string("expert FFN forward") + packed, 2, [&] { experts.forward(); });
+    add(std::string("expert FFN backward, inputs") + packed, 2, [&] { experts.backward_inputs(); });
+    add(std::string("expert FFN forward + backward") + packed, 6, [&] {
+      experts.forward();
+      experts.backward_inputs();
+      experts.backward_weights(first);
+    });
+  }
+  if (!experts.packs() || top_k > 1) return;
+  Measurement m{"expert weights packed",
+                name_of(dtype),
+                fmt::format("E={}", count),
+                bench.seconds([&] { experts.pack(); }),
+                0,
+                experts.bytes_packed(),
+                {}};
+  m.more["experts"] = count;
+  results.push_back(m);
 }
 
 const Registration registration({"operations", "experts: feed-forward of width 768, hidden 2048, 2048 tokens",

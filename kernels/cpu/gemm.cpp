@@ -1,5 +1,7 @@
 #include "kernels/cpu/gemm.hpp"
 
+#include <cstring>
+
 #include "kernels/cpu/gemm_leaves.hpp"
 #include "kernels/cpu/gemm_parts.hpp"
 
@@ -185,11 +187,48 @@ void multiply_side_by_side(KernelContext& context, std::int64_t count, const Pro
           const Panel panel{m, std::min(m + kTaskRows, p.size.rows), n, std::min(n + panel_cols, p.size.cols)};
           for (std::int64_t s = 0; s < slice_count(p, whole_depth(p)); ++s) {
             const Slice slice = slice_of(p, s);
-            pack_b(mine.b, slice.dtype, slice.window_b(n, slice.cols_at(n)), slice.packed_depth(),
-                   slice.padded_cols_at(n), slice.layout(n));
-            multiply_panel(slice, panel, mine, nullptr, mine.b);
+            const char* b = mine.b;
+            if (p.packed_b != nullptr) {
+              b = p.packed_b + n * slice.column_bytes();
+            } else {
+              pack_b(mine.b, slice.dtype, slice.window_b(n, slice.cols_at(n)), slice.packed_depth(),
+                     slice.padded_cols_at(n), slice.layout(n));
+            }
+            multiply_panel(slice, panel, mine, nullptr, b);
           }
         }
+      }
+    }
+  }
+}
+
+bool packs_whole(DType dtype, std::int64_t depth) {
+  const bool own_type = (dtype == DType::f32 || dtype == DType::bf16) && tile_dtype(dtype) == dtype;
+  return own_type && TileKernel::reads_blocks(dtype) && depth > 0 && depth <= max_depth(dtype);
+}
+
+std::int64_t whole_b_size(DType dtype, std::int64_t depth, std::int64_t cols) {
+  return round_up(depth, depth_step(dtype)) * round_up(cols, kTileColStep);
+}
+
+void pack_whole_b(KernelContext& context, const Tensor& packed, const Tensor& b, bool transpose_b) {
+  const std::int64_t rows = transpose_b ? b.cols : b.rows, cols = transpose_b ? b.rows : b.cols;
+  const std::int64_t depth = round_up(rows, depth_step(b.dtype));
+  const PackedLayout layout{kTileColStep, b.dtype == DType::bf16 ? 2 : 1};
+  const std::size_t block_bytes = std::size_t(depth * kTileColStep) * size_of(b.dtype);
+  ScratchScope scratch(context);
+  const Workspaces workspaces(scratch);
+#pragma omp parallel
+  {
+    // Packing writes here and there, which memory is slow at: a block is made in the cache and moved in one run.
+    char* const block = workspaces.mine().b;
+#pragma omp for collapse(2) schedule(dynamic)
+    for (std::int64_t e = 0; e < b.batch; ++e) {
+      for (std::int64_t n = 0; n < cols; n += kTileColStep) {
+        const Tensor matrix = b.matrix(e);
+        const std::int64_t width = std::min(kTileColStep, cols - n);
+        pack_b(block, b.dtype, {&matrix, transpose_b, 0, rows, n, width}, depth, kTileColStep, layout);
+        std::memcpy(packed.matrix(e).offset_by(n * depth).data, block, block_bytes);
       }
     }
   }

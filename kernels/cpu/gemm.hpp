@@ -21,6 +21,8 @@ struct Product {
   /// leaves: the product of each is computed by itself, as it would be alone, and their sum goes along one binary tree.
   /// Empty: the depth is one leaf. Needs an fp32 y.
   std::span<const std::int64_t> leaves = {};
+  /// All of b as pack_whole_b() leaves it, or null: b is packed panel by panel. The product is one slice then.
+  const char* packed_b = nullptr;
 };
 
 /// One product, by all threads.
@@ -51,6 +53,16 @@ void multiply_in_turn(KernelContext& context, std::int64_t count, const ProductL
 /// Independent products of which every thread takes its own pieces and packs b for itself. For many products whose b
 /// is used for few rows.
 void multiply_side_by_side(KernelContext& context, std::int64_t count, const ProductList& product);
+
+/// Whether a whole b of so many rows and columns can be packed once for many products: in the processor's own blocks,
+/// and not deeper than a tile.
+bool packs_whole(DType dtype, std::int64_t depth);
+
+/// Elements of a b that is packed as a whole: blocks of kTileColStep columns one after the other, for any panel.
+std::int64_t whole_b_size(DType dtype, std::int64_t depth, std::int64_t cols);
+
+/// Packs all columns of op(b) for each matrix of b, by all threads. packed: batch of rows of whole_b_size() elements.
+void pack_whole_b(KernelContext& context, const Tensor& packed, const Tensor& b, bool transpose_b);
 
 /// Bytes of scratch that any product takes at most; grows with the number of threads only.
 std::size_t gemm_scratch_bytes();

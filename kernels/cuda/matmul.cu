@@ -185,6 +185,6 @@ std::size_t scratch_bytes() { return scratch_size<float>(kRounded); }
 
 }  // namespace
 
-const MatmulKernels matmul_kernels{product, grouped, grouped_weight_gradient, scratch_bytes};
+const MatmulKernels matmul_kernels{product, grouped, grouped_weight_gradient, nullptr, scratch_bytes};
 
 }  // namespace flanmoe::cuda

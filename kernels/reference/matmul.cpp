@@ -86,6 +86,6 @@ std::size_t scratch_bytes() { return 0; }
 
 }  // namespace
 
-const MatmulKernels matmul_kernels{product, grouped, grouped_weight_gradient, scratch_bytes};
+const MatmulKernels matmul_kernels{product, grouped, grouped_weight_gradient, nullptr, scratch_bytes};
 
 }  // namespace flanmoe::reference

@@ -239,6 +239,7 @@ CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& s
     if (failure) std::rethrow_exception(failure);
   });
   together(world, [&] { read_expert_weights(*reader, store, context, kernels, staging); });
+  store.weights_changed();
   return info;
 }
 

@@ -99,6 +99,7 @@ struct MoeDeck {
   double router_init = 0.02;                   // standard deviation
   double expert_dropout = 0.0;
   double buffer_factor = 0.0;  // received rows per rank at most factor * sent; 0: worst case
+  bool packed_weights = true;  // copies of experts' matrices in the order that products read
 };
 struct OptimizerDeck {
   std::string name = "adafactor";  // adafactor | adamw

@@ -9,6 +9,7 @@
 #include "evaluate/journal.hpp"
 #include "evaluate/scoreboard.hpp"
 #include "evaluate/session.hpp"
+#include "moe/packed_weights.hpp"
 #include "parallel/together.hpp"
 
 namespace flanmoe {
@@ -23,10 +24,12 @@ class LoadedModel {
         store_(model_parameters(deck.model, deck.moe), grid.coordinates(),
                deck.run.precision == "bf16" ? DType::bf16 : DType::f32),
         context_{&scratch_, context.stream, context.staging} {
-    store_.lay(weights_, nullptr);
+    constexpr std::int64_t many = 1000;  // passes; no weight changes
+    const std::vector<PackedSizes> packed = packed_sizes(store_, deck.moe, kernels_, many, /*backward=*/false);
+    store_.lay(weights_, nullptr, {}, packed);
     weights_.commit();
     weights_.rewind();
-    store_.lay(weights_, nullptr);
+    store_.lay(weights_, nullptr, {}, packed);
     model_ = std::make_unique<Model>(deck, store_, communicators, kernels_);
     model_->lay(activations_, scratch_, limits, false);
     activations_.commit();

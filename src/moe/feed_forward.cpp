@@ -88,12 +88,12 @@ void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivati
   if (gated(c)) {
     const Tensor gate_RF = first_rows(saved.gate_RF, x_RD.rows);
     const Tensor up_RF = first_rows(saved.up_RF, x_RD.rows);
-    c.k.matmul.grouped(c.context, gate_RF, x_RD, c.weight(layer.weights.gate), Transpose::no, layer.first);
-    c.k.matmul.grouped(c.context, up_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
+    c.multiply_grouped(gate_RF, x_RD, layer.weights.gate, Transpose::no, layer.first);
+    c.multiply_grouped(up_RF, x_RD, layer.weights.up, Transpose::no, layer.first);
     const auto activate = swish(c) ? c.k.activation.gated_swish_forward : c.k.activation.gated_gelu_forward;
     activate(c.context, hidden_RF, gate_RF, up_RF);
   } else {
-    c.k.matmul.grouped(c.context, hidden_RF, x_RD, c.weight(layer.weights.up), Transpose::no, layer.first);
+    c.multiply_grouped(hidden_RF, x_RD, layer.weights.up, Transpose::no, layer.first);
     c.k.activation.relu_forward(c.context, hidden_RF, hidden_RF);
   }
   apply_dropout(c, hidden_RF, layer.dropout);
@@ -101,7 +101,7 @@ void feed_forward(const LayerContext& c, const Tensor& y_RD, FeedForwardActivati
   if (c.deck.model.multiplicative_bias) {
     c.k.column_scale.forward(c.context, scaled_RF, hidden_RF, c.weight(layer.weights.scale), layer.first);
   }
-  c.k.matmul.grouped(c.context, y_RD, scaled_RF, c.weight(layer.weights.down), Transpose::no, layer.first);
+  c.multiply_grouped(y_RD, scaled_RF, layer.weights.down, Transpose::no, layer.first);
 }
 
 void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
@@ -112,14 +112,14 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   const Tensor hidden_RF = rows(saved.hidden_RF);
   const Tensor dhidden_RF = rows(work.dhidden_RF);
   add_gradients(c, work, weights.down, scaled(c, saved, x_RD.rows), dy_RD, layer.leaf_first);
-  c.k.matmul.grouped(c.context, dhidden_RF, dy_RD, c.weight(weights.down), Transpose::yes, layer.first);
+  c.multiply_grouped(dhidden_RF, dy_RD, weights.down, Transpose::yes, layer.first);
   if (c.deck.model.multiplicative_bias) scale_backward(c, work, dhidden_RF, hidden_RF, layer);
   apply_dropout(c, dhidden_RF, layer.dropout);
   if (!gated(c)) {
     // A dropped hidden value is 0 in the saved output too, so relu's own test on it changes nothing.
     c.k.activation.relu_backward(c.context, dhidden_RF, dhidden_RF, hidden_RF);
     add_gradients(c, work, weights.up, x_RD, dhidden_RF, layer.leaf_first);
-    c.k.matmul.grouped(c.context, dx_RD, dhidden_RF, c.weight(weights.up), Transpose::yes, layer.first);
+    c.multiply_grouped(dx_RD, dhidden_RF, weights.up, Transpose::yes, layer.first);
     return;
   }
   const Tensor dgate_RF = rows(work.dgate_RF);
@@ -129,8 +129,8 @@ void feed_forward_backward(const LayerContext& c, const Tensor& dx_RD, FeedForwa
   add_gradients(c, work, weights.gate, x_RD, dgate_RF, layer.leaf_first);
   add_gradients(c, work, weights.up, x_RD, dup_RF, layer.leaf_first);
   const Tensor dpart_RD = rows(work.dpart_RD);
-  c.k.matmul.grouped(c.context, dx_RD, dgate_RF, c.weight(weights.gate), Transpose::yes, layer.first);
-  c.k.matmul.grouped(c.context, dpart_RD, dup_RF, c.weight(weights.up), Transpose::yes, layer.first);
+  c.multiply_grouped(dx_RD, dgate_RF, weights.gate, Transpose::yes, layer.first);
+  c.multiply_grouped(dpart_RD, dup_RF, weights.up, Transpose::yes, layer.first);
   c.k.elementwise.add(c.context, dx_RD, dpart_RD);
 }
 

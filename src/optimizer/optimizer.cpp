@@ -330,6 +330,7 @@ void Optimizer::State::write_working_weights(KernelContext& context, std::int64_
   const RandomKey key{seed, RandomPurpose::rounding, std::uint32_t(step), 0};
   kernels.optimizer.write_weights(context, copies, deck.stochastic_rounding ? &key : nullptr);
   copies.clear();
+  store.weights_changed();
 }
 
 /// Masters to the working weights of all replicas, through the gradient buffer where there is more than one.

@@ -21,6 +21,7 @@ std::int64_t block_rows_of(std::int64_t rows, std::int64_t cols, std::int64_t sp
 
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, ShardCoordinates coordinates, DType compute)
     : specs_(std::move(specs)), coordinates_(coordinates), compute_(compute), weights_(specs_.size()) {
+  for (auto& copies : packed_) copies.resize(specs_.size());
   matrix_offset_.resize(specs_.size());
   forget_gradients();
   for (std::size_t p = 0; p < specs_.size(); ++p) {
@@ -118,13 +119,20 @@ Tensor ParameterStore::gradient_bucket(Placement placement, std::int64_t bucket)
   return gradient_flat(placement).slice_cols(b.first, b.size);
 }
 
-void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums) {
+void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums, std::span<const PackedSizes> packed) {
   const DType accumulate = accumulate_dtype(compute_);
   for (std::size_t p = 0; p < specs_.size(); ++p) {
     const ParameterSpec& spec = specs_[p];
     weights_[p] =
         weights.allocate(spec.full_precision ? accumulate : compute_, spec.rows, spec.cols, local_experts(int(p)));
+    const PackedSizes sizes = packed.empty() ? PackedSizes{} : packed[p];
+    for (const bool transposed : {false, true}) {
+      const std::int64_t size = transposed ? sizes.transposed : sizes.straight;
+      Tensor& copy = packed_[std::size_t(transposed)][p];
+      copy = size > 0 ? weights.allocate(weights_[p].dtype, 1, size, local_experts(int(p))) : Tensor{};
+    }
   }
+  weights_changed();
   sums_ = sums;
   has_gradients_ = gradients != nullptr;
   if (gradients == nullptr) return;
@@ -180,6 +188,13 @@ bool ParameterStore::first_contribution(int parameter) {
                  specs_[std::size_t(parameter)].name);
   contributed_[std::size_t(parameter)] = true;
   return first;
+}
+
+bool ParameterStore::packing_due(int parameter, bool transposed) {
+  std::vector<bool>& of_copies = packed_due_[std::size_t(transposed)];
+  const bool due = of_copies[std::size_t(parameter)];
+  of_copies[std::size_t(parameter)] = false;
+  return due;
 }
 
 void ParameterStore::begin_level(std::int64_t level) {

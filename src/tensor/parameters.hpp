@@ -70,6 +70,12 @@ struct ParameterUnit {
   std::int64_t offset = 0;  // first element in the flat gradient buffer of its placement; unused when frozen
 };
 
+/// Elements of the packed copies (PackedKernels) of one matrix of a parameter: of itself and of its transpose; 0 for
+/// none.
+struct PackedSizes {
+  std::int64_t straight = 0, transposed = 0;
+};
+
 /// Buffers of gradients besides those that the optimizer reads. `levels`: sums of leaves that wait for their neighbours
 /// in the tree of a rank, 1 where microbatches are simply added up. `sources`: ranks of an expert group whose rows make
 /// sums of their own in the gradients of experts.
@@ -97,7 +103,8 @@ class ParameterStore {
 
   /// Lays weights and gradients into the arenas (call on measuring arenas first, then on committed ones).
   /// With `gradients` null only weights are laid (evaluation).
-  void lay(Arena& weights, Arena* gradients, GradientSums sums = {});
+  /// `packed`: [parameter], what copies it has; empty: none has any.
+  void lay(Arena& weights, Arena* gradients, GradientSums sums = {}, std::span<const PackedSizes> packed = {});
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const ShardCoordinates& coordinates() const { return coordinates_; }
@@ -106,6 +113,17 @@ class ParameterStore {
   std::int64_t first_expert(int parameter) const;   // global index of local expert 0
   /// Working weight, batch = local experts. dtype: compute type, or its accumulate type when full_precision.
   const Tensor& weight(int parameter) const { return weights_[std::size_t(parameter)]; }
+  /// A copy of the working weight, or of its transpose, in the order of a device's own (PackedKernels), batch = local
+  /// experts, rows of one packed matrix each; absent where none is kept.
+  const Tensor& packed(int parameter, bool transposed) const {
+    return packed_[std::size_t(transposed)][std::size_t(parameter)];
+  }
+  /// Whether a packed copy is older than the weight: whoever asks brings it up to date.
+  bool packing_due(int parameter, bool transposed);
+  /// Whoever writes working weights says so.
+  void weights_changed() {
+    for (auto& due : packed_due_) due.assign(specs_.size(), true);
+  }
   bool trained(int parameter) const { return specs_[std::size_t(parameter)].trained; }
   /// One gradient matrix (batch 1), accumulate type, at the level that was begun last; absent when the parameter is
   /// frozen. `source` below sources(parameter).
@@ -180,6 +198,8 @@ class ParameterStore {
   DType compute_;
   std::int64_t buckets_ = 1;
   std::vector<Tensor> weights_;
+  std::vector<Tensor> packed_[2];    // [transposed][parameter]
+  std::vector<bool> packed_due_[2];  // the same
   Side sides_[2];
   std::vector<std::vector<std::int64_t>> matrix_offset_;  // [parameter][local expert]
   GradientSums sums_;

@@ -6,6 +6,7 @@
 
 #include "base/timer.hpp"
 #include "model/freeze.hpp"
+#include "moe/packed_weights.hpp"
 #include "tensor/checksum.hpp"
 #include "tensor/philox.hpp"
 #include "train/replicas.hpp"
@@ -64,6 +65,7 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
       communicators_(communicators),
       kernels_(kernels_for(deck.run.device)),
       limits_(limits_of(deck, grid)),
+      microbatches_(RankRows::of(deck, grid).rows / limits_.rows),
       sums_(leaf_sums(deck, grid)),
       context_{&scratch_, context.stream, context.staging},
       store_(training_parameters(deck), grid.coordinates(), compute_type(deck.run)),
@@ -78,7 +80,8 @@ Trainer::Trainer(const Deck& deck, const ProcessGrid& grid, const Communicators&
 }
 
 void Trainer::lay() {
-  store_.lay(weights_, &gradients_, sums_.value_or(GradientSums{}));
+  store_.lay(weights_, &gradients_, sums_.value_or(GradientSums{}),
+             packed_sizes(store_, deck_.moe, kernels_, microbatches_, /*backward=*/true));
   optimizer_.lay(optimizer_state_, scratch_);
   model_.lay(activations_, scratch_, limits_, /*training=*/true);
   if (writer_) writer_->lay(copies_);

@@ -123,6 +123,7 @@ class Trainer {
   const Communicators& communicators_;
   const Kernels& kernels_;
   BatchLimits limits_;
+  std::int64_t microbatches_ = 1;     // of this rank in a step
   std::optional<GradientSums> sums_;  // where leaves shape the sums
   const MemorySource& memory_ = *kernels_.transfer.memory;
   Arena weights_{"weights", memory_}, gradients_{"gradients", memory_}, activations_{"activations", memory_},

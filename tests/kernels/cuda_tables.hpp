@@ -92,7 +92,7 @@ inline const RouterKernels cuda_router{on_device<&cuda::router_kernels, &RouterK
 inline const MatmulKernels cuda_matmul{on_device<&cuda::matmul_kernels, &MatmulKernels::product>,
                                        on_device<&cuda::matmul_kernels, &MatmulKernels::grouped>,
                                        on_device<&cuda::matmul_kernels, &MatmulKernels::grouped_weight_gradient>,
-                                       cuda::matmul_kernels.scratch_bytes};
+                                       nullptr, cuda::matmul_kernels.scratch_bytes};
 
 inline const CrossEntropyKernels cuda_cross_entropy{
     on_device<&cuda::cross_entropy_kernels, &CrossEntropyKernels::forward_backward>,

@@ -371,6 +371,47 @@ TEST(Matmul, ARowDoesNotDependOnHowManyOthersThereAre) {
   }
 }
 
+/// Widths and depths with and without padding, and a width of several panels.
+TEST(Matmul, PackedWeightsGiveTheSameBits) {
+  const PackedKernels& packed = *cpu::matmul_kernels.packed;
+  const std::vector<std::int64_t> counts = {0, 1, 17, 0, 600, 64, 5};
+  const auto first = boundaries(counts);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const auto& [depth, cols] : {std::pair{64, 128}, std::pair{39, 70}, std::pair{768, 2048}}) {
+      const std::int64_t size = packed.size(type, depth, cols);
+      if (size == 0) GTEST_SKIP() << "oneDNN has no blocks of its own for " << name_of(type) << " on this processor";
+      for (const Transpose transpose : {no, yes}) {
+        TestContext context;
+        Buffer x(type, first.back(), depth), y(type, first.back(), cols), expected(type, first.back(), cols);
+        Buffer w = transpose == yes ? Buffer(type, cols, depth, 0, 7) : Buffer(type, depth, cols, 0, 7);
+        Buffer copy(type, 1, size, 0, 7);
+        x.randomize(4);
+        w.randomize(5);
+        copy.fill(1);  // what is padding must be written, too
+        cpu::matmul_kernels.grouped(context, expected, x, w, transpose, first);
+        packed.pack(context, copy, w, transpose);
+        packed.grouped(context, y, x, copy, first);
+        EXPECT_TRUE(same_bits(y, expected)) << depth << " x " << cols << " in " << name_of(type) << int(transpose);
+      }
+    }
+  }
+}
+
+TEST(Matmul, PackedWeightsThatDoNotFitAreRefused) {
+  const PackedKernels& packed = *cpu::matmul_kernels.packed;
+  EXPECT_EQ(packed.size(DType::f64, 64, 64), 0) << "f64 is for the reference";
+  EXPECT_EQ(packed.size(DType::f32, 100000, 64), 0) << "deeper than a tile";
+  const std::int64_t size = packed.size(DType::f32, 64, 64);
+  if (size == 0) GTEST_SKIP() << "oneDNN has no blocks of its own on this processor";
+  TestContext context;
+  Buffer w(DType::f32, 64, 64, 0, 2), copy(DType::f32, 1, size, 0, 2), x(DType::f32, 8, 64), y(DType::f32, 8, 64);
+  Buffer wide(DType::f32, 8, 128), small(DType::f32, 1, size - 64, 0, 2);
+  const std::vector<std::int64_t> first = {0, 4, 8}, other = {0, 8};
+  EXPECT_THROW(packed.pack(context, small, w, no), LogicError);
+  EXPECT_THROW(packed.grouped(context, wide, x, copy, first), LogicError) << "packed for 64 columns";
+  EXPECT_THROW(packed.grouped(context, y, x, copy, other), LogicError) << "of two groups";
+}
+
 TEST(Matmul, ResultsDoNotDependOnTheNumberOfThreads) {
   const std::vector<std::int64_t> counts = {0, 700, 3, 97, 200};
   const auto first = boundaries(counts);

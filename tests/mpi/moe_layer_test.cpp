@@ -81,7 +81,7 @@ struct Noted {
                                         grouped.push_back(c.tf32);
                                         k.matmul.grouped(c, y, x, w, tw, first);
                                       },
-                                      k.matmul.grouped_weight_gradient, k.matmul.scratch_bytes};
+                                      k.matmul.grouped_weight_gradient, nullptr, k.matmul.scratch_bytes};
     static const Kernels noting{k.device,    k.transfer,         matmul,          k.norm,       k.layer_norm,
                                 k.attention, k.relative_bias,    k.rotary,        k.activation, k.column_scale,
                                 k.dropout,   k.embedding,        k.cross_entropy, k.router,     k.permute,

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/hdf5.hpp"
+#include "kernels/kernels.hpp"
 #include "regression/program.hpp"
 
 namespace flanmoe::regression {
@@ -66,6 +67,30 @@ TEST_F(Training, NextStageStartsFromTheWeightsOfTheLast) {
     EXPECT_LT(summary_of(workplace_.path(name))["first_loss"].get<double>(), (reached + fresh) / 2) << name;
     EXPECT_EQ(metrics_of(workplace_.path(name)).front()["step"], 1);
   }
+}
+
+/// Six microbatches a step, so that weights change between uses of their packed copies.
+TEST_F(Training, PackedWeightsOfExpertsChangeNoBit) {
+  const std::string shard = write_pairs(workplace_);
+  const auto train = [&](const std::string& name, bool packed) {
+    const Ended ended = run(2, smoke(shard, workplace_.path(name),
+                                     {"--run.stage=finetune", "--run.steps=5", "--parallel.expert=2",
+                                      "--batch.microbatch_rows=1", fmt::format("--moe.packed_weights={}", packed)}));
+    EXPECT_EQ(ended.exit_code, 0) << ended.output;
+    return summary_of(workplace_.path(name))["memory"]["announced_mib_per_rank"][0].get<double>();
+  };
+
+  const double with = train("packed", true), without = train("plain", false);
+
+  if (kernels_for("cpu").matmul.packed->size(DType::f32, 64, 64) > 0) {
+    EXPECT_GT(with, without) << "no copies were kept";
+  }
+  const auto packed = metrics_of(workplace_.path("packed")), plain = metrics_of(workplace_.path("plain"));
+  ASSERT_EQ(packed.size(), 5U);
+  for (std::size_t step = 0; step < packed.size(); ++step) {
+    for (const char* key : {"loss", "grad_norm"}) EXPECT_EQ(packed[step][key], plain[step][key]) << key << ", " << step;
+  }
+  EXPECT_NE(packed[0]["loss"], packed[4]["loss"]);
 }
 
 TEST_F(Training, PeakMemoryIsWithinTenPercentOfTheAnnouncement) {

@@ -166,6 +166,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "moe.router_init",
                                              "moe.expert_dropout",
                                              "moe.buffer_factor",
+                                             "moe.packed_weights",
                                              "optimizer.name",
                                              "optimizer.schedule",
                                              "optimizer.learning_rate",
