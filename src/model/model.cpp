@@ -208,13 +208,14 @@ void Model::State::add_lookups(const LayerContext& c, const Tensor& dx_TD, const
   kernels.embedding.backward(c.context, c.lookup_gradient(tensors.embedding_VD), dx_TD, ids_T, leaves);
 }
 
-void Model::State::backward(const LayerContext& c) {
+void Model::State::backward(const LayerContext& c, GradientBuckets& buckets) {
   if (decoder_only()) {
     const auto targets = std::int64_t(joined.place_T.size());
     const Tensor dout_TD = first_rows(work.dout_TD, decoder_side.tokens);
     kernels.elementwise.zero(c.context, dout_TD);
     kernels.permute.scatter(c.context, dout_TD, target_gradient(targets), list(c.context, joined_T, joined.place_T));
-    decoder->backward(c, work, decoder_side, nullptr, nullptr);
+    decoder->backward(c, work, decoder_side, nullptr, nullptr, buckets);
+    buckets.complete_before_that_of(tensors.embedding_VD);
     if (c.trains(tensors.embedding_VD)) {
       add_lookups(c, first_rows(work.dx_TD, decoder_side.tokens), decoder_side.ids_T, decoder_side.leaf_token);
     }
@@ -232,11 +233,12 @@ void Model::State::backward(const LayerContext& c) {
       work.lookups.keep(c, dx_TD, side, other, behind);
     }
   };
-  decoder->backward(c, work, decoder_side, encoder.get(), &encoder_side);
+  decoder->backward(c, work, decoder_side, encoder.get(), &encoder_side, buckets);
   looked_up(decoder_side, encoder_side, /*behind=*/false);
   if (!encoder->trains(store)) return;  // as far down as anything is trained
   kernels.elementwise.convert(c.context, first_rows(work.dout_TD, encoder_side.tokens), dsource_TD);
-  encoder->backward(c, work, encoder_side, nullptr, nullptr);
+  encoder->backward(c, work, encoder_side, nullptr, nullptr, buckets);
+  buckets.complete_before_that_of(tensors.embedding_VD);
   looked_up(encoder_side, decoder_side, /*behind=*/true);
   if (limits.leaves == 0 || !c.trains(tensors.embedding_VD)) return;
   const LookupWork& all = work.lookups;
@@ -271,7 +273,8 @@ void Model::State::loss(const LayerContext& c, const PackedBatch& batch, const T
   }
 }
 
-void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, StepStatistics& statistics) {
+void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, StepStatistics& statistics,
+                             const BucketListener& completed) {
   State& s = *state_;
   FLANMOE_EXPECT(s.training, "the model was laid for evaluation");
   const LayerContext c = s.context(kernel, true, batch.step);
@@ -279,11 +282,9 @@ void Model::forward_backward(KernelContext& kernel, const PackedBatch& batch, St
   s.prepare(statistics);
   s.loss(c, batch, s.forward(c, statistics));
   s.sum_losses(kernel);
-  s.backward(c);
-  // What nothing contributed to is zero.
-  for (std::size_t p = 0; p < s.store.specs().size(); ++p) {
-    if (!s.store.contributed(int(p))) c.gradient(int(p));
-  }
+  GradientBuckets buckets(c, completed);
+  s.backward(c, buckets);
+  buckets.complete_before(s.store.buckets());
   s.add_losses(kernel, statistics);  // last: until here a device needs no answer of the host
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,10 @@ struct BatchLimits {
   std::int64_t cut() const { return leaves > 0 ? leaves : 1; }  // parts of a microbatch
 };
 
+/// Is told of every bucket of gradients (ParameterSpec::bucket), in their order, as soon as a backward pass contributes
+/// nothing more to it. A device may still have to compute what was contributed.
+using BucketListener = std::function<void(std::int64_t bucket)>;
+
 /// The parameters of a deck's model, in the order of the forward pass. Needs no MPI and no memory.
 std::vector<ParameterSpec> model_parameters(const ModelDeck& model, const MoeDeck& moe);
 
@@ -59,8 +64,9 @@ class Model {
   /// losses) are written to the store's gradients, or added to those of earlier microbatches since
   /// ParameterStore::forget_gradients(); sums are added to `statistics`. Collective over the expert group:
   /// every rank of it calls, with rows or without. Dropout, capacity and random numbers depend on batch.step and global
-  /// rows only.
-  void forward_backward(KernelContext&, const PackedBatch& batch, StepStatistics& statistics);
+  /// rows only. `completed` may be empty.
+  void forward_backward(KernelContext&, const PackedBatch& batch, StepStatistics& statistics,
+                        const BucketListener& completed = {});
 
   /// Forward only, evaluation mode (no dropout, capacity_factor_eval). `decoder_encoder_S[s]`: the encoder segment that
   /// decoder segment s looks at (empty: the same index), so that several targets share one input. Returns the negative

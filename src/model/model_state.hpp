@@ -76,7 +76,7 @@ struct Model::State {
   void add_lookups(const LayerContext& c, const Tensor& dx_TD, const Tensor& ids_T,
                    const std::vector<std::int64_t>& leaves) const;
   /// From the gradient of what forward() returned, in target_gradient().
-  void backward(const LayerContext& c);
+  void backward(const LayerContext& c, GradientBuckets& buckets);
   Tensor target_gradient(std::int64_t targets) const;
   void check_fits(const RaggedSide& inputs, const RaggedSide& targets) const;
   void prepare(StepStatistics& statistics) const;

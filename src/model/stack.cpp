@@ -321,8 +321,17 @@ Tensor Stack::forward(const LayerContext& c, StackWork& work, const Side& side, 
   return finish(c, side);
 }
 
+void GradientBuckets::complete_before(std::int64_t bucket) {
+  for (; next_ < bucket; ++next_) {
+    for (std::size_t p = 0; p < c_.store.specs().size(); ++p) {
+      if (c_.store.specs()[p].bucket == next_ && !c_.store.contributed(int(p))) c_.gradient(int(p));
+    }
+    if (completed_) completed_(next_);
+  }
+}
+
 void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, const Stack* encoder,
-                     const Side* encoder_side) {
+                     const Side* encoder_side, GradientBuckets& buckets) {
   const auto rows = [&](const Tensor& t) { return first_rows(t, side.tokens); };
   const Tensor dx_TD = rows(work.dx_TD);
   const Tensor dout_TD = rows(work.dout_TD);
@@ -340,6 +349,7 @@ void Stack::backward(const LayerContext& c, StackWork& work, const Side& side, c
   norm_backward(c, dx_TD, tensors_.final_norm_D, dout_TD, rows(activations_.x_final_TD),
                 rows(activations_.final_rstd_T), side);
   for (std::size_t l = tensors_.layers.size(); l-- > 0;) {
+    buckets.complete_before_that_of(tensors_.layers[l].self.norm_D);
     if (parallel()) {
       parallel_layer_backward(c, work, side, l);
       continue;

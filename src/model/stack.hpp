@@ -63,6 +63,21 @@ struct StackWork {
   LookupWork lookups;
 };
 
+/// How far a backward pass has come in the buckets of gradients.
+class GradientBuckets {
+ public:
+  GradientBuckets(const LayerContext& c, const BucketListener& completed) : c_(c), completed_(completed) {}
+  /// The pass comes to this bucket, or to the end (ParameterStore::buckets()): those before it are complete, and what
+  /// nothing contributed to in them is zero.
+  void complete_before(std::int64_t bucket);
+  void complete_before_that_of(int parameter) { complete_before(c_.store.specs()[std::size_t(parameter)].bucket); }
+
+ private:
+  const LayerContext& c_;
+  const BucketListener& completed_;
+  std::int64_t next_ = 0;
+};
+
 /// A dense feed-forward sublayer: where its tensors are and what it keeps.
 struct DenseSublayer {
   int norm_D;
@@ -89,7 +104,8 @@ class Stack {
                  StepStatistics& statistics, const CachedKeys* cached = nullptr);
   /// work.dout_TD holds the gradient of the output. The decoder adds to work.dsource_TD where the encoder trains. On
   /// return work.dx_TD holds the gradient by the embeddings.
-  void backward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side);
+  void backward(const LayerContext&, StackWork& work, const Side& side, const Stack* encoder, const Side* encoder_side,
+                GradientBuckets& buckets);
 
   /// The feed-forward sublayer of layer l, dense or sparse; used by decoding too.
   void feed_forward_sublayer(const LayerContext&, const Tensor& x_out_TD, StackWork& work, const Side& side,

@@ -30,7 +30,10 @@ struct Optimizer::State {
         context(of_state),
         seed(seed_of_run),
         adafactor(optimizer.name == "adafactor"),
-        block_updates(parameters, ranks, device) {}
+        block_updates(parameters, ranks, device),
+        started(std::size_t(parameters.buckets()), false) {
+    pending.reserve(kPlacements.size() * started.size());
+  }
 
   const OptimizerDeck deck;
   ParameterStore& store;
@@ -44,6 +47,8 @@ struct Optimizer::State {
   std::vector<OwnedUnit> frozen;  // the same of what is frozen: masters only
   BlockUpdates block_updates;
   Tensor work;                            // of reduce_scatter_tree, the largest of its calls
+  std::vector<bool> started;              // [bucket]: its sum over ranks in this step
+  std::vector<Pending> pending;           // of those
   std::vector<std::size_t> first_square;  // [parameter]: place of its first matrix in `squares`
   std::vector<double> squares;            // sum of squares of the gradient of every matrix or block of the model
   // Lists for kernels, kept for their memory.
@@ -77,7 +82,9 @@ struct Optimizer::State {
   }
   void lay_unit(OwnedUnit& unit, Arena& arena) const;
   void lay_frozen(OwnedUnit& unit, Arena& arena) const;
-  void reduce_gradients(KernelContext& context) const;
+  void start_reduction(std::int64_t bucket);
+  void finish_reductions();
+  void reduce_gradients(KernelContext& context);
   double gradient_norm(KernelContext& context);
   AdafactorStep adafactor_step(std::int64_t step, double rate, double scale) const;
   void update(KernelContext& context, std::int64_t step, double rate, double scale);
@@ -231,16 +238,38 @@ Optimizer::StepResult Optimizer::step(KernelContext& context, std::int64_t step,
   return result;
 }
 
-void Optimizer::discard_gradients() { state_->store.forget_gradients(); }
+void Optimizer::start_reduction(std::int64_t bucket) {
+  const PartScope part(Part::optimizer);
+  state_->start_reduction(bucket);
+}
 
-void Optimizer::State::reduce_gradients(KernelContext& context) const {
-  for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
-    for (const Placement placement : kPlacements) {
-      if (store.bucket_size(placement, bucket) == 0) continue;
-      replicas(placement).reduce_scatter_tree(store.gradient_bucket(placement, bucket),
-                                              store.segment_sizes(placement, bucket), work);
-    }
+void Optimizer::discard_gradients() {
+  state_->finish_reductions();
+  state_->store.forget_gradients();
+}
+
+void Optimizer::State::start_reduction(std::int64_t bucket) {
+  FLANMOE_EXPECT(!started[std::size_t(bucket)], "the sum of bucket {} was started before", bucket);
+  started[std::size_t(bucket)] = true;
+  for (const Placement placement : kPlacements) {
+    if (store.bucket_size(placement, bucket) == 0) continue;
+    // One after the other, which is why they share their work.
+    pending.push_back(replicas(placement).start_reduce_scatter_tree(store.gradient_bucket(placement, bucket),
+                                                                    store.segment_sizes(placement, bucket), work));
   }
+}
+
+void Optimizer::State::finish_reductions() {
+  for (Pending& reduction : pending) reduction.finish();
+  pending.clear();
+  started.assign(started.size(), false);
+}
+
+void Optimizer::State::reduce_gradients(KernelContext& context) {
+  for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
+    if (!started[std::size_t(bucket)]) start_reduction(bucket);
+  }
+  finish_reductions();
   if (store.lookup_flat().absent()) return;
   // A table's gradient by lookups has its own sum over all leaves, and joins the other one behind it.
   const int table = store.sums().table;

@@ -57,10 +57,14 @@ class Optimizer {
     bool finite = true;        // false: nothing was updated
     bool updated = true;       // false as well where the norm is above norm_limit
   };
-  /// Collective. Reduces gradients (they hold this rank's sums), updates, publishes weights, forgets gradients.
+  /// Collective. Begins to sum the gradients of a bucket over ranks, behind all that the device was given to compute:
+  /// they hold this rank's sums, and nothing may be contributed to them before the next step. Each bucket once a step.
+  void start_reduction(std::int64_t bucket);
+  /// Collective. Reduces gradients (they hold this rank's sums) of the buckets that were not started, waits for those
+  /// that were, updates, publishes weights, forgets gradients.
   StepResult step(KernelContext&, std::int64_t step, double learning_rate,
                   double norm_limit = std::numeric_limits<double>::infinity());
-  /// Forgets the gradients of a step that is not taken.
+  /// Forgets the gradients of a step that is not taken, once nothing works on them any more.
   void discard_gradients();
 
   /// Calls f for every state tensor of every owned unit, frozen ones (masters only) last, in a fixed order. A matrix

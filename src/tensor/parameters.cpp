@@ -81,7 +81,7 @@ void share_out(std::vector<ParameterUnit>& units, Ownership& ownership, const Pa
 
 void ParameterStore::plan(Placement placement) {
   Side& side = sides_[int(placement)];
-  std::vector<std::vector<int>> trained{std::size_t(buckets_)};
+  std::vector<std::vector<int>> trained(static_cast<std::size_t>(buckets_));
   std::vector<int> frozen;
   for (std::size_t p = 0; p < specs_.size(); ++p) {
     if (specs_[p].placement != placement) continue;

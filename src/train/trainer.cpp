@@ -196,10 +196,14 @@ void Trainer::expect_good_loss(std::int64_t step, double nll_of_rank, const Step
 void Trainer::add_up(const std::vector<PackedBatch>& microbatches, WorkCounts& work) {
   std::optional<LeafSums> tree;
   if (sums_) tree.emplace(context_, kernels_, store_);
+  // Between devices the sums over ranks run beside the last backward pass, as its gradients become complete.
+  const BucketListener start = [this](std::int64_t bucket) { optimizer_.start_reduction(bucket); };
+  const bool beside = !tree && communicators_.world.overlaps();
   statistics_.reset();
   for (const PackedBatch& batch : microbatches) {
     if (tree) tree->begin_microbatch(statistics_);
-    model_.forward_backward(context_, batch, statistics_);
+    const bool last = &batch == &microbatches.back();
+    model_.forward_backward(context_, batch, statistics_, beside && last ? start : BucketListener{});
     if (tree) tree->end_microbatch(statistics_);
     work += count_work(deck_.model, batch);
   }

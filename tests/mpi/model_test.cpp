@@ -154,6 +154,39 @@ TEST_F(ModelGradient, PresetsUseAsManyExpertsInEvaluationAsInTraining) {
   }
 }
 
+TEST_F(ModelGradient, BucketsAreAnnouncedInOrderWhenTheyAreComplete) {
+  const Communicator self = alone();
+  Deck tied = tiny_deck(true), frozen = tiny_deck(true), untied = testing::tiny_palm(true);
+  tied.model.tied_logits = true;
+  frozen.optimizer.freeze = "encoder/* embedding";
+  untied.model.tied_logits = false;
+  // Layers, and logits of their own, and what is looked up.
+  for (const auto& [deck, buckets] : {std::pair{tiny_deck(true), 6}, {tied, 5}, {frozen, 6}, {untied, 4}}) {
+    TestModel test(deck, self, 1, "reference", DType::f32, limits_of(deck, 4));
+    ASSERT_EQ(test.store.buckets(), buckets);
+    test.forget_gradients();
+    std::vector<std::vector<float>> announced;
+    const auto values = [&](std::int64_t bucket) {
+      std::vector<float> all;
+      for (const Placement placement : {Placement::dense, Placement::expert}) {
+        const auto part = test.store.gradient_bucket(placement, bucket).flat<float>();
+        all.insert(all.end(), part.begin(), part.end());
+      }
+      return all;
+    };
+    const auto listener = [&](std::int64_t bucket) {
+      EXPECT_EQ(bucket, std::int64_t(announced.size()));
+      announced.push_back(values(bucket));
+    };
+    StepStatistics statistics;
+    test.model->forward_backward(test.context, random_batch(deck, 4, 3), statistics, listener);
+    ASSERT_EQ(std::int64_t(announced.size()), test.store.buckets());
+    for (std::int64_t b = 0; b < test.store.buckets(); ++b) {
+      EXPECT_EQ(announced[std::size_t(b)], values(b)) << "bucket " << b;  // never equal where something is not a number
+    }
+  }
+}
+
 TEST_F(ModelGradient, OfEveryPreset) {
   for (const std::string& name : kSparsePresets) expect_true_gradients(preset_deck(name), name);
 }
