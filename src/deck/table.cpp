@@ -229,6 +229,10 @@ void add_moe_policies(std::vector<Parameter>& table) {
             "matrices in "
             "the order in which the processor multiplies; training takes the memory of their working weights twice "
             "more, evaluation once, and both save time where experts have few tokens.");
+  rows.number(
+      "dispatch_chunks", &S::dispatch_chunks, at_least(0), "chunks",
+      "The experts of a rank are cut into so many chunks, at most one an expert: on GPUs the rows of one travel "
+      "while another computes; on CPUs more messages, no gain. The same results. 0: 2 on GPUs, 1 on CPUs.");
 }
 
 void add_optimizer(std::vector<Parameter>& table) {

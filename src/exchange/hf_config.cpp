@@ -171,28 +171,14 @@ namespace {
 // Keys that say how a model is trained or how large its buffers are; they do not change what it computes, as long as no
 // token is dropped.
 constexpr std::string_view kFreeKeys[] = {
-    "model.preset",
-    "model.init_scale",
-    "model.dropout_shared_over_length",
-    "model.z_loss",
-    "moe.capacity_factor",
-    "moe.capacity_factor_eval",
-    "moe.capacity_times_k",
-    "moe.capacity_rounding",
-    "moe.min_capacity",
-    "moe.group_rows",
-    "moe.router_init",
-    "moe.expert_dropout",
-    "moe.buffer_factor",
-    "moe.packed_weights",
-    "moe.balance_coefficient",
-    "moe.balance_scale",
-    "moe.balance_choices",
-    "moe.z_coefficient",
-    "moe.auxiliary_over_layers",
-    "moe.second_policy",
-    "moe.second_policy_eval",
-    "moe.second_threshold",
+    "model.preset",         "model.init_scale",        "model.dropout_shared_over_length",
+    "model.z_loss",         "moe.capacity_factor",     "moe.capacity_factor_eval",
+    "moe.capacity_times_k", "moe.capacity_rounding",   "moe.min_capacity",
+    "moe.group_rows",       "moe.router_init",         "moe.expert_dropout",
+    "moe.buffer_factor",    "moe.balance_coefficient", "moe.balance_scale",
+    "moe.balance_choices",  "moe.z_coefficient",       "moe.auxiliary_over_layers",
+    "moe.second_policy",    "moe.second_policy_eval",  "moe.second_threshold",
+    "moe.dispatch_chunks",  "moe.packed_weights",
 };
 
 [[noreturn]] void refuse(const std::string& key, const std::string& found, const std::string& expected) {

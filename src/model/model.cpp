@@ -23,7 +23,7 @@ Model::State::State(const Deck& deck_in, ParameterStore& store_in, const Communi
       if (layers[l].sparse) moe_layers.push_back(layer_name(is_encoder, std::int64_t(l)));
     }
   }
-  if (!moe_layers.empty()) dispatcher.emplace(communicators.expert, deck.moe);
+  if (!moe_layers.empty()) dispatcher.emplace(communicators.expert, deck);
   Dispatcher* shared = dispatcher ? &*dispatcher : nullptr;
   const auto sparse = std::count_if(tensors.encoder.layers.begin(), tensors.encoder.layers.end(),
                                     [](const auto& layer) { return layer.sparse; });

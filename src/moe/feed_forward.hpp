@@ -29,7 +29,8 @@ struct FeedForwardWork {
 };
 
 /// What a feed-forward is: its weights (indices into the store), the rows of each expert ([first[e], first[e+1])), the
-/// dropout of the hidden activation, and the part of the step that its time counts for.
+/// dropout of the hidden activation, and the part of the step that its time counts for. It may be a part of a larger
+/// one, with some of its experts.
 struct FeedForward {
   FeedForwardTensors<int> weights;
   std::span<const std::int64_t> first;
@@ -37,6 +38,8 @@ struct FeedForward {
   std::span<const std::int64_t> leaf_first;
   DropoutMask dropout;
   Part part = Part::experts;
+  std::int64_t first_expert = 0;  // of those of this rank
+  std::int64_t first_row = 0;     // in what is saved and in temporary memory
 };
 
 /// y_RD (C) = (act(x_RD . gate, x_RD . up) * scale) . down, per expert; scale with model.multiplicative_bias. x_RD: C.
@@ -47,5 +50,13 @@ void feed_forward(const LayerContext&, const Tensor& y_RD, FeedForwardActivation
 /// dy_RD: C.
 void feed_forward_backward(const LayerContext&, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
                            const Tensor& x_RD, const FeedForwardActivations& saved, const FeedForward& layer);
+
+/// The first half of feed_forward_backward, for all experts or for some after others, from expert 0 on: dx_RD, the
+/// gradient of the scale, and in `work` what the second half needs.
+void feed_forward_input_gradient(const LayerContext&, const Tensor& dx_RD, FeedForwardWork& work, const Tensor& dy_RD,
+                                 const FeedForwardActivations& saved, const FeedForward& layer);
+/// The second half, for all experts at once: the gradients of the matrices.
+void feed_forward_weight_gradients(const LayerContext&, FeedForwardWork& work, const Tensor& dy_RD, const Tensor& x_RD,
+                                   const FeedForwardActivations& saved, const FeedForward& layer);
 
 }  // namespace flanmoe

@@ -24,19 +24,6 @@ struct LayerContext {
   /// The norm of the model.
   const NormKernels& norm() const { return deck.model.norm == "layer" ? k.layer_norm : k.norm; }
   const Tensor& weight(int parameter) const { return store.weight(parameter); }
-  /// y = x . op(weight), matrix by matrix of a parameter's; see MatmulKernels::grouped. From the packed copy of the
-  /// weight where one is kept, which is packed anew where the weight has changed.
-  void multiply_grouped(const Tensor& y_RN, const Tensor& x_RK, int parameter, Transpose transpose,
-                        std::span<const std::int64_t> first) const {
-    const bool transposed = transpose == Transpose::yes;
-    const Tensor& packed = store.packed(parameter, transposed);
-    if (packed.absent()) {
-      k.matmul.grouped(context, y_RN, x_RK, weight(parameter), transpose, first);
-      return;
-    }
-    if (store.packing_due(parameter, transposed)) k.matmul.packed->pack(context, packed, weight(parameter), transpose);
-    k.matmul.packed->grouped(context, y_RN, x_RK, packed, first);
-  }
   // The first contribution of a step to a gradient is written, or added to zeros; later ones are added. Both of these
   // count as a contribution to all experts of the parameter, which must follow.
   /// The gradient, to be added to. Absent when the parameter is frozen.

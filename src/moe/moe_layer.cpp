@@ -18,11 +18,27 @@ DropoutMask expert_mask(const LayerContext& c, MoeWork& work, std::span<const st
   return c.mask(c.deck.moe.expert_dropout, site, work.expert_R, work.position_R);
 }
 
-/// The experts of this rank as a grouped feed-forward.
-FeedForward experts_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer, const DispatchRecord& dispatch) {
+/// What sums over the rows of each expert walk through.
+std::span<const std::int64_t> leaves_of(const LayerContext& c, const DispatchRecord& dispatch) {
+  return c.store.sums().leaves ? dispatch.leaf_first : dispatch.first;
+}
+
+/// The experts of a chunk as a grouped feed-forward.
+FeedForward chunk_of(const LayerContext& c, MoeWork& work, const MoeLayer& layer, const DispatchRecord& dispatch,
+                     std::int64_t chunk) {
   const FeedForwardTensors<int>& weights = layer.weights.experts;
-  return {weights, dispatch.first, c.store.sums().leaves ? dispatch.leaf_first : dispatch.first,
-          expert_mask(c, work, dispatch.first, c.store.first_expert(weights.up), layer.site), Part::experts};
+  const std::int64_t begin = dispatch.chunk_first[std::size_t(chunk)],
+                     end = dispatch.chunk_first[std::size_t(chunk) + 1], first_row = dispatch.rows_of(chunk).first;
+  const auto from_first_row = [&](std::vector<std::int64_t>& to, std::span<const std::int64_t> all) {
+    const std::int64_t of_expert = leaf_count(all) / leaf_count(dispatch.first);
+    to.clear();
+    for (std::int64_t i = begin * of_expert; i <= end * of_expert; ++i) to.push_back(all[std::size_t(i)] - first_row);
+  };
+  from_first_row(work.first, dispatch.first);
+  from_first_row(work.leaf_first, leaves_of(c, dispatch));
+  const std::int64_t number = c.store.first_expert(weights.up) + begin;
+  return {weights,       work.first, work.leaf_first, expert_mask(c, work, work.first, number, layer.site),
+          Part::experts, begin,      first_row};
 }
 
 /// The shared experts as one feed-forward, behind the others in the numbers of the masks.
@@ -52,7 +68,7 @@ std::int64_t shared_hidden(const Deck& deck) { return deck.moe.shared_experts * 
 void MoeActivations::lay(Arena& arena, const Deck& deck, const Routing& routing, DType compute, std::int64_t tokens,
                          std::int64_t groups, std::int64_t leaves, const RowLimits& limits, std::int64_t ranks) {
   router.lay(arena, deck.moe, routing, compute, tokens, groups, limits.copies);
-  dispatch.lay(arena, ranks, deck.moe.experts / ranks, leaves, limits.received);
+  dispatch.lay(arena, ranks, deck.moe.experts / ranks, leaves, limits.received, dispatch_chunks(deck, ranks));
   experts.lay(arena, deck.model, compute, limits.received, deck.model.hidden);
   if (deck.moe.shared_experts > 0) shared.lay(arena, deck.model, compute, tokens, shared_hidden(deck));
   x_RD = arena.allocate(compute, limits.received, deck.model.width);
@@ -72,6 +88,8 @@ void MoeWork::lay(Arena& arena, const Deck& deck, std::int64_t columns, DType co
   y_RD = arena.allocate(compute, limits.received, deck.model.width);
   dx_RD = arena.allocate(compute, limits.received, deck.model.width);
   dweight_Tk = arena.allocate(accumulate_dtype(compute), tokens, columns);
+  first.reserve(std::size_t(deck.moe.experts) + 1);
+  leaf_first.reserve(std::size_t(deck.moe.experts * leaves) + 1);  // local experts times ranks are all experts
   expert_R.reserve(std::size_t(std::max(limits.received, tokens)));
   position_R.reserve(std::size_t(std::max(limits.received, tokens)));
 }
@@ -89,21 +107,29 @@ void moe_forward(const LayerContext& c, const Tensor& y_TD, MoeActivations& save
   const Tensor x_RD = first_rows(saved.x_RD, saved.dispatch.received);
   const Tensor send_ND = dispatcher.local() ? x_RD : first_rows(work.send_ND, sent);
   c.k.permute.gather(c.context, send_ND, x_TD, first_rows(saved.router.token_N, sent));
-  dispatcher.send(c, x_RD, send_ND, saved.dispatch);
-  // 3. Experts.
+  dispatcher.send(send_ND, saved.dispatch);
+  // 3. Shared experts, while rows travel.
+  const Tensor shared_TD = first_rows(work.shared_TD, c.deck.moe.shared_experts > 0 ? tokens : 0);
+  if (c.deck.moe.shared_experts > 0) {
+    const std::array<std::int64_t, 2> first = {0, tokens};
+    feed_forward(c, shared_TD, saved.shared, x_TD, shared_of(c, work, layer, first, groups.leaf_token));
+  }
+  // 4. Experts: those of a chunk compute while the rows of others travel.
   const Tensor row_ND = first_rows(saved.row_ND, sent);
   const Tensor expert_y_RD = dispatcher.local() ? row_ND : first_rows(work.y_RD, saved.dispatch.received);
-  feed_forward(c, expert_y_RD, saved.experts, x_RD, experts_of(c, work, layer, saved.dispatch));
-  // 4. Combine: rows go home, each token sums its copies in the order of its columns.
-  dispatcher.send_back(c, row_ND, expert_y_RD, saved.dispatch);
+  for (std::int64_t chunk = 0; chunk < saved.dispatch.chunks(); ++chunk) {
+    const RowRange rows = saved.dispatch.rows_of(chunk);
+    const auto of_chunk = [&](const Tensor& t) { return t.slice_rows(rows.first, rows.count); };
+    dispatcher.receive(c, x_RD, saved.dispatch, chunk);
+    feed_forward(c, of_chunk(expert_y_RD), saved.experts, of_chunk(x_RD),
+                 chunk_of(c, work, layer, saved.dispatch, chunk));
+    dispatcher.send_back(c, row_ND, expert_y_RD, saved.dispatch, chunk);
+  }
+  dispatcher.receive_back();
+  // 5. Combine: each token sums its copies, which are home again, in the order of its columns.
   c.k.permute.combine_forward(c.context, y_TD, row_ND, first_rows(saved.router.weight_Tk, tokens),
                               first_rows(saved.router.slot_Tk, tokens));
-  // 5. Shared experts.
-  if (c.deck.moe.shared_experts == 0) return;
-  const std::array<std::int64_t, 2> first = {0, tokens};
-  const Tensor shared_TD = first_rows(work.shared_TD, tokens);
-  feed_forward(c, shared_TD, saved.shared, x_TD, shared_of(c, work, layer, first, groups.leaf_token));
-  c.k.elementwise.add(c.context, y_TD, shared_TD);
+  if (c.deck.moe.shared_experts > 0) c.k.elementwise.add(c.context, y_TD, shared_TD);
 }
 
 void moe_backward(const LayerContext& c, const Tensor& dx_TD, MoeWork& work, Dispatcher& dispatcher,
@@ -114,28 +140,38 @@ void moe_backward(const LayerContext& c, const Tensor& dx_TD, MoeWork& work, Dis
   const Tensor slot_Tk = first_rows(saved.router.slot_Tk, tokens);
   const Tensor dweight_Tk = dweight_of(work, tokens, layer.routing.columns);
   const Tensor drow_ND = first_rows(work.send_ND, saved.dispatch.sent);
-  // 4. Combine.
+  // 5. Combine.
   c.k.permute.combine_backward(c.context, drow_ND, dweight_Tk, dy_TD, first_rows(saved.row_ND, saved.dispatch.sent),
                                first_rows(saved.router.weight_Tk, tokens), slot_Tk);
-  const Tensor dy_RD = dispatcher.local() ? drow_ND : first_rows(work.y_RD, saved.dispatch.received);
-  dispatcher.send(c, dy_RD, drow_ND, saved.dispatch);
-  // 3. Experts.
-  const Tensor dx_RD = first_rows(work.dx_RD, saved.dispatch.received);
-  feed_forward_backward(c, dx_RD, work.experts, dy_RD, first_rows(saved.x_RD, saved.dispatch.received), saved.experts,
-                        experts_of(c, work, layer, saved.dispatch));
-  // 2. Dispatch: row gradients go home.
+  dispatcher.send(drow_ND, saved.dispatch);
+  // 3. Shared experts, while row gradients travel.
+  const Tensor shared_TD = first_rows(work.shared_TD, c.deck.moe.shared_experts > 0 ? tokens : 0);
+  if (c.deck.moe.shared_experts > 0) {
+    const std::array<std::int64_t, 2> first = {0, tokens};
+    feed_forward_backward(c, shared_TD, work.shared, dy_TD, x_TD, saved.shared,
+                          shared_of(c, work, layer, first, groups.leaf_token));
+  }
+  // 4. Experts, chunk by chunk, and home again.
+  const std::int64_t received = saved.dispatch.received;
+  const Tensor dy_RD = dispatcher.local() ? drow_ND : first_rows(work.y_RD, received);
+  const Tensor dx_RD = first_rows(work.dx_RD, received);
   const Tensor dcopy_ND = dispatcher.local() ? dx_RD : drow_ND;
-  dispatcher.send_back(c, dcopy_ND, dx_RD, saved.dispatch);
-  // 1. Router: its own gradient by x is the base to which the copies are added.
+  for (std::int64_t chunk = 0; chunk < saved.dispatch.chunks(); ++chunk) {
+    const RowRange rows = saved.dispatch.rows_of(chunk);
+    const auto of_chunk = [&](const Tensor& t) { return t.slice_rows(rows.first, rows.count); };
+    dispatcher.receive(c, dy_RD, saved.dispatch, chunk);
+    feed_forward_input_gradient(c, of_chunk(dx_RD), work.experts, of_chunk(dy_RD), saved.experts,
+                                chunk_of(c, work, layer, saved.dispatch, chunk));
+    dispatcher.send_back(c, dcopy_ND, dx_RD, saved.dispatch, chunk);
+  }
+  // Beside the way home: the weights of all experts, and the router, whose own gradient by x is the base to which the
+  // copies are added.
+  feed_forward_weight_gradients(c, work.experts, dy_RD, first_rows(saved.x_RD, received), saved.experts,
+                                {layer.weights.experts, saved.dispatch.first, leaves_of(c, saved.dispatch), {}});
   route_backward(c, dx_TD, work.router, dweight_Tk, x_TD, router_of(c, layer), saved.router, groups);
+  dispatcher.receive_back();
   c.k.permute.gather_sum(c.context, dx_TD, dcopy_ND, slot_Tk, dx_TD);
-  // 5. Shared experts.
-  if (c.deck.moe.shared_experts == 0) return;
-  const std::array<std::int64_t, 2> first = {0, tokens};
-  const Tensor shared_TD = first_rows(work.shared_TD, tokens);
-  feed_forward_backward(c, shared_TD, work.shared, dy_TD, x_TD, saved.shared,
-                        shared_of(c, work, layer, first, groups.leaf_token));
-  c.k.elementwise.add(c.context, dx_TD, shared_TD);
+  if (c.deck.moe.shared_experts > 0) c.k.elementwise.add(c.context, dx_TD, shared_TD);
 }
 
 }  // namespace flanmoe

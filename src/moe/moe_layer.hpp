@@ -33,11 +33,12 @@ struct MoeActivations {
 struct MoeWork {
   RouterWork router;
   FeedForwardWork experts, shared;
-  Tensor send_ND, y_RD, dx_RD;           // C
-  Tensor shared_TD;                      // C
-  Tensor dweight_Tk;                     // A
-  std::vector<std::int64_t> expert_R;    // expert of each row, addresses its dropout mask
-  std::vector<std::int32_t> position_R;  // zeros
+  Tensor send_ND, y_RD, dx_RD;                  // C
+  Tensor shared_TD;                             // C
+  Tensor dweight_Tk;                            // A
+  std::vector<std::int64_t> first, leaf_first;  // DispatchRecord's of a chunk, from its first row on
+  std::vector<std::int64_t> expert_R;           // expert of each row, addresses its dropout mask
+  std::vector<std::int32_t> position_R;         // zeros
 
   void lay(Arena& arena, const Deck& deck, std::int64_t columns, DType compute, std::int64_t tokens,
            std::int64_t groups, std::int64_t leaves, const RowLimits& limits);

@@ -61,6 +61,14 @@ RowLimits row_limits(const MoeDeck& moe, const Routing& routing, bool training, 
   return limits;
 }
 
+std::int64_t dispatch_chunks(const Deck& deck, std::int64_t ranks) {
+  if (ranks == 1) return 1;
+  // With two chunks half of the exchange has nothing to hide behind; more of them make smaller products.
+  const std::int64_t automatic = deck.run.device == "cuda" ? 2 : 1;
+  const std::int64_t chunks = deck.moe.dispatch_chunks > 0 ? deck.moe.dispatch_chunks : automatic;
+  return std::min(chunks, deck.moe.experts / ranks);
+}
+
 double auxiliary_share(const MoeDeck& moe, std::int64_t layers) {
   return moe.auxiliary_over_layers == "sum" ? 1.0 : 1.0 / double(std::max<std::int64_t>(1, layers));
 }

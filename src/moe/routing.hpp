@@ -33,6 +33,10 @@ struct RowLimits {
 RowLimits row_limits(const MoeDeck& moe, const Routing& routing, bool training, std::int64_t ranks, std::int64_t tokens,
                      std::int64_t groups);
 
+/// Into how many chunks the experts of one rank are cut, of `ranks` ranks that share all of them: moe.dispatch_chunks,
+/// or what it stands for where it is 0.
+std::int64_t dispatch_chunks(const Deck& deck, std::int64_t ranks);
+
 /// The weight of one sparse layer's auxiliary losses in the loss, of `layers` sparse layers.
 double auxiliary_share(const MoeDeck& moe, std::int64_t layers);
 

@@ -89,9 +89,10 @@ class Communicator {
   void reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes, const Tensor& work) const;
   /// Elements: two messages, 2 MiB in fp32; with other numbers of ranks than powers of two, one for every rank.
   static std::int64_t reduce_scatter_work(std::span<const std::int64_t> segment_sizes, DType dtype);
-  /// The same two, begun: they run beside what is computed until Pending::finish(), where overlaps() says so.
-  Pending start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
-                                std::span<const std::int64_t> send_rows) const;
+  /// The same two, begun: they run beside what is computed until Pending::finish(), where overlaps() says so. Rows to
+  /// and from a rank stand anywhere in their tensors.
+  Pending start_all_to_all_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                                std::span<const RowRange> send_rows) const;
   Pending start_reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
                                     const Tensor& work) const;
   /// The inverse move of reduce_scatter_tree: every rank's segment to all ranks, in place.
@@ -121,6 +122,7 @@ class Communicator {
   bool imagined_ = false;
   std::unique_ptr<const TensorTransport> transport_;
   mutable Traffic traffic_;
+  mutable std::vector<RowRange> ranges_;  // of all_to_all_rows, kept to spare allocations
   mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
   mutable std::vector<double> gathered_;  // what sum_tree receives
 };

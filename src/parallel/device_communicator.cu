@@ -112,26 +112,28 @@ void DeviceCommunicator::finish(Ticket ticket) const {
 }
 
 DeviceCommunicator::Ticket DeviceCommunicator::start_all_to_all_rows(const Tensor& receive,
-                                                                     std::span<const std::int64_t> receive_rows,
+                                                                     std::span<const RowRange> receive_rows,
                                                                      const Tensor& send,
-                                                                     std::span<const std::int64_t> send_rows) const {
-  expect_counts(receive, receive_rows, size_, receive.batch * receive.rows, "receive");
-  expect_counts(send, send_rows, size_, send.batch * send.rows, "send");
-  FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols, "rows of {} {} sent, of {} {} received",
-                 send.cols, name_of(send.dtype), receive.cols, name_of(receive.dtype));
+                                                                     std::span<const RowRange> send_rows) const {
+  for (const auto& rows : {receive_rows, send_rows}) {
+    FLANMOE_EXPECT(std::int64_t(rows.size()) == size_, "rows of {} ranks, there are {}", rows.size(), size_);
+  }
   return start([&] { exchange_rows(receive, receive_rows, send, send_rows); });
 }
 
-void DeviceCommunicator::exchange_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
-                                       const Tensor& send, std::span<const std::int64_t> send_rows) const {
-  std::int64_t from = 0, to = 0;
+void DeviceCommunicator::exchange_rows(const Tensor& receive, std::span<const RowRange> receive_rows,
+                                       const Tensor& send, std::span<const RowRange> send_rows) const {
   check(ncclGroupStart(), "ncclGroupStart");
   for (int r = 0; r < size_; ++r) {
-    const std::int64_t out = send_rows[std::size_t(r)] * send.cols, in = receive_rows[std::size_t(r)] * send.cols;
-    if (out > 0) check(ncclSend(bytes_at(send, from), bytes_of(send, out), ncclUint8, r, comm_, stream_), "ncclSend");
-    if (in > 0) check(ncclRecv(bytes_at(receive, to), bytes_of(receive, in), ncclUint8, r, comm_, stream_), "ncclRecv");
-    from += out;
-    to += in;
+    const RowRange &out = send_rows[std::size_t(r)], &in = receive_rows[std::size_t(r)];
+    const std::size_t out_bytes = bytes_of(send, out.count * send.cols),
+                      in_bytes = bytes_of(send, in.count * send.cols);
+    if (out_bytes > 0) {
+      check(ncclSend(bytes_at(send, out.first * send.cols), out_bytes, ncclUint8, r, comm_, stream_), "ncclSend");
+    }
+    if (in_bytes > 0) {
+      check(ncclRecv(bytes_at(receive, in.first * send.cols), in_bytes, ncclUint8, r, comm_, stream_), "ncclRecv");
+    }
   }
   check(ncclGroupEnd(), "ncclGroupEnd");
 }

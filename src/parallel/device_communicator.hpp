@@ -28,8 +28,8 @@ class DeviceCommunicator : public TensorTransport {
   int size() const { return size_; }
 
   /// As Communicator::all_to_all_rows: one message for each pair of ranks, all of them in one NCCL group.
-  Ticket start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
-                               std::span<const std::int64_t> send_rows) const override;
+  Ticket start_all_to_all_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                               std::span<const RowRange> send_rows) const override;
   /// As Communicator::reduce_scatter_tree, in f32 or bf16 and with the same work: NCCL moves the contributions and a
   /// kernel adds them in the same tree, so that the bits are those of the host's sum.
   Ticket start_reduce_scatter_tree(const Tensor& flat, std::span<const std::int64_t> segment_sizes,
@@ -44,8 +44,8 @@ class DeviceCommunicator : public TensorTransport {
   void check(int code, const char* call) const;
   template <class F>
   Ticket start(const F& collective) const;
-  void exchange_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
-                     std::span<const std::int64_t> send_rows) const;
+  void exchange_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                     std::span<const RowRange> send_rows) const;
   void gather_segments(const Tensor& flat, std::span<const std::int64_t> sizes) const;
   void reduce_by_halving(const Tensor& flat, std::span<const std::int64_t> sizes, const Tensor& work,
                          std::int64_t piece) const;

@@ -26,18 +26,30 @@ std::int64_t sum_of(std::span<const std::int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
+std::int64_t sum_of(std::span<const RowRange> rows) {
+  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0},
+                         [](std::int64_t sum, const RowRange& range) { return sum + range.count; });
+}
+
 /// Other ranks that get something.
 std::uint64_t receivers(std::span<const std::int64_t> counts, int rank) {
   const auto some = std::uint64_t(std::count_if(counts.begin(), counts.end(), [](auto n) { return n > 0; }));
   return some - (counts[std::size_t(rank)] > 0 ? 1 : 0);
 }
+std::uint64_t receivers(std::span<const RowRange> rows, int rank) {
+  const auto some = std::uint64_t(std::count_if(rows.begin(), rows.end(), [](const auto& r) { return r.count > 0; }));
+  return some - (rows[std::size_t(rank)].count > 0 ? 1 : 0);
+}
 
-void expect_rows(const Tensor& tensor, std::span<const std::int64_t> rows, int size, const char* what) {
+void expect_rows(const Tensor& tensor, std::span<const RowRange> rows, int size, const char* what) {
   FLANMOE_EXPECT(tensor.contiguous(), "{}: rows of {} columns with stride {}", what, tensor.cols, tensor.stride);
   FLANMOE_EXPECT(std::int64_t(rows.size()) == size, "{}: {} counts for {} ranks", what, rows.size(), size);
-  const std::int64_t total = sum_of(rows);
-  FLANMOE_EXPECT(total <= tensor.batch * tensor.rows && total <= largest_count, "{}: {} rows, the tensor has {}", what,
-                 total, tensor.batch * tensor.rows);
+  const std::int64_t all = tensor.batch * tensor.rows;
+  for (const RowRange& range : rows) {
+    const std::int64_t end = range.first + range.count;
+    FLANMOE_EXPECT(range.first >= 0 && range.count >= 0 && end <= all && end <= largest_count,
+                   "{}: rows [{}, {}), the tensor has {}", what, range.first, end, all);
+  }
 }
 
 void expect_segments(const Tensor& flat, std::span<const std::int64_t> sizes, int size) {
@@ -48,6 +60,13 @@ void expect_segments(const Tensor& flat, std::span<const std::int64_t> sizes, in
 }
 
 /// Writes counts and the displacements that go with them as MPI wants them.
+void lay_counts(int* counts, int* displacements, std::span<const RowRange> rows) {
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    counts[r] = int(rows[r].count);
+    displacements[r] = int(rows[r].first);
+  }
+}
+/// Of what stands end to end.
 void lay_counts(int* counts, int* displacements, std::span<const std::int64_t> rows) {
   std::int64_t at = 0;
   for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -61,18 +80,27 @@ void lay_counts(int* counts, int* displacements, std::span<const std::int64_t> r
 
 void Communicator::all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
                                    const Tensor& send, std::span<const std::int64_t> send_rows) const {
-  start_all_to_all_rows(receive, receive_rows, send, send_rows).finish();
+  ranges_.clear();
+  for (const auto& rows : {receive_rows, send_rows}) {
+    std::int64_t at = 0;
+    for (const std::int64_t count : rows) {
+      ranges_.push_back({at, count});
+      at += count;
+    }
+  }
+  const std::span<const RowRange> ranges(ranges_);
+  start_all_to_all_rows(receive, ranges.first(receive_rows.size()), send, ranges.subspan(receive_rows.size())).finish();
 }
 
-Pending Communicator::start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows,
-                                            const Tensor& send, std::span<const std::int64_t> send_rows) const {
+Pending Communicator::start_all_to_all_rows(const Tensor& receive, std::span<const RowRange> receive_rows,
+                                            const Tensor& send, std::span<const RowRange> send_rows) const {
   const Collective scope("all_to_all_rows", name_);
   expect_rows(receive, receive_rows, size_, "receive");
   expect_rows(send, send_rows, size_, "send");
   FLANMOE_EXPECT(receive.dtype == send.dtype && receive.cols == send.cols && send.cols <= largest_count,
                  "rows of {} {} sent, of {} {} received", send.cols, name_of(send.dtype), receive.cols,
                  name_of(receive.dtype));
-  const std::int64_t kept = send_rows[std::size_t(rank_)];
+  const std::int64_t kept = send_rows[std::size_t(rank_)].count;
   if (!counted(CollectiveKind::all_to_all_rows, receivers(send_rows, rank_),
                std::uint64_t((sum_of(send_rows) - kept) * send.cols) * size_of(send.dtype))) {
     return {};

@@ -142,6 +142,35 @@ TYPED_TEST(Rows, ArriveOrderedBySourceWithOddCounts) {
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(same(received[i], expected[i])) << "element " << i;
 }
 
+/// Two rows for each rank, with a row between those of two ranks, last rank first; they arrive in another order, behind
+/// two rows that stay.
+TEST(Communicator, RowsToAndFromARankStandAnywhere) {
+  const Communicator world = Communicator::world();
+  const std::int64_t n = world.size();
+  const auto row_of = [](int from, std::int64_t to, std::int64_t i) { return float(100 * from + 10 * to + i); };
+  std::vector<float> send(std::size_t(3 * n), -1.0F), receive(std::size_t(2 + 2 * n), -2.0F);
+  std::vector<RowRange> out, in;
+  for (std::int64_t r = 0; r < n; ++r) {
+    out.push_back({3 * (n - 1 - r), 2});
+    in.push_back({2 + 2 * ((r + 1) % n), 2});
+    for (std::int64_t i = 0; i < 2; ++i) send[std::size_t(out.back().first + i)] = row_of(world.rank(), r, i);
+  }
+  const Tensor to = make_tensor(receive.data(), 2 + 2 * n, 1), from = make_tensor(send.data(), 3 * n, 1);
+  world.start_all_to_all_rows(to, in, from, out).finish();
+  EXPECT_EQ(receive[0], -2.0F);
+  EXPECT_EQ(receive[1], -2.0F);
+  for (std::int64_t r = 0; r < n; ++r) {
+    for (std::int64_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(receive[std::size_t(in[std::size_t(r)].first + i)], row_of(int(r), world.rank(), i));
+    }
+  }
+  for (const RowRange& wrong : {RowRange{3 * n - 1, 2}, RowRange{-1, 2}, RowRange{0, -1}}) {
+    std::vector<RowRange> rows = out;
+    rows.back() = wrong;
+    EXPECT_THROW((void)world.start_all_to_all_rows(to, in, from, rows), LogicError) << wrong.first;
+  }
+}
+
 TEST(RowsOfNobody, MayBeExchangedWithoutMemory) {
   const Communicator world = Communicator::world();
   const std::vector<std::int64_t> none(std::size_t(world.size()), 0);
@@ -229,8 +258,8 @@ class NotedTransport : public TensorTransport {
     std::vector<Ticket> finished;
   };
   explicit NotedTransport(Notes& notes) : notes_(notes) {}
-  Ticket start_all_to_all_rows(const Tensor& /*receive*/, std::span<const std::int64_t> /*receive_rows*/,
-                               const Tensor& /*send*/, std::span<const std::int64_t> /*send_rows*/) const override {
+  Ticket start_all_to_all_rows(const Tensor& /*receive*/, std::span<const RowRange> /*receive_rows*/,
+                               const Tensor& /*send*/, std::span<const RowRange> /*send_rows*/) const override {
     return ++notes_.started;
   }
   Ticket start_reduce_scatter_tree(const Tensor& /*flat*/, std::span<const std::int64_t> /*segment_sizes*/,
@@ -253,7 +282,8 @@ TEST(Communicator, WhatIsStartedIsFinishedOnce) {
   NotedTransport::Notes notes;
   world.carry_by(std::make_unique<NotedTransport>(notes));
   EXPECT_TRUE(world.overlaps());
-  const std::vector<std::int64_t> one(std::size_t(world.size()), 1);
+  const std::vector<RowRange> one(std::size_t(world.size()), {0, 1});
+  const std::vector<std::int64_t> counts(std::size_t(world.size()), 1);
   std::vector<float> rows(std::size_t(world.size() * 3), 0.0F);
   const Tensor t = make_tensor(rows.data(), world.size(), 3);
   {
@@ -271,7 +301,7 @@ TEST(Communicator, WhatIsStartedIsFinishedOnce) {
     world = std::move(moved);
   }
   EXPECT_EQ(notes.finished, (std::vector<int>{2, 3, 1})) << "at the end of its life";
-  world.all_to_all_rows(t, one, t, one);
+  world.all_to_all_rows(t, counts, t, counts);
   EXPECT_EQ(notes.finished.back(), 4) << "finished at once";
   EXPECT_EQ(notes.started, 4);
 }

@@ -106,20 +106,22 @@ TEST(DeviceCommunicator, SegmentsReachEveryRank) {
   EXPECT_EQ(got, flat.on_host());
 }
 
-/// Rank s sends (3 s + r) % 4 rows to rank r.
+/// Rank s sends (3 s + r) % 4 rows to rank r; there are four for every rank, and those of the last rank stand first.
 TEST(DeviceCommunicator, RowsGoWhereTheHostSendsThem) {
   const auto world = Communicator::world();
   const DeviceCommunicator devices(world, stream(), beside());
-  std::vector<std::int64_t> out, in;
+  std::vector<RowRange> out, in;
   for (int r = 0; r < world.size(); ++r) {
-    out.push_back((3 * world.rank() + r) % 4);
-    in.push_back((3 * r + world.rank()) % 4);
+    const std::int64_t first = 4 * (world.size() - 1 - r);
+    out.push_back({first, (3 * world.rank() + r) % 4});
+    in.push_back({first, (3 * r + world.rank()) % 4});
   }
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    Mirrored send(dtype, sum(out), 33), receive(dtype, sum(in), 33);
+    Mirrored send(dtype, 4 * world.size(), 33), receive(dtype, 4 * world.size(), 33);
     fill(send, world.rank());
+    receive.upload();  // what nobody sends stays
     devices.finish(devices.start_all_to_all_rows(receive.device, in, send.device, out));
-    world.all_to_all_rows(receive.host, in, send.host, out);
+    world.start_all_to_all_rows(receive.host, in, send.host, out).finish();
     EXPECT_EQ(receive.on_device(), receive.on_host()) << name_of(dtype);
   }
 }
@@ -165,11 +167,12 @@ TEST(DeviceCommunicator, GroupsDoNotMix) {
 class Rows {
  public:
   explicit Rows(int ranks)
-      : n_(std::size_t(ranks), 3),
-        written_(DType::f32, 3 * ranks, 33),
+      : written_(DType::f32, 3 * ranks, 33),
         sent_(DType::f32, 3 * ranks, 33),
         arrived_(DType::f32, 3 * ranks, 33),
-        used_(DType::f32, 3 * ranks, 33) {}
+        used_(DType::f32, 3 * ranks, 33) {
+    for (int r = 0; r < ranks; ++r) n_.push_back({3 * r, 3});
+  }
   void compute(int rank, int round) const {
     fill(written_, rank + 100 * round);
     copy(sent_, written_);
@@ -182,7 +185,7 @@ class Rows {
     return used_.on_device();
   }
   std::vector<char> expected(const Communicator& host) const {
-    host.all_to_all_rows(arrived_.host, n_, written_.host, n_);
+    host.start_all_to_all_rows(arrived_.host, n_, written_.host, n_).finish();
     return arrived_.on_host();
   }
 
@@ -190,7 +193,7 @@ class Rows {
   static void copy(const Mirrored& to, const Mirrored& from) {
     cuda::elementwise_kernels.convert(Mirrored::bench().context, to.device, from.device);
   }
-  std::vector<std::int64_t> n_;
+  std::vector<RowRange> n_;
   Mirrored written_, sent_, arrived_, used_;
 };
 

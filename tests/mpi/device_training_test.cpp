@@ -22,8 +22,8 @@ class NotedTransport : public TensorTransport {
  public:
   NotedTransport(const Communicator& host, cudaStream_t compute, cudaStream_t communication, std::string& notes)
       : devices_(host, compute, communication), notes_(notes) {}
-  Ticket start_all_to_all_rows(const Tensor& receive, std::span<const std::int64_t> receive_rows, const Tensor& send,
-                               std::span<const std::int64_t> send_rows) const override {
+  Ticket start_all_to_all_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                               std::span<const RowRange> send_rows) const override {
     notes_ += 'r';
     return devices_.start_all_to_all_rows(receive, receive_rows, send, send_rows);
   }

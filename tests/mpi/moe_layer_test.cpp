@@ -99,7 +99,7 @@ class Rig {
         communicators_(Communicators::make(world, grid_)),
         k_(device == "noting" ? Noted::kernels() : kernels_for(device)),
         store_(specs(), grid_.coordinates(), compute),
-        dispatcher_(communicators_.expert, deck.moe),
+        dispatcher_(communicators_.expert, deck),
         layer_{{0, 3, {0, 1, 2, 0}, {}}, routing_of(deck.moe, true), 4, 1} {
     const auto mine = std::int64_t(rows.size()) / world.size();
     first_row_ = mine * world.rank();
@@ -242,9 +242,12 @@ template <class F>
 void on_all_paths(const Deck& deck, const Rows& rows, bool training, const F& check) {
   const Communicator world = Communicator::world();
   const Communicator alone = world.split(world.rank(), 0, "alone");
-  for (const char* device : {"reference", "cpu"}) {
-    SCOPED_TRACE(device);
-    Rig one(deck, alone, device, DType::f32, rows), all(deck, world, device, DType::f32, rows);
+  // 5 chunks of 12, 6, 4 or 3 experts: of unequal sizes, and less than asked for.
+  Deck chunked = deck;
+  chunked.moe.dispatch_chunks = 5;
+  for (const auto& [device, spread] : {std::pair{"reference", deck}, {"cpu", deck}, {"cpu", chunked}}) {
+    SCOPED_TRACE(fmt::format("{}, {} chunks", device, spread.moe.dispatch_chunks));
+    Rig one(deck, alone, device, DType::f32, rows), all(spread, world, device, DType::f32, rows);
     for (Rig* rig : {&one, &all}) {
       rig->forward(training);
       rig->expect_answers();
@@ -273,6 +276,22 @@ void expect_experts(const Rig& rig, const std::vector<std::vector<Experts>>& exp
     for (std::size_t t = 0; t < expected[r].size(); ++t) {
       EXPECT_EQ(rig.experts_of(std::int64_t(r), std::int64_t(t)), expected[r][t]) << "row " << r << " token " << t;
     }
+  }
+}
+
+TEST(MoeLayer, ChunksOfExperts) {
+  Deck deck = hand_deck();  // 12 experts
+  EXPECT_EQ(dispatch_chunks(deck, 2), 1);
+  deck.run.device = "cuda";
+  EXPECT_EQ(dispatch_chunks(deck, 1), 1) << "nothing travels";
+  EXPECT_EQ(dispatch_chunks(deck, 2), 2);
+  EXPECT_EQ(dispatch_chunks(deck, 12), 1) << "an expert each";
+  for (const char* device : {"cpu", "cuda"}) {
+    deck.run.device = device;
+    deck.moe.dispatch_chunks = 4;
+    EXPECT_EQ(dispatch_chunks(deck, 1), 1);
+    EXPECT_EQ(dispatch_chunks(deck, 2), 4);
+    EXPECT_EQ(dispatch_chunks(deck, 4), 3);
   }
 }
 

@@ -34,6 +34,10 @@ std::vector<Case> cases() {
   deck.batch.microbatch_rows = 1;
   deck.batch.input_length = 11;
   all.push_back({"top-3, one row at a time, experts that do not divide a row", deck});
+  for (const std::int64_t chunks : {2, 5}) {
+    deck.moe.dispatch_chunks = chunks;
+    all.push_back({fmt::format("the same in {} chunks", chunks), deck});
+  }
   deck.moe.capacity_factor = 0.5;
   deck.run.precision = "bf16";
   deck.optimizer.name = "adamw";

@@ -140,6 +140,17 @@ TEST_F(Cuda, ChainGivesTheLossesOfTheCpu) {
   }
 }
 
+/// Rows of one chunk of experts travel beside the computing of another. The same bits, also of a run that goes on with
+/// another number of chunks.
+TEST_F(Cuda, ChunksOfExpertsGiveTheSameNumbers) {
+  const Words layout = {"--parallel.expert=2", "--moe.top_k=2", "--moe.shared_experts=1", "--checkpoint.final=true"};
+  const auto chunks = [&](int count) { return fmt::format("--moe.dispatch_chunks={}", count); };
+  train(2, "cuda", "whole_dispatch", with(layout, {chunks(1)}));
+  train(2, "cuda", "chunks", with(layout, {chunks(3), "--run.steps=1"}));
+  train(2, "cuda", "chunks", with(layout, {chunks(2)}));
+  expect_same_training("chunks", "whole_dispatch", 0.0, 0.0);
+}
+
 TEST_F(Cuda, RunsGoOnFromCheckpointsOfTheOtherDevice) {
   const Words kept = {"--checkpoint.final=true", "--checkpoint.background=true", "--optimizer.name=adamw"};
   train(1, "cpu", "whole", with(kept, {"--run.steps=6"}));

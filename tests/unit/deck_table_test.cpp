@@ -167,6 +167,7 @@ TEST(DeckTable, KeysAreExactlyThese) {
                                              "moe.expert_dropout",
                                              "moe.buffer_factor",
                                              "moe.packed_weights",
+                                             "moe.dispatch_chunks",
                                              "optimizer.name",
                                              "optimizer.schedule",
                                              "optimizer.learning_rate",

@@ -27,18 +27,26 @@ void route(const Deck& deck, const ParameterStore& store, bool encoder, const Ra
   if (layers == 0 || expert_group.size() == 1) return;
   const auto ranks = std::size_t(expert_group.size());
   const std::size_t local = std::size_t(deck.moe.experts) / ranks;
+  const auto chunks = std::size_t(dispatch_chunks(deck, expert_group.size()));
   const std::int64_t moves = 2 + (!encoder || trains(store, "encoder/") ? 2 : 0);
   for (std::int64_t first = rows.first; first < rows.first + rows.rows; first += rows.microbatch) {
     const std::vector<std::int64_t> copies = even_copies(deck, encoder, first, rows.microbatch);
     const std::int64_t leaves = uses_leaves(deck, world_size) ? leaves_of(deck) * rows.microbatch / deck.batch.rows : 1;
-    std::vector<std::int64_t> to(ranks, 0);
     std::vector<std::int64_t> sent(copies.size() * std::size_t(leaves)), received(sent.size());
-    for (std::size_t e = 0; e < copies.size(); ++e) to[e / local] += copies[e];
+    // Of each chunk, what goes to each rank.
+    std::vector<std::vector<RowRange>> to(chunks, std::vector<RowRange>(ranks));
+    for (std::size_t e = 0; e < copies.size(); ++e) {
+      std::size_t chunk = 0;
+      while (e % local >= (chunk + 1) * local / chunks) ++chunk;
+      to[chunk][e / local].count += copies[e];
+    }
     const Tensor send =
-        not_there(store.compute(), std::accumulate(to.begin(), to.end(), std::int64_t{0}), deck.model.width);
+        not_there(store.compute(), std::accumulate(copies.begin(), copies.end(), std::int64_t{0}), deck.model.width);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
       expert_group.all_to_all<std::int64_t>(received, sent);
-      for (std::int64_t move = 0; move < moves; ++move) expert_group.all_to_all_rows(send, to, send, to);
+      for (std::int64_t move = 0; move < moves; ++move) {
+        for (const auto& rows : to) expert_group.start_all_to_all_rows(send, rows, send, rows).finish();
+      }
     }
   }
 }
