@@ -70,6 +70,62 @@ void expect_same_bits(const Deck& deck) {
   }
 }
 
+/// Moves rows between hosts when they are started, and notes starts and finishes in their order.
+class NotedExchanges : public TensorTransport {
+ public:
+  NotedExchanges(const Communicator& ranks, std::vector<std::string>& notes)
+      : ranks_(Communicator::duplicate(ranks.raw())), notes_(notes) {}
+  Ticket start_all_to_all_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                               std::span<const RowRange> send_rows) const override {
+    ranks_.start_all_to_all_rows(receive, receive_rows, send, send_rows).finish();
+    notes_.push_back(fmt::format("start {}", started_));
+    return started_++;
+  }
+  Ticket start_reduce_scatter_tree(const Tensor& /*flat*/, std::span<const std::int64_t> /*segment_sizes*/,
+                                   const Tensor& /*work*/) const override {
+    throw LogicError("no sums are asked for here");
+  }
+  Ticket start_all_gather_segments(const Tensor& /*flat*/,
+                                   std::span<const std::int64_t> /*segment_sizes*/) const override {
+    throw LogicError("no segments are asked for here");
+  }
+  void finish(Ticket ticket) const override { notes_.push_back(fmt::format("finish {}", ticket)); }
+
+ private:
+  const Communicator ranks_;
+  std::vector<std::string>& notes_;
+  mutable Ticket started_ = 0;
+};
+
+/// Both ways, forward and backward: the first chunk computes while the second one is under way, and the second one
+/// while the first one is on its way home.
+TEST(Dispatch, RowsOfOneChunkTravelWhileAnotherComputes) {
+  const Communicator world = Communicator::world();
+  if (world.size() == 1) GTEST_SKIP() << "nothing travels";
+  Deck deck = deck_on("cpu");
+  deck.moe.dispatch_chunks = 2;
+  const std::int64_t rows = 12 / world.size();
+  testing::TestModel test(deck, world, world.size(), "cpu", DType::f32, testing::limits_of(deck, rows));
+  std::vector<std::string> notes, expected;
+  test.communicators.expert.carry_by(std::make_unique<NotedExchanges>(test.communicators.expert, notes));
+  test.forget_gradients();
+  StepStatistics statistics;
+  test.model->forward_backward(test.context, testing::full_batch(deck, world.rank() * rows, rows), statistics);
+  for (int pass = 0; pass < 4; ++pass) {  // two sparse layers forward, then backward
+    for (const auto& [what, exchange] : {std::pair{"start", 0},
+                                         {"start", 1},
+                                         {"finish", 0},
+                                         {"start", 2},
+                                         {"finish", 1},
+                                         {"start", 3},
+                                         {"finish", 2},
+                                         {"finish", 3}}) {
+      expected.push_back(fmt::format("{} {}", what, 4 * pass + exchange));
+    }
+  }
+  EXPECT_EQ(notes, expected);
+}
+
 TEST(Dispatch, ChunksGiveTheSameBitsOnHosts) {
   const Deck deck = deck_on("cpu");
   expect_same_bits(deck);
