@@ -73,9 +73,10 @@ TEST_F(Training, NextStageStartsFromTheWeightsOfTheLast) {
 TEST_F(Training, PackedWeightsOfExpertsChangeNoBit) {
   const std::string shard = write_pairs(workplace_);
   const auto train = [&](const std::string& name, bool packed) {
-    const Ended ended = run(2, smoke(shard, workplace_.path(name),
-                                     {"--run.stage=finetune", "--run.steps=5", "--parallel.expert=2",
-                                      "--batch.microbatch_rows=1", fmt::format("--moe.packed_weights={}", packed)}));
+    const Ended ended =
+        run(2, smoke(shard, workplace_.path(name),
+                     {"--run.stage=finetune", "--run.steps=5", "--parallel.expert=2", "--batch.microbatch_rows=1",
+                      "--moe.dispatch_chunks=2", fmt::format("--moe.packed_weights={}", packed)}));
     EXPECT_EQ(ended.exit_code, 0) << ended.output;
     return summary_of(workplace_.path(name))["memory"]["announced_mib_per_rank"][0].get<double>();
   };
