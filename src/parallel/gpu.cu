@@ -21,11 +21,11 @@ class Gpu : public Device {
  public:
   KernelContext context() override { return {nullptr, stream_.get(), &staging_}; }
   /// Rows of experts have a stream of their own, so that they never queue behind gradient sums; the other two
-  /// communicators share one. Kernels of NCCL wait on the GPU for those of other ranks, so that two communicators at a
-  /// time may block each other: where they do not fit on a GPU together, one rank may run this one first and another
-  /// rank that one. Every rank's only thread that communicates starts all collectives in the same order, and NCCL
-  /// (2.26 and later) keeps that order between communicators when it is told to: then the one that waits on this GPU
-  /// is never one that another rank runs first. NCCL reads the variable once, at its first call.
+  /// communicators share one. A kernel of NCCL stays on its GPU until those of the other ranks have come, so two
+  /// communicators that are under way could wait for each other: where both kernels do not fit on a GPU, one rank would
+  /// run one of them first and another rank the other. What prevents it is one order for all: each rank starts its
+  /// collectives from one thread, in the order of all ranks, and NCCL (2.26 and later) keeps that order across
+  /// communicators when it is told to by the variable, which it reads at its first call.
   void connect(Communicators& communicators) override {
     setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);  // NOLINT(concurrency-mt-unsafe): no thread reads it meanwhile
     const auto carry = [&](Communicator& c, const cuda::Stream& stream) {

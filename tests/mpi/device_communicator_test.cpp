@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <nccl.h>
 
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -292,6 +293,22 @@ TEST(DeviceCommunicator, ComputingGoesOnWhileAnExchangeWaits) {
     pending.finish();
     EXPECT_EQ(rows.use(), rows.expected(host));
   }
+}
+
+/// The host of rank 0 waits in a sum for the others, which come only when they have its rows.
+TEST(DeviceCommunicator, AnExchangeGoesOnWhileTheHostWaitsForOtherRanks) {
+  const auto host = Communicator::world();
+  const Communicator world = between_devices(host, stream(), beside());
+  const Rows rows(world.size());
+  rows.compute(world.rank(), 0);
+  Pending pending = rows.start(world);
+  std::array<double, 1> ranks = {1.0};
+  if (world.rank() == 0) host.sum_tree(ranks);
+  pending.finish();
+  const std::vector<char> used = rows.use();
+  if (world.rank() != 0) host.sum_tree(ranks);
+  EXPECT_EQ(ranks[0], double(world.size()));
+  EXPECT_EQ(used, rows.expected(host));
 }
 
 /// As gradient sums of all ranks and rows of a group do: both under way, on streams of their own.

@@ -59,6 +59,7 @@ void expect_no_allocation(const Communicator& world, Deck deck) {
   deck.moe.shared_experts = 1;
   deck.moe.extra_feed_forward = true;
   deck.moe.bias_rate = 0.001;
+  deck.moe.dispatch_chunks = 2;
   deck.model.multiplicative_bias = true;
   const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
   for (const DType compute : {DType::f32, DType::bf16}) {
