@@ -76,7 +76,7 @@ inline std::vector<std::int64_t> even_cuts(std::int64_t rows, std::int64_t parts
 }
 
 struct Section {
-  std::string key;    // of the list in the JSON file: "operations" or "steps"
+  std::string key;    // of the list in the JSON file: "operations", "steps" or "leaves"
   std::string title;  // printed above the table
   std::function<std::vector<Measurement>(const Subject&)> run;
 };

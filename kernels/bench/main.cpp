@@ -61,6 +61,7 @@ void run(const Options& options) {
   report["roof"] = roof_report(subject, roof);
   report["operations"] = nlohmann::ordered_json::array();
   report["steps"] = nlohmann::ordered_json::array();
+  report["leaves"] = nlohmann::ordered_json::array();
   for (const Section& section : sections()) {
     if (section.title.find(options.filter) == std::string::npos) continue;
     fmt::print("\n{}\n", section.title);
@@ -90,7 +91,7 @@ int main(int argc, char** argv) {
                                              "cpu, or cuda: the first GPU")("json", po::value(&chosen.json_file),
                                                                             "also write the numbers to this file")(
       "filter", po::value(&chosen.filter), "only sections whose title contains this text")(
-      "quick", po::bool_switch(&chosen.quick), "small sizes, everything but steps in leaves once: to see that it runs");
+      "quick", po::bool_switch(&chosen.quick), "small sizes, everything once: to see that it runs");
   // The training step asks for communicators, of one rank. MPI ends after errors are told: an exception that leaves it
   // would end the process.
   const auto measure = [&] {

@@ -1,5 +1,6 @@
-// A whole training step of a T5-base-sized model, with sums in any order and in leaves: forward, backward, optimizer;
-// tokens per second, share of the roof and where the time goes.
+// A whole training step of a T5-base-sized model: forward, backward, optimizer; tokens per second, share of the roof
+// and where the time goes. And what sums in leaves cost.
+#include <algorithm>
 #include <array>
 #include <random>
 
@@ -42,6 +43,7 @@ Deck base_deck(const Subject& subject, DType compute, Variant variant, std::int6
   deck.moe.router = variant == Variant::dense ? "none" : "top_k";
   deck.moe.forced_balance = variant == Variant::balanced;
   deck.moe.experts = 8;
+  deck.checkpoint.background = false;  // nothing is saved
   return deck;
 }
 
@@ -71,32 +73,35 @@ PackedBatch full_batch(const Deck& deck) {
   return batch;
 }
 
-/// A model in training, and the fastest of its steps so far.
+/// A model in training on one rank, its steps so far and the fastest of them.
 struct Run {
-  Run(const Subject& subject, DType compute, Variant variant, std::int64_t leaves, const ProcessGrid& grid,
-      const Communicators& communicators)
-      : deck(base_deck(subject, compute, variant, leaves)),
-        trainer(deck, grid, communicators, subject.context),
-        batch{full_batch(deck)} {
+  Run(const Subject& subject, Deck of_model)
+      : deck(std::move(of_model)), trainer(deck, grid, communicators, subject.context), batch{full_batch(deck)} {
     trainer.commit_memory();
     trainer.start_from_seed();
     outcome = trainer.step(steps++, batch, false);  // primitives are made, memory is touched
   }
+  double tokens() const { return double(deck.batch.rows * (deck.batch.input_length + deck.batch.target_length)); }
   void step() {
     const auto before = part_seconds();
     const double start = seconds_now();
     outcome = trainer.step(steps++, batch, false);
-    const double seconds = seconds_now() - start;
-    if (seconds >= best) return;
-    best = seconds;
+    const double taken = seconds_now() - start;
+    seconds.push_back(taken);
+    if (taken >= best) return;
+    best = taken;
     for (std::size_t i = 0; i < parts.size(); ++i) parts[i] = part_seconds()[i] - before[i];
   }
 
+  const Communicator world = Communicator::world();
+  const ProcessGrid grid{1, 0, 1};
+  const Communicators communicators = Communicators::make(world, grid);
   Deck deck;
   Trainer trainer;
   std::vector<PackedBatch> batch;
   std::int64_t steps = 0;
   Trainer::StepOutcome outcome;
+  std::vector<double> seconds;
   double best = 1e30;
   std::array<double, std::size_t(Part::count)> parts{};
 };
@@ -104,10 +109,8 @@ struct Run {
 Measurement report(const Subject& subject, const Run& run, Variant variant) {
   Measurement m;
   const BatchDeck& batch = run.deck.batch;
-  const double tokens = double(batch.rows * (batch.input_length + batch.target_length)) / run.best;
-  const std::int64_t leaves = run.deck.reduction.leaves;
+  const double tokens = run.tokens() / run.best;
   m.name = name_of(variant);
-  if (leaves > 0) m.name += fmt::format(", sums in {} leaves", leaves);
   m.precision = run.deck.run.precision;
   m.shape = fmt::format("{}, {} rows of {}+{} tokens", subject.quick ? "tiny" : "T5-base", batch.rows,
                         batch.input_length, batch.target_length);
@@ -115,7 +118,6 @@ Measurement report(const Subject& subject, const Run& run, Variant variant) {
   m.flops = training_flops(run.deck.model, run.deck.moe, run.outcome.work).total();
   m.more["tokens_per_second"] = tokens;
   m.more["forced_balance"] = run.deck.moe.forced_balance;
-  m.more["leaves"] = leaves;
   std::string text;
   for (int i = 0; i < int(Part::count); ++i) {
     const double seconds = run.parts[std::size_t(i)];
@@ -126,34 +128,66 @@ Measurement report(const Subject& subject, const Run& run, Variant variant) {
   return m;
 }
 
-/// With sums in any order and, on the host, with sums in leaves; one after the other, for two such models are more than
-/// many a machine holds.
-void measure(const Subject& subject, DType compute, Variant variant, std::vector<Measurement>& results) {
-  const Communicator world = Communicator::world();
-  const ProcessGrid grid{1, 0, 1};
-  const Communicators communicators = Communicators::make(world, grid);
-  const std::int64_t least = subject.quick ? 2 : 3;
-  const double long_enough = subject.quick ? 0.0 : 5.0;
-  for (const std::int64_t leaves : {0, 8}) {
-    if (leaves > 0 && (subject.quick || !subject.on_host())) continue;
-    Run run(subject, compute, variant, leaves, grid, communicators);
-    for (const double begin = seconds_now(); run.steps < least || seconds_now() - begin < long_enough;) run.step();
-    results.push_back(report(subject, run, variant));
-  }
-}
-
 /// Real routing is never shown without the routing that no training can have, nor the other way round.
 std::vector<Measurement> steps(const Subject& subject) {
   std::vector<Measurement> results;
+  const std::size_t least = subject.quick ? 1 : 2;
+  const double long_enough = subject.quick ? 0.0 : 5.0;
   for (const DType compute : {DType::f32, DType::bf16}) {
     for (const Variant variant : {Variant::routed, Variant::balanced, Variant::dense}) {
-      measure(subject, compute, variant, results);
+      Run run(subject, base_deck(subject, compute, variant, 0));
+      for (const double begin = seconds_now(); run.seconds.size() < least || seconds_now() - begin < long_enough;) {
+        run.step();
+      }
+      results.push_back(report(subject, run, variant));
     }
   }
   return results;
 }
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ptrdiff_t(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Two models that take turns, step by step, because a machine gets slower and faster within minutes. They have half of
+/// the layers, so that both fit where one whole model does.
+std::vector<Measurement> leaf_steps(const Subject& subject, DType compute) {
+  if (!subject.on_host()) return {};  // the only device that sums leaf by leaf
+  const auto half = [&](std::int64_t leaves) {
+    Deck deck = base_deck(subject, compute, Variant::routed, leaves);
+    deck.model.encoder_layers /= 2;
+    deck.model.decoder_layers /= 2;
+    return deck;
+  };
+  Run any_order(subject, half(0)), in_leaves(subject, half(subject.size(8, 2)));
+  const double long_enough = subject.quick ? 0.0 : 45.0;
+  for (const double begin = seconds_now(); in_leaves.seconds.empty() || seconds_now() - begin < long_enough;) {
+    any_order.step();
+    in_leaves.step();
+  }
+  std::vector<Measurement> results;
+  for (Run* run : {&any_order, &in_leaves}) {
+    Measurement m = report(subject, *run, Variant::routed);
+    m.name = fmt::format("half of the layers, {} leaves", run->deck.reduction.leaves);
+    m.seconds = median(run->seconds);
+    m.more["tokens_per_second"] = run->tokens() / m.seconds;
+    m.more["leaves"] = run->deck.reduction.leaves;
+    results.push_back(m);
+  }
+  const double cost = results[1].seconds / results[0].seconds - 1;
+  results[1].more["cost_of_leaves"] = cost;
+  fmt::print("sums in leaves, {}: {:+.1f}% of a step, by the medians of {} in turn\n", results[0].precision, 100 * cost,
+             any_order.seconds.size());
+  return results;
+}
+
 const Registration registration{{"steps", "training step", steps}};
+const Registration leaves_in_fp32{
+    {"leaves", "sums in leaves, fp32", [](const Subject& subject) { return leaf_steps(subject, DType::f32); }}};
+const Registration leaves_in_bf16{
+    {"leaves", "sums in leaves, bf16", [](const Subject& subject) { return leaf_steps(subject, DType::bf16); }}};
 
 }  // namespace
 }  // namespace flanmoe::bench

@@ -44,6 +44,8 @@ void expect_all_measured(const nlohmann::json& report, const std::string& device
                            "working weights, rounded at random"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
+  // Both ways of summing, in both precisions, where there are two ways.
+  EXPECT_EQ(report.at("leaves").size(), device == "cpu" ? 4U : 0U);
   // Steps with real routing and with forced balance come in pairs.
   std::map<std::string, std::map<bool, int>> sparse_steps;
   for (const auto& m : report.at("steps")) {
