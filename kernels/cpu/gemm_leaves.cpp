@@ -3,29 +3,33 @@
 #include <array>
 #include <bit>
 
+#include "kernels/cpu/leaf_tile.hpp"
+
 namespace flanmoe::cpu {
 namespace {
 
-constexpr std::int64_t kRunLeaves = 8;  // most leaves whose tiles are summed while they are in cache
+constexpr std::int64_t kRunLeaves = kMostLeavesOfTile;  // most leaves that are summed before anything is written
 
 /// How a product whose depth is cut into leaves is computed. A run of leaves, as many as fit, is packed at a time, and
-/// their tiles are summed in cache. Sums of several runs, and slices of a leaf that is deeper than a tile, wait in
-/// memory.
+/// their tiles are summed in registers where leaf_tile() can, else in cache. Sums of several runs, and slices of a leaf
+/// that is deeper than a tile, wait in memory.
 struct LeafPlan {
   const Product* product;
   std::int64_t leaves, run_leaves, panel_cols;
   std::int64_t row_bytes = 0;  // of the operands of one run, packed, at most
   bool deep = false;           // some leaf has several slices; then a run is one leaf
+  bool in_registers = false;   // tiles of a run are summed by leaf_tile()
 
   explicit LeafPlan(const Product& p)
       : product(&p), leaves(std::int64_t(p.leaves.size()) - 1), run_leaves(std::min(leaves, kRunLeaves)) {
     const std::int64_t most = max_depth(tile_dtype(p.a.dtype));
     for (std::int64_t leaf = 0; leaf < leaves; ++leaf) deep = deep || slice_count(p, depth(leaf)) > 1;
     if (deep) run_leaves = 1;
+    in_registers = !deep && deepest_leaf() <= kLeafTileDepth && has_leaf_tiles(tile_dtype(p.a.dtype));
     std::int64_t deepest = deepest_run();
     for (; deepest > most && run_leaves > 1; deepest = deepest_run()) run_leaves /= 2;
     row_bytes = deepest * std::int64_t(size_of(tile_dtype(p.a.dtype)));
-    panel_cols = panel_cols_for(p, deepest, run_leaves);
+    panel_cols = panel_cols_for(p, deepest, in_registers ? 1 : run_leaves);
   }
 
   Depth depth(std::int64_t leaf) const {
@@ -56,6 +60,13 @@ struct LeafPlan {
   }
 
  private:
+  std::int64_t deepest_leaf() const {
+    std::int64_t deepest = 0;
+    for (std::int64_t leaf = 0; leaf < leaves; ++leaf) {
+      if (depth(leaf).count > 0) deepest = std::max(deepest, slice_in(*product, depth(leaf), 0).padded_depth);
+    }
+    return deepest;
+  }
   /// Packed depth of the deepest run; of a leaf with several slices, one of them.
   std::int64_t deepest_run() const {
     std::int64_t deepest = depth_step(tile_dtype(product->a.dtype));
@@ -150,10 +161,13 @@ struct LeafRun {
     }
   }
 
+  /// Whether the sum of this run is what y is to hold.
+  bool is_all_of_y() const { return plan.runs() == 1 && slices == 1 && !plan.product->accumulate; }
+
   void sum_rows(float* tiles, std::int64_t distance, const Panel& panel) const {
     const std::int64_t cols = panel.n1 - panel.n0;
     const std::int64_t ld = distance / kTileRows;
-    const bool only = plan.runs() == 1 && slices == 1 && !plan.product->accumulate;
+    const bool only = is_all_of_y();
     for (std::int64_t i = panel.m0; i < panel.m1; ++i) {
       float* c = tiles + (i - panel.m0) * ld;
       float* to = only ? plan.product->y.row<float>(i) + panel.n0 : c;
@@ -167,8 +181,37 @@ struct LeafRun {
     }
   }
 
-  /// A tile of each leaf, then their sum.
-  void multiply(const Panel& panel, float* tiles) const {
+  /// The operands of each leaf for a tile.
+  std::array<PackedLeaf, kRunLeaves> leaves_at(std::int64_t m, std::int64_t n) const {
+    std::array<PackedLeaf, kRunLeaves> leaves = {};
+    for (std::size_t l = 0; l < std::size_t(plan.run_leaves); ++l) {
+      const Slice& s = slice[l];
+      if (a[l] == nullptr) continue;
+      leaves[l] = {a[l] + (m - area.m0) * s.row_bytes(), s.row_bytes(), b[l] + (n - area.n0) * s.column_bytes(),
+                   words_of(s.dtype, s.depth, s.padded_depth)};
+    }
+    return leaves;
+  }
+
+  /// Tiles of the sum of all leaves, into y itself where nothing else is to be done.
+  void multiply_in_registers(const Panel& panel, float* tile) const {
+    const Product& p = *plan.product;
+    const std::int64_t rows = panel.m1 - panel.m0;
+    for (std::int64_t n = panel.n0; n < panel.n1; n += kTileColStep) {
+      const std::array<PackedLeaf, kRunLeaves> all = leaves_at(panel.m0, n);
+      const std::span leaves(all.data(), std::size_t(plan.run_leaves));
+      const std::int64_t cols = std::min(kTileColStep, panel.n1 - n);
+      if (is_all_of_y() && cols == kTileColStep) {
+        leaf_tile(tile_dtype(p.a.dtype), p.y.row<float>(panel.m0) + n, p.y.stride, rows, leaves, p.alpha);
+        continue;
+      }
+      leaf_tile(tile_dtype(p.a.dtype), tile, kTileColStep, rows, leaves, p.alpha);
+      for (std::int64_t i = 0; i < rows; ++i) finish_row(tile + i * kTileColStep, panel.m0 + i, n, cols);
+    }
+  }
+
+  /// A tile of each leaf side by side in cache, then their sum.
+  void multiply_in_cache(const Panel& panel, float* tiles) const {
     const std::int64_t rows = panel.m1 - panel.m0;
     const std::int64_t ld = round_up(panel.n1 - panel.n0, kTileColStep);
     const std::int64_t distance = kTileRows * ld;
@@ -187,6 +230,10 @@ struct LeafRun {
     }
     sum_rows(tiles, distance, panel);
   }
+
+  void multiply(const Panel& panel, float* tiles) const {
+    plan.in_registers ? multiply_in_registers(panel, tiles) : multiply_in_cache(panel, tiles);
+  }
 };
 
 }  // namespace
@@ -197,7 +244,7 @@ void make_leaf_kernels(const Product& p) {
   for (std::int64_t leaf = 0; leaf < plan.leaves; ++leaf) {
     const std::int64_t slices = slice_count(p, plan.depth(leaf));
     FLANMOE_EXPECT(slices <= 1 || p.alpha == 1.0F, "a leaf of {} slices is not scaled", slices);
-    for (std::int64_t s = 0; s < slices; ++s) make_kernels(plan.slice(leaf, s));
+    for (std::int64_t s = 0; s < slices && !plan.in_registers; ++s) make_kernels(plan.slice(leaf, s));
   }
 }
 

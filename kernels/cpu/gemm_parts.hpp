@@ -80,7 +80,8 @@ struct Slice {
   const TileKernel& kernel(std::int64_t rows, std::int64_t n) const {
     return TileKernel::get(dtype, padded_rows(rows), padded_depth, padded_cols_at(n));
   }
-  const PackedLayout& layout(std::int64_t n) const {
+  PackedLayout layout(std::int64_t n) const {
+    if (TileKernel::reads_blocks(dtype)) return TileKernel::blocks_of(dtype);
     return kernel(std::min(kTileRows, product->size.rows), n).layout();
   }
   Window window_a(std::int64_t m, std::int64_t rows) const {

@@ -151,7 +151,7 @@ const TileKernel& TileKernel::find_or_make(DType dtype, std::int64_t rows, std::
   try {
     TileKernel kernel;
     const bool blocked = reads_blocks(dtype);
-    kernel.layout_ = blocked ? PackedLayout{kTileColStep, dtype == DType::bf16 ? 2 : 1} : PackedLayout{cols, 1};
+    kernel.layout_ = blocked ? blocks_of(dtype) : PackedLayout{cols, 1};
     const PrimitiveDescriptor pd = describe(dtype, rows, depth, cols, blocked ? blocked_tag(dtype) : Tag::ab);
     const SingleThreadScope alone;
     primitives.push_back({dnnl::matmul(pd), pd.src_desc(), pd.weights_desc(), pd.dst_desc(), pd.scratchpad_desc(),

@@ -51,6 +51,8 @@ class TileKernel {
 
   /// Whether oneDNN multiplies this type by b in blocks of kTileColStep columns on this processor.
   static bool reads_blocks(DType dtype);
+  /// How all kernels read b where they do.
+  static constexpr PackedLayout blocks_of(DType dtype) { return {kTileColStep, dtype == DType::bf16 ? 2 : 1}; }
 
   /// Callable by many threads at once. All pointers 64-byte aligned: AMX is several times slower otherwise.
   void operator()(float* c, const void* a, const void* packed_b) const;

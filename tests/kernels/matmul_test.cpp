@@ -327,6 +327,7 @@ TEST(Matmul, LeavesAreProductsOfTheirOwnThatOneTreeAdds) {
   for (const DType type : {DType::f32, DType::bf16}) {
     const auto& cpu = devices[1];
     compare_leaves(cpu, type, 8, {512, 700, 512, 512, 600, 512, 500, 480}, 200, 600, 0);  // two runs and more
+    compare_leaves(cpu, type, 16, std::vector<std::int64_t>(16, 300), 67, 200, 1);        // the same, of small leaves
     compare_leaves(cpu, type, 4, {1000, 5000, 9000, 0}, 70, 150, 0);                      // deeper than a tile
     compare_leaves(cpu, type, 2, {3000, 2500}, 1100, 1100, 0);                            // several areas
   }
