@@ -13,6 +13,7 @@
 
 #include "model/freeze.hpp"
 #include "model/model.hpp"
+#include "moe/packed_weights.hpp"
 #include "parallel/communicator.hpp"
 
 namespace flanmoe::testing {
@@ -131,7 +132,8 @@ inline PackedBatch take_rows(const PackedBatch& whole, std::int64_t first, std::
   return part;
 }
 
-/// A model in committed memory with initial weights (no optimizer).
+/// A model in committed memory with initial weights (no optimizer). `uses`: of packed_sizes(); who writes weights then
+/// has to say so.
 struct TestModel {
   Deck deck;
   ProcessGrid grid;
@@ -143,7 +145,7 @@ struct TestModel {
   KernelContext context;
 
   TestModel(const Deck& deck_in, const Communicator& world, int expert_degree, const std::string& device, DType compute,
-            const BatchLimits& limits, bool training = true)
+            const BatchLimits& limits, bool training = true, std::int64_t uses = 1)
       : deck(deck_in),
         grid(world.size(), world.rank(), expert_degree),
         communicators(Communicators::make(world, grid)),
@@ -153,8 +155,9 @@ struct TestModel {
     GradientSums sums;
     sums.leaves = limits.leaves > 0;
     if (sums.leaves && deck.model.tied_logits) sums.table = store.find("embedding");
+    const std::vector<PackedSizes> packed = packed_sizes(store, deck.moe, kernels, uses, training);
     for (const bool real : {false, true}) {
-      store.lay(weights, &gradients, sums);
+      store.lay(weights, &gradients, sums, packed);
       model->lay(activations, scratch, limits, training);
       if (real) break;
       for (Arena* arena : {&weights, &gradients, &activations, &scratch}) {

@@ -172,6 +172,7 @@ std::vector<Measurement> leaf_steps(const Subject& subject, DType compute) {
     Measurement m = report(subject, *run, Variant::routed);
     m.name = fmt::format("half of the layers, {} leaves", run->deck.reduction.leaves);
     m.seconds = median(run->seconds);
+    m.more.erase("seconds_by_part");  // of the fastest step
     m.more["tokens_per_second"] = run->tokens() / m.seconds;
     m.more["leaves"] = run->deck.reduction.leaves;
     results.push_back(m);

@@ -214,7 +214,7 @@ std::int64_t whole_b_size(DType dtype, std::int64_t depth, std::int64_t cols) {
 void pack_whole_b(KernelContext& context, const Tensor& packed, const Tensor& b, bool transpose_b) {
   const std::int64_t rows = transpose_b ? b.cols : b.rows, cols = transpose_b ? b.rows : b.cols;
   const std::int64_t depth = round_up(rows, depth_step(b.dtype));
-  const PackedLayout layout{kTileColStep, b.dtype == DType::bf16 ? 2 : 1};
+  const PackedLayout layout = TileKernel::blocks_of(b.dtype);
   const std::size_t block_bytes = std::size_t(depth * kTileColStep) * size_of(b.dtype);
   ScratchScope scratch(context);
   const Workspaces workspaces(scratch);

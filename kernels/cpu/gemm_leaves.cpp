@@ -30,6 +30,7 @@ struct LeafPlan {
     for (; deepest > most && run_leaves > 1; deepest = deepest_run()) run_leaves /= 2;
     row_bytes = deepest * std::int64_t(size_of(tile_dtype(p.a.dtype)));
     panel_cols = panel_cols_for(p, deepest, in_registers ? 1 : run_leaves);
+    if (in_registers) panel_cols = std::min(panel_cols, kTileCols);  // so that there is something for every thread
   }
 
   Depth depth(std::int64_t leaf) const {

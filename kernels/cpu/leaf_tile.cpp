@@ -103,11 +103,10 @@ void multiply_tile(float* c, std::int64_t ldc, std::int64_t rows, std::span<cons
   }
 }
 
-/// Whether one leaf of such a depth has the bits of TileKernel.
+/// Whether one leaf of such a depth has the bits of a TileKernel of so many columns.
 template <class T>
-bool has_bits_of_kernel(std::int64_t depth) {
+bool has_bits_of_kernel(std::int64_t depth, std::int64_t cols) {
   constexpr DType dtype = dtype_of<T>::value;
-  constexpr std::int64_t kCells = kTileRows * kTileColStep;
   struct alignas(64) Line {
     std::array<T, 64 / sizeof(T)> of;
   };
@@ -118,13 +117,19 @@ bool has_bits_of_kernel(std::int64_t depth) {
     }
     return lines;
   };
-  const std::vector<Line> a = filled(kTileRows * depth, 1), b = filled(depth * kTileColStep, 2);
-  alignas(64) std::array<float, kCells> expected, found;
-  TileKernel::get(dtype, kTileRows, depth, kTileColStep)(expected.data(), a.data(), b.data());
-  const PackedLeaf leaf{reinterpret_cast<const char*>(a.data()), depth * std::int64_t(sizeof(T)),
-                        reinterpret_cast<const char*>(b.data()), words_of(dtype, depth, depth)};
-  multiply_tile<dtype>(found.data(), kTileColStep, kTileRows, {&leaf, 1}, 1.0F);
-  return std::memcmp(expected.data(), found.data(), sizeof expected) == 0;
+  const std::vector<Line> a = filled(kTileRows * depth, 1), b = filled(depth * cols, 2);
+  struct alignas(64) FloatLine {
+    std::array<float, kFloats> of;
+  };
+  std::vector<FloatLine> expected(std::size_t(kTileRows * cols / kFloats)), found = expected;
+  TileKernel::get(dtype, kTileRows, depth, cols)(expected.front().of.data(), a.data(), b.data());
+  for (std::int64_t n = 0; n < cols; n += kTileColStep) {
+    const PackedLeaf leaf{reinterpret_cast<const char*>(a.data()), depth * std::int64_t(sizeof(T)),
+                          reinterpret_cast<const char*>(b.data()) + n * depth * std::int64_t(sizeof(T)),
+                          words_of(dtype, depth, depth)};
+    multiply_tile<dtype>(found.front().of.data() + n, cols, kTileRows, {&leaf, 1}, 1.0F);
+  }
+  return std::memcmp(expected.data(), found.data(), expected.size() * sizeof(FloatLine)) == 0;
 }
 
 template <class T>
@@ -132,7 +137,9 @@ bool has_bits_of_kernels() {
   constexpr DType dtype = dtype_of<T>::value;
   if (!TileKernel::reads_blocks(dtype)) return false;
   constexpr std::array<std::int64_t, 5> kDepths = {32, 64, 192, 416, kLeafTileDepth};
-  return std::all_of(kDepths.begin(), kDepths.end(), has_bits_of_kernel<T>);
+  return std::all_of(kDepths.begin(), kDepths.end(), [](std::int64_t depth) {
+    return has_bits_of_kernel<T>(depth, kTileColStep) && has_bits_of_kernel<T>(depth, kTileCols);
+  });
 }
 
 }  // namespace

@@ -239,7 +239,7 @@ CheckpointInfo read_weights(const std::string& checkpoint_dir, ParameterStore& s
     if (failure) std::rethrow_exception(failure);
   });
   together(world, [&] { read_expert_weights(*reader, store, context, kernels, staging); });
-  store.weights_changed();
+  for (const bool trained : {false, true}) store.weights_changed(trained);
   return info;
 }
 

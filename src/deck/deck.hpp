@@ -98,8 +98,8 @@ struct MoeDeck {
   std::string auxiliary_over_layers = "mean";  // mean | sum
   double router_init = 0.02;                   // standard deviation
   double expert_dropout = 0.0;
-  bool packed_weights = true;        // copies of experts' matrices in the order that products read
   double buffer_factor = 0.0;        // received rows per rank at most factor * sent; 0: worst case
+  bool packed_weights = true;        // copies of experts' matrices in the order that products read
   std::int64_t dispatch_chunks = 0;  // of a rank's experts, exchanged one by one; 0: see dispatch_chunks()
 };
 struct OptimizerDeck {

@@ -24,8 +24,7 @@ class LoadedModel {
         store_(model_parameters(deck.model, deck.moe), grid.coordinates(),
                deck.run.precision == "bf16" ? DType::bf16 : DType::f32),
         context_{&scratch_, context.stream, context.staging} {
-    constexpr std::int64_t many = 1000;  // passes; no weight changes
-    const std::vector<PackedSizes> packed = packed_sizes(store_, deck.moe, kernels_, many, /*backward=*/false);
+    const std::vector<PackedSizes> packed = packed_sizes(store_, deck.moe, kernels_, kAllPasses, /*backward=*/false);
     store_.lay(weights_, nullptr, {}, packed);
     weights_.commit();
     weights_.rewind();

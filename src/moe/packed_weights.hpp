@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "deck/deck.hpp"
@@ -9,6 +10,9 @@
 #include "tensor/parameters.hpp"
 
 namespace flanmoe {
+
+/// A number of passes without an end: an evaluation's.
+inline constexpr std::int64_t kAllPasses = std::numeric_limits<std::int64_t>::max();
 
 /// For ParameterStore::lay: the matrices of experts with moe.packed_weights, on devices that have packed products. Few
 /// tokens meet each of them in a microbatch, so bringing one into the processor's order costs a good part of its

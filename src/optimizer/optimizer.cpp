@@ -359,7 +359,6 @@ void Optimizer::State::write_working_weights(KernelContext& context, std::int64_
   const RandomKey key{seed, RandomPurpose::rounding, std::uint32_t(step), 0};
   kernels.optimizer.write_weights(context, copies, deck.stochastic_rounding ? &key : nullptr);
   copies.clear();
-  store.weights_changed();
 }
 
 /// Masters to the working weights of all replicas, through the gradient buffer where there is more than one.
@@ -370,6 +369,7 @@ void Optimizer::State::publish(KernelContext& context, Placement placement, std:
     add_copy(unit.unit, alone ? weight(unit.unit) : gradient(unit.unit), unit.master);
   });
   write_working_weights(context, step);
+  store.weights_changed(/*trained=*/true);
   if (alone) return;
   for (std::int64_t bucket = 0; bucket < store.buckets(); ++bucket) {
     if (store.bucket_size(placement, bucket) == 0) continue;
@@ -391,6 +391,7 @@ void Optimizer::State::publish_frozen(KernelContext& context, Placement placemen
     if (target.data != unit.master.data) add_copy(unit.unit, target, unit.master);
   }
   write_working_weights(context, 0);
+  store.weights_changed(/*trained=*/false);
   if (store.replica_size(placement) == 1) return;
   HostRoom room(kernels.transfer);
   for (const ParameterUnit& unit : store.frozen_units(placement)) {

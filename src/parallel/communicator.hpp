@@ -113,6 +113,8 @@ class Communicator {
   Communicator(MPI_Comm owned, std::string name);
   void release() noexcept;
   void check(int code, const char* call) const;
+  void exchange_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                     std::span<const RowRange> send_rows) const;
   /// Counts a call; false when there is nobody to move anything to.
   bool counted(CollectiveKind kind, std::uint64_t receivers, std::uint64_t bytes) const;
   std::uint64_t others() const { return std::uint64_t(size_) - 1; }
@@ -122,9 +124,10 @@ class Communicator {
   bool imagined_ = false;
   std::unique_ptr<const TensorTransport> transport_;
   mutable Traffic traffic_;
-  mutable std::vector<RowRange> ranges_;  // of all_to_all_rows, kept to spare allocations
-  mutable std::vector<int> counts_;       // arguments of the calls with variable counts, kept to spare allocations
-  mutable std::vector<double> gathered_;  // what sum_tree receives
+  mutable std::vector<RowRange> ranges_;       // of all_to_all_rows, kept to spare allocations
+  mutable std::vector<int> counts_;            // arguments of the calls with variable counts, kept to spare allocations
+  mutable std::vector<MPI_Request> requests_;  // the same
+  mutable std::vector<double> gathered_;       // what sum_tree receives
 };
 
 /// The communicators of a run.

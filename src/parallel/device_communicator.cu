@@ -15,6 +15,12 @@ namespace {
 using cuda::kThreads;
 
 constexpr int kLevels = 12;  // of the tree of ranks
+/// Thread blocks of a collective at most, each with a multiprocessor of its own. A kernel of NCCL stays on its GPU
+/// until those of the other ranks have come. Two communicators that are under way would wait for each other for ever if
+/// one GPU had room for the kernel of this one only, and another for that of the other. Rows of experts and gradient
+/// sums are two streams, so that two kernels are under way at most, and they fit on any GPU with 64 multiprocessors
+/// (V100 80, A100 108, H100 132); kernels that compute do not wait for anybody and make room.
+constexpr int kMostBlocks = 32;
 
 /// out[i] = the sum of rows[r * stride + i] over ranks in the tree of tree.hpp: neighbours first, an odd one out moves
 /// up. Level l holds the sum of 2^l ranks that waits for its neighbour. Added in fp32.
@@ -74,7 +80,9 @@ DeviceCommunicator::DeviceCommunicator(const Communicator& host, cudaStream_t co
   ncclUniqueId id{};
   if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
   host.broadcast(std::span<char>(id.internal, sizeof id.internal), 0);
-  check(ncclCommInitRank(&comm_, size_, id, rank_), "ncclCommInitRank");
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.maxCTAs = kMostBlocks;
+  check(ncclCommInitRankConfig(&comm_, size_, id, rank_, &config), "ncclCommInitRankConfig");
 }
 
 DeviceCommunicator::~DeviceCommunicator() {

@@ -1,5 +1,6 @@
 // The collectives of a step between GPUs, by NCCL: what Communicator offers for host memory, for device memory and on a
-// stream of its own. Calls return at once; the host waits for nothing.
+// stream of its own. Calls return at once; the host waits only where two ranks meet for the first time and NCCL
+// connects them.
 #pragma once
 
 #include <cstdint>

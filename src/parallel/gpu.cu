@@ -1,7 +1,6 @@
 // One rank, one GPU.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <vector>
 
 #include "base/host.hpp"
@@ -20,14 +19,9 @@ constexpr std::size_t kStagingBytes = std::size_t{32} << 20;
 class Gpu : public Device {
  public:
   KernelContext context() override { return {nullptr, stream_.get(), &staging_}; }
-  /// Rows of experts have a stream of their own, so that they never queue behind gradient sums; the other two
-  /// communicators share one. A kernel of NCCL stays on its GPU until those of the other ranks have come, so two
-  /// communicators that are under way could wait for each other: where both kernels do not fit on a GPU, one rank would
-  /// run one of them first and another rank the other. What prevents it is one order for all: each rank starts its
-  /// collectives from one thread, in the order of all ranks, and NCCL (2.26 and later) keeps that order across
-  /// communicators when it is told to by the variable, which it reads at its first call.
+  /// Rows of experts have a stream of their own, so that they need not queue behind gradient sums; the other two
+  /// communicators share one, on which the optimizer relies: their sums share the memory they work in.
   void connect(Communicators& communicators) override {
-    setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);  // NOLINT(concurrency-mt-unsafe): no thread reads it meanwhile
     const auto carry = [&](Communicator& c, const cuda::Stream& stream) {
       if (c.size() > 1) c.carry_by(std::make_unique<DeviceCommunicator>(c, stream_.get(), stream.get()));
     };

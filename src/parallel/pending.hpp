@@ -9,7 +9,8 @@
 namespace flanmoe {
 
 /// Returned by Communicator::start_...: the collective may run beside what is computed until finish(). Until then
-/// nothing may be computed that changes what is sent, or that reads or writes what is received. On hosts the collective
+/// nothing may be computed that changes what is sent, or that reads or writes what is received or worked in; another
+/// collective may work there only if it runs on the same stream. On hosts the collective
 /// is over when its start returns. Lives no longer than the communicator; one that is destroyed finishes.
 class [[nodiscard]] Pending {
  public:

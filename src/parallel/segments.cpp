@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -60,13 +61,6 @@ void expect_segments(const Tensor& flat, std::span<const std::int64_t> sizes, in
 }
 
 /// Writes counts and the displacements that go with them as MPI wants them.
-void lay_counts(int* counts, int* displacements, std::span<const RowRange> rows) {
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    counts[r] = int(rows[r].count);
-    displacements[r] = int(rows[r].first);
-  }
-}
-/// Of what stands end to end.
 void lay_counts(int* counts, int* displacements, std::span<const std::int64_t> rows) {
   std::int64_t at = 0;
   for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -106,17 +100,39 @@ Pending Communicator::start_all_to_all_rows(const Tensor& receive, std::span<con
     return {};
   }
   if (transport_) return {*transport_, transport_->start_all_to_all_rows(receive, receive_rows, send, send_rows)};
-  const auto n = std::size_t(size_);
-  counts_.resize(4 * n);
-  int* const c = counts_.data();
-  lay_counts(c, c + n, send_rows);
-  lay_counts(c + 2 * n, c + 3 * n, receive_rows);
+  exchange_rows(receive, receive_rows, send, send_rows);
+  return {};
+}
+
+/// One message for every pair of ranks that have rows for each other. MPI_Alltoallv may visit all ranks, and of
+/// thousands of them most exchanges concern a few.
+void Communicator::exchange_rows(const Tensor& receive, std::span<const RowRange> receive_rows, const Tensor& send,
+                                 std::span<const RowRange> send_rows) const {
+  constexpr int kTag = 1;
+  const RowRange &kept = send_rows[std::size_t(rank_)], &own = receive_rows[std::size_t(rank_)];
+  FLANMOE_EXPECT(kept.count == own.count, "{} rows to itself and {} from itself", kept.count, own.count);
   MPI_Datatype made = MPI_DATATYPE_NULL;
   check(MPI_Type_contiguous(int(send.cols), mpi_type(send.dtype), &made), "MPI_Type_contiguous");
   const Datatype row(made);
-  check(MPI_Alltoallv(send.data, c, c + n, row.get(), receive.data, c + 2 * n, c + 3 * n, row.get(), comm_),
-        "MPI_Alltoallv");
-  return {};
+  const auto at = [](const Tensor& t, const RowRange& rows) { return t.offset_by(rows.first * t.cols).data; };
+  requests_.clear();
+  const auto request = [&]() { return &requests_.emplace_back(MPI_REQUEST_NULL); };
+  for (int i = 1; i < size_; ++i) {
+    const int from = (rank_ + size_ - i) % size_;
+    const RowRange& rows = receive_rows[std::size_t(from)];
+    if (rows.count == 0) continue;
+    check(MPI_Irecv(at(receive, rows), int(rows.count), row.get(), from, kTag, comm_, request()), "MPI_Irecv");
+  }
+  for (int i = 1; i < size_; ++i) {
+    const int to = (rank_ + i) % size_;
+    const RowRange& rows = send_rows[std::size_t(to)];
+    if (rows.count == 0) continue;
+    check(MPI_Isend(at(send, rows), int(rows.count), row.get(), to, kTag, comm_, request()), "MPI_Isend");
+  }
+  if (kept.count > 0) {
+    std::memcpy(at(receive, own), at(send, kept), std::size_t(kept.count * send.cols) * size_of(send.dtype));
+  }
+  check(MPI_Waitall(int(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
 }
 
 namespace {

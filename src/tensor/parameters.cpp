@@ -132,7 +132,7 @@ void ParameterStore::lay(Arena& weights, Arena* gradients, GradientSums sums, st
       copy = size > 0 ? weights.allocate(weights_[p].dtype, 1, size, local_experts(int(p))) : Tensor{};
     }
   }
-  weights_changed();
+  for (auto& due : packed_due_) due.assign(specs_.size(), true);
   sums_ = sums;
   has_gradients_ = gradients != nullptr;
   if (gradients == nullptr) return;
@@ -188,6 +188,12 @@ bool ParameterStore::first_contribution(int parameter) {
                  specs_[std::size_t(parameter)].name);
   contributed_[std::size_t(parameter)] = true;
   return first;
+}
+
+void ParameterStore::weights_changed(bool trained) {
+  for (auto& due : packed_due_) {
+    for (std::size_t p = 0; p < specs_.size(); ++p) due[p] = due[p] || specs_[p].trained == trained;
+  }
 }
 
 bool ParameterStore::packing_due(int parameter, bool transposed) {

@@ -120,10 +120,12 @@ class ParameterStore {
   }
   /// Whether a packed copy is older than the weight: whoever asks brings it up to date.
   bool packing_due(int parameter, bool transposed);
-  /// Whoever writes working weights says so.
-  void weights_changed() {
-    for (auto& due : packed_due_) due.assign(specs_.size(), true);
+  /// The same for those who only look.
+  bool packing_done(int parameter, bool transposed) const {
+    return !packed_due_[std::size_t(transposed)][std::size_t(parameter)];
   }
+  /// Whoever has written working weights says so: of the parameters that are trained, or of the frozen ones.
+  void weights_changed(bool trained);
   bool trained(int parameter) const { return specs_[std::size_t(parameter)].trained; }
   /// One gradient matrix (batch 1), accumulate type, at the level that was begun last; absent when the parameter is
   /// frozen. `source` below sources(parameter).

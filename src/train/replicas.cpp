@@ -16,7 +16,7 @@ struct Replicated {
   std::optional<std::uint32_t> checksum;  // none: this rank holds nothing of it
 };
 
-/// The weights of a placement: of each parameter, all matrices that this rank holds.
+/// The weights of a placement: of each parameter, all matrices that this rank holds, and their packed copies.
 void add_weights(std::vector<Replicated>& all, const ParameterStore& store, Placement placement, HostRoom& room,
                  KernelContext& context) {
   for (std::size_t p = 0; p < store.specs().size(); ++p) {
@@ -26,6 +26,14 @@ void add_weights(std::vector<Replicated>& all, const ParameterStore& store, Plac
       crc = checksum(room.read(context, store.weight(int(p)).matrix(e)), crc);
     }
     all.push_back({store.specs()[p].name, crc});
+    // Products read the copies, which on another processor may not be there.
+    for (const bool transposed : {false, true}) {
+      const Tensor& packed = store.packed(int(p), transposed);
+      std::optional<std::uint32_t> of_copy;
+      if (!packed.absent() && store.packing_done(int(p), transposed)) of_copy = checksum(room.read(context, packed));
+      all.push_back({fmt::format("{}, packed for products{},", store.specs()[p].name, transposed ? ", transposed" : ""),
+                     of_copy});
+    }
   }
 }
 

@@ -10,9 +10,9 @@
 
 namespace flanmoe {
 
-/// Compares a checksum of every weight over the ranks that hold it and, of every matrix whose blocks of rows have
-/// several owners, of Adafactor's factor of its columns over these. Returns, the same text on all ranks, what differs
-/// and which ranks hold what; empty when all are equal. Collective.
+/// Compares a checksum of every weight, and of its packed copies, over the ranks that hold it and, of every matrix
+/// whose blocks of rows have several owners, of Adafactor's factor of its columns over these. Returns, the same text on
+/// all ranks, what differs and which ranks hold what; empty when all are equal. Collective.
 std::string replica_difference(const ParameterStore& store, const Optimizer& optimizer,
                                const Communicators& communicators, const Kernels& kernels, KernelContext& context);
 

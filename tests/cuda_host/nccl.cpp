@@ -155,11 +155,12 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
 }
 
 /// Everybody tells the maker of the id who he is, and is told who the others are.
-ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t* config) {
   int maker = 0, own = 0;
   std::memcpy(&maker, id.internal, sizeof maker);
   MPI_Comm_rank(MPI_COMM_WORLD, &own);
-  if (rank < 0 || rank >= ranks) return ncclInvalidArgument;
+  // Of two communicators that are under way both kernels must fit on a GPU.
+  if (rank < 0 || rank >= ranks || config->maxCTAs < 1 || config->maxCTAs > 32) return ncclInvalidArgument;
   std::vector<int> world(static_cast<std::size_t>(ranks), own);
   if (own == maker) {
     for (int i = 1; i < ranks; ++i) {

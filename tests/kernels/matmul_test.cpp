@@ -328,6 +328,8 @@ TEST(Matmul, LeavesAreProductsOfTheirOwnThatOneTreeAdds) {
     const auto& cpu = devices[1];
     compare_leaves(cpu, type, 8, {512, 700, 512, 512, 600, 512, 500, 480}, 200, 600, 0);  // two runs and more
     compare_leaves(cpu, type, 16, std::vector<std::int64_t>(16, 300), 67, 200, 1);        // the same, of small leaves
+    compare_leaves(cpu, type, 8, {512, 497, 0, 480, 500, 512, 449, 1}, 200, 700, 0);      // as deep as registers go
+    compare_leaves(cpu, type, 8, {512, 497, 0, 480, 500, 513, 449, 1}, 200, 700, 0);      // and one row deeper
     compare_leaves(cpu, type, 4, {1000, 5000, 9000, 0}, 70, 150, 0);                      // deeper than a tile
     compare_leaves(cpu, type, 2, {3000, 2500}, 1100, 1100, 0);                            // several areas
   }

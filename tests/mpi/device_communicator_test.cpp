@@ -248,7 +248,10 @@ TEST(DeviceCommunicator, EmulationFindsACommunicatorOnTwoStreams) {
     return ncclAllReduce(count.device.data, count.device.data, 1, ncclInt32, ncclSum, alone, on);
   };
   ASSERT_EQ(ncclGetUniqueId(&id), ncclSuccess);
-  ASSERT_EQ(ncclCommInitRank(&alone, 1, id, 0), ncclSuccess);
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  EXPECT_NE(ncclCommInitRankConfig(&alone, 1, id, 0, &config), ncclSuccess) << "as many blocks as NCCL likes";
+  config.maxCTAs = 32;
+  ASSERT_EQ(ncclCommInitRankConfig(&alone, 1, id, 0, &config), ncclSuccess);
   EXPECT_EQ(reduce_on(stream()), ncclSuccess);
   EXPECT_THROW(reduce_on(beside()), emulation::Fault);
   EXPECT_EQ(ncclCommDestroy(alone), ncclSuccess);

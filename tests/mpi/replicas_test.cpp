@@ -160,6 +160,40 @@ class TrainerThatCompares {
   std::vector<PackedBatch> batches_;
 };
 
+/// Products read the packed copies of experts' weights.
+TEST(Replicas, PackedCopiesAreComparedToo) {
+  const Communicator world = Communicator::world();
+  if (world.size() == 1) GTEST_SKIP() << "there is no other copy";
+  const Deck deck = testing::tiny_deck(true);
+  testing::TestModel test(deck, world, 1, "cpu", DType::f32, testing::limits_of(deck, 2), /*training=*/true,
+                          kAllPasses);
+  const Optimizer optimizer(deck.optimizer, test.store, test.communicators, test.kernels);
+  const auto compare = [&] {
+    return replica_difference(test.store, optimizer, test.communicators, test.kernels, test.context);
+  };
+  const int parameter = test.store.find("encoder/layer_01/feed_forward/expert_up");
+  for (const bool transposed : {false, true}) {
+    const Tensor& packed = test.store.packed(parameter, transposed);
+    if (packed.absent()) GTEST_SKIP() << "experts have no packed copies on this processor";
+    const auto flip_on_one = [&] {
+      if (world.rank() == world.size() - 1) static_cast<char*>(packed.data)[5] ^= 0x04;
+    };
+    flip_on_one();
+    EXPECT_EQ(compare(), "") << "what will be packed anew before it is used";
+    flip_on_one();
+    StepStatistics statistics;
+    const PackedBatch whole = testing::random_batch(deck, 2 * world.size(), 3);
+    test.model->forward_backward(test.context, testing::take_rows(whole, 2 * world.rank(), 2), statistics);
+    flip_on_one();
+    const std::string text = compare();
+    EXPECT_NE(text.find("encoder/layer_01/feed_forward/expert_up, packed for products"), std::string::npos) << text;
+    flip_on_one();
+    EXPECT_EQ(compare(), "");
+    for (const bool trained : {false, true}) test.store.weights_changed(trained);
+    test.store.forget_gradients();
+  }
+}
+
 TEST(Replicas, AreComparedWhileTheyAreInUseAndBeforeEveryCheckpoint) {
   const Communicator world = Communicator::world();
   if (world.size() == 1) GTEST_SKIP() << "there is no other copy";

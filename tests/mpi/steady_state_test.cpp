@@ -63,7 +63,7 @@ void expect_no_allocation(const Communicator& world, Deck deck) {
   deck.model.multiplicative_bias = true;
   const int degree = deck.moe.experts % world.size() == 0 ? world.size() : 1;
   for (const DType compute : {DType::f32, DType::bf16}) {
-    TestModel test(deck, world, degree, "cpu", compute, testing::limits_of(deck, 4));
+    TestModel test(deck, world, degree, "cpu", compute, testing::limits_of(deck, 4), /*training=*/true, kAllPasses);
     Optimizer optimizer(deck.optimizer, test.store, test.communicators, test.kernels);
     Arena state("optimizer");
     Arena scratch("optimizer scratch");

@@ -126,6 +126,9 @@ TEST_F(Evaluation, KilledOneGoesOnWhereItWas) {
 TEST_F(Evaluation, AskedToStopItEndsWithItsRoundAndGoesOn) {
   const Ended whole = run(2, measuring("whole"));
   ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  const Ended plain = run(2, measuring("plain", {"--moe.packed_weights=false"}));
+  ASSERT_EQ(plain.exit_code, 0) << plain.output;
+  EXPECT_EQ(text_of(path("plain") + "/predictions.jsonl"), text_of(path("whole") + "/predictions.jsonl"));
 
   const Ended part = run(2, measuring("part", {"--run.stop_after_minutes=1e-6"}));
 

@@ -223,9 +223,13 @@ TEST_F(Faults, StepsThatAreBadTwiceAreSkippedAndARestartSkipsTheSame) {
                         "--optimizer.schedule=constant",
                         "--optimizer.warmup_steps=0",
                         "--optimizer.clip_norm=0",
-                        "--optimizer.learning_rate=0.03"};
+                        "--optimizer.learning_rate=0.03",
+                        "--batch.microbatch_rows=1"};  // so many that experts have packed copies
   const Ended whole = run(2, command("spikes", spikes));
   ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  const Ended plain = run(2, command("spikes_plain", with(spikes, {"--moe.packed_weights=false"})));
+  ASSERT_EQ(plain.exit_code, 0) << plain.output;
+  expect_same_end("spikes_plain", "spikes");
   const auto back = events_of("spikes", "went_back");
   std::set<std::int64_t> skipped;  // a step that lies behind a later bad one is skipped again on the way
   for (const auto& event : events_of("spikes", "batch_skipped")) skipped.insert(event["step"].get<std::int64_t>());
