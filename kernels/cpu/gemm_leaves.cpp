@@ -30,7 +30,7 @@ struct LeafPlan {
     for (; deepest > most && run_leaves > 1; deepest = deepest_run()) run_leaves /= 2;
     row_bytes = deepest * std::int64_t(size_of(tile_dtype(p.a.dtype)));
     panel_cols = panel_cols_for(p, deepest, in_registers ? 1 : run_leaves);
-    if (in_registers) panel_cols = std::min(panel_cols, kTileCols);  // so that there is something for every thread
+    if (in_registers) panel_cols = std::min(panel_cols, 2 * kTileCols);  // so that there is something for every thread
   }
 
   Depth depth(std::int64_t leaf) const {
@@ -189,7 +189,7 @@ struct LeafRun {
       const Slice& s = slice[l];
       if (a[l] == nullptr) continue;
       leaves[l] = {a[l] + (m - area.m0) * s.row_bytes(), s.row_bytes(), b[l] + (n - area.n0) * s.column_bytes(),
-                   words_of(s.dtype, s.depth, s.padded_depth)};
+                   kTileColStep * s.column_bytes(), words_of(s.dtype, s.depth, s.padded_depth)};
     }
     return leaves;
   }
@@ -198,15 +198,19 @@ struct LeafRun {
   void multiply_in_registers(const Panel& panel, float* tile) const {
     const Product& p = *plan.product;
     const std::int64_t rows = panel.m1 - panel.m0;
-    for (std::int64_t n = panel.n0; n < panel.n1; n += kTileColStep) {
+    const DType dtype = tile_dtype(p.a.dtype);
+    std::int64_t n = panel.n0;
+    const std::int64_t whole_blocks = is_all_of_y() ? (panel.n1 - n) / kTileColStep : 0;
+    if (whole_blocks > 0) {
       const std::array<PackedLeaf, kRunLeaves> all = leaves_at(panel.m0, n);
-      const std::span leaves(all.data(), std::size_t(plan.run_leaves));
+      leaf_tile(dtype, p.y.row<float>(panel.m0) + n, p.y.stride, rows, whole_blocks,
+                std::span(all).first(std::size_t(plan.run_leaves)), p.alpha);
+      n += whole_blocks * kTileColStep;
+    }
+    for (; n < panel.n1; n += kTileColStep) {
+      const std::array<PackedLeaf, kRunLeaves> all = leaves_at(panel.m0, n);
       const std::int64_t cols = std::min(kTileColStep, panel.n1 - n);
-      if (is_all_of_y() && cols == kTileColStep) {
-        leaf_tile(tile_dtype(p.a.dtype), p.y.row<float>(panel.m0) + n, p.y.stride, rows, leaves, p.alpha);
-        continue;
-      }
-      leaf_tile(tile_dtype(p.a.dtype), tile, kTileColStep, rows, leaves, p.alpha);
+      leaf_tile(dtype, tile, kTileColStep, rows, 1, std::span(all).first(std::size_t(plan.run_leaves)), p.alpha);
       for (std::int64_t i = 0; i < rows; ++i) finish_row(tile + i * kTileColStep, panel.m0 + i, n, cols);
     }
   }

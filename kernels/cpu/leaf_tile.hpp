@@ -13,10 +13,11 @@ namespace flanmoe::cpu {
 
 /// Packed operands of one leaf, as TileKernel reads them.
 struct PackedLeaf {
-  const char* a = nullptr;     // rows
-  std::int64_t row_bytes = 0;  // from one row of a to the next
-  const char* b = nullptr;     // one block of kTileColStep columns
-  std::int64_t words = 0;      // of depth: one fp32, or two bf16; 0: a leaf without rows
+  const char* a = nullptr;       // rows
+  std::int64_t row_bytes = 0;    // from one row of a to the next
+  const char* b = nullptr;       // blocks of kTileColStep columns
+  std::int64_t block_bytes = 0;  // from one block of b to the next
+  std::int64_t words = 0;        // of depth: one fp32, or two bf16; 0: a leaf without rows
 };
 
 /// Words of depth that a tile has to multiply: those of `depth` and, where the depth is padded, one of the zeros behind
@@ -35,9 +36,10 @@ bool has_leaf_tiles(DType dtype);
 
 inline constexpr std::int64_t kMostLeavesOfTile = 8;
 
-/// c (rows x kTileColStep, stride ldc) = the sum over a power of two of leaves, at most kMostLeavesOfTile, of
-/// alpha a . b, along one binary tree. Callable by many threads at once.
-void leaf_tile(DType dtype, float* c, std::int64_t ldc, std::int64_t rows, std::span<const PackedLeaf> leaves,
-               float alpha);
+/// c (rows x blocks * kTileColStep, stride ldc) = the sum over a power of two of leaves, at most kMostLeavesOfTile, of
+/// alpha a . b, along one binary tree. Written a few rows at a time from the first column to the last, so that few
+/// pages are in use. Callable by many threads at once.
+void leaf_tile(DType dtype, float* c, std::int64_t ldc, std::int64_t rows, std::int64_t blocks,
+               std::span<const PackedLeaf> leaves, float alpha);
 
 }  // namespace flanmoe::cpu
