@@ -225,7 +225,7 @@ void add_moe_policies(std::vector<Parameter>& table) {
       "buffer_factor", &S::buffer_factor, at_least(0), "",
       "Rows that a rank may receive in one exchange, times the rows that it sends; 0: room for the worst case.");
   rows.flag("packed_weights", &S::packed_weights,
-            "On cpu, where weights serve four or more microbatches, or the stage evaluate: keep copies of the experts' "
+            "On cpu, where weights serve six or more microbatches, or the stage evaluate: keep copies of the experts' "
             "matrices in "
             "the order in which the processor multiplies; training takes the memory of their working weights twice "
             "more, evaluation once, and both save time where experts have few tokens.");

@@ -17,7 +17,7 @@ inline constexpr std::int64_t kAllPasses = std::numeric_limits<std::int64_t>::ma
 /// For ParameterStore::lay: the matrices of experts with moe.packed_weights, on devices that have packed products. Few
 /// tokens meet each of them in a microbatch, so bringing one into the processor's order costs a good part of its
 /// product; dense weights meet all tokens. `uses`: passes between two changes of the weights; copies that serve fewer
-/// than four cost more than they save. `backward`: passes are forward and backward.
+/// than six save too little for their memory. `backward`: passes are forward and backward.
 std::vector<PackedSizes> packed_sizes(const ParameterStore& store, const MoeDeck& moe, const Kernels& kernels,
                                       std::int64_t uses, bool backward);
 

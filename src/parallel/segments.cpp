@@ -116,6 +116,7 @@ void Communicator::exchange_rows(const Tensor& receive, std::span<const RowRange
   const Datatype row(made);
   const auto at = [](const Tensor& t, const RowRange& rows) { return t.offset_by(rows.first * t.cols).data; };
   requests_.clear();
+  requests_.reserve(2 * std::size_t(size_));
   const auto request = [&]() { return &requests_.emplace_back(MPI_REQUEST_NULL); };
   for (int i = 1; i < size_; ++i) {
     const int from = (rank_ + size_ - i) % size_;

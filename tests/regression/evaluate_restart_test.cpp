@@ -11,6 +11,7 @@
 #include "base/error.hpp"
 #include "base/hdf5.hpp"
 #include "data/tokenizer.hpp"
+#include "kernels/kernels.hpp"
 #include "regression/program.hpp"
 
 namespace flanmoe::regression {
@@ -22,6 +23,13 @@ std::string text_of(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path, std::ios::binary).rdbuf();
   return text.str();
+}
+
+/// What an evaluation says that its weights take.
+double weights_mib(const Ended& ended) {
+  const std::string before = "memory: weights ";
+  const std::size_t at = ended.output.find(before);
+  return at == std::string::npos ? 0.0 : std::stod(ended.output.substr(at + before.size()));
 }
 
 class Evaluation : public testing::Test {
@@ -129,6 +137,9 @@ TEST_F(Evaluation, AskedToStopItEndsWithItsRoundAndGoesOn) {
   const Ended plain = run(2, measuring("plain", {"--moe.packed_weights=false"}));
   ASSERT_EQ(plain.exit_code, 0) << plain.output;
   EXPECT_EQ(text_of(path("plain") + "/predictions.jsonl"), text_of(path("whole") + "/predictions.jsonl"));
+  if (kernels_for("cpu").matmul.packed->size(DType::f32, 64, 64) > 0) {
+    EXPECT_GT(weights_mib(whole), weights_mib(plain)) << "no copies were kept";
+  }
 
   const Ended part = run(2, measuring("part", {"--run.stop_after_minutes=1e-6"}));
 
